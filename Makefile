@@ -1,0 +1,48 @@
+# make demo    a virtual environment, the package, and a distilled DeiT on digits
+# make test    the same environment with torch, and the whole test suite
+# make lint    what CI and pre-commit check
+# make format  what ruff can mend
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+# The versions that were tested together; empty for the newest: make demo CONSTRAINTS=
+CONSTRAINTS ?= constraints.txt
+CONSTRAIN := $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
+
+.PHONY: demo test lint format clean
+
+demo: $(VENV)/.installed
+	$(BIN)/python -m deit_jax.main --config=configs/deit.py:digits
+
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-lint
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+format: $(VENV)/.installed-lint
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) runs
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.exit(sys.version_info < (3, 11) and f"error: Python 3.11 or newer is needed, $(PYTHON) is {v}: make demo PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+
+# Each stamp is newer than what it was installed from, so that a second call does nothing.
+$(VENV)/.installed: setup.cfg pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/python
+	$(PIP) install -q -e . $(CONSTRAIN)
+	touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(PIP) install -q -e ".[test]" $(CONSTRAIN)
+	touch $@
+
+$(VENV)/.installed-lint: $(CONSTRAINTS) | $(VENV)/bin/python
+	$(PIP) install -q ruff $(CONSTRAIN)
+	touch $@

@@ -1,0 +1,1 @@
+"""Recipes: `get_config(argument)` in each file returns a ConfigDict."""

@@ -1,0 +1,20 @@
+"""ViT: the recipe of configs/deit.py without a teacher and without its token.
+
+    python -m deit_jax.main --config=configs/vit.py:digits
+"""
+
+from ml_collections import ConfigDict
+
+from configs import deit
+
+
+def get_config(dataset: str = "digits") -> ConfigDict:
+    """The recipe for `dataset`."""
+    config = deit.get_config(dataset)
+    config.model.variant = config.model.variant.replace("deit_", "vit_", 1).replace(
+        "_distilled", ""
+    )
+    config.distillation.kind = "none"
+    config.distillation.head = "class"
+    config.distillation.logits_dir = ""
+    return config

@@ -1,0 +1,1 @@
+"""DeiT in JAX: train, distil, fine-tune, compare and ship image transformers."""

@@ -1,0 +1,83 @@
+"""What every command does before and around its `main`."""
+
+import difflib
+import os
+import re
+import sys
+
+from absl import app, flags, logging
+
+from deit_jax.errors import InputError
+
+
+def run(main) -> None:
+    """Runs an absl command; what the user can mend is printed without a traceback.
+
+    Exits with 2 and one message on stderr for an `InputError`, a config file that is
+    missing or refuses its argument, and a config field that does not exist.
+    """
+    # The C++ logs of TensorFlow and gRPC say nothing that a user can act on.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # announces itself otherwise
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+
+    def guarded(argv):
+        try:
+            if len(argv) > 1:
+                raise InputError(f"unexpected argument {argv[1]!r}: flags start with --")
+            return main(argv)
+        except InputError as error:
+            fail(error)
+
+    app.run(guarded, flags_parser=_parse_flags)
+
+
+def fail(message) -> None:
+    """Prints `error: message` to stderr and exits with code 2."""
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    sys.exit(2)
+
+
+def _parse_flags(argv):
+    try:
+        rest = flags.FLAGS(argv)
+        if "config" in flags.FLAGS and flags.FLAGS.config is not None:
+            flags.FLAGS.config.keys()  # a file that does not load is reported here only
+        if not flags.FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.WARNING)  # orbax tells every save's life story
+        return rest
+    except flags.Error as error:
+        fail(_shorten(str(error)))
+    except (AttributeError, KeyError) as error:
+        fail(_unknown_field(argv, error))
+    except OSError as error:
+        fail(f"cannot read the config file: {error}")
+
+
+def _shorten(text: str) -> str:
+    """The last line of a traceback that config_flags wraps into its own message."""
+    lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
+    if any(line.startswith("Traceback") for line in lines):
+        return re.sub(r"^[\w.]*(Error|Exception): ", "", lines[-1])
+    return " ".join(lines)
+
+
+def _unknown_field(argv: list[str], error: Exception) -> str:
+    """Names the field of `--config.a.b=...` that does not exist, and its neighbours."""
+    for argument in argv[1:]:
+        match = re.match(r"--?config\.([\w.]+)", argument)
+        if not match:
+            continue
+        node, path = flags.FLAGS["config"].value, []
+        for part in match[1].split("."):
+            if not hasattr(node, "keys") or part not in node:
+                where = ".".join(["config", *path])
+                names = sorted(node.keys()) if hasattr(node, "keys") else []
+                close = difflib.get_close_matches(part, names, n=1)
+                hint = f" Did you mean {where}.{close[0]}?" if close else ""
+                return (
+                    f"unknown config field --config.{match[1]}.{hint} "
+                    f"Fields of {where}: {', '.join(names) or 'none, it is a value'}."
+                )
+            node, path = node[part], [*path, part]
+    return f"the config does not load: {error}"

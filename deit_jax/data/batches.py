@@ -1,0 +1,105 @@
+"""Host batches: NumPy arrays with a leading device axis, as `jax.pmap` takes them."""
+
+import queue
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+
+from deit_jax.data.views import BatchPlan
+from deit_jax.errors import InputError
+
+
+def check_batch_size(batch_size: int, *, devices: int, accumulation: int) -> None:
+    """Refuses a global batch that does not split into whole pairs everywhere."""
+    unit = 2 * devices * accumulation
+    if batch_size < unit or batch_size % unit:
+        below, above = batch_size // unit * unit, -(-batch_size // unit) * unit
+        nearest = " or ".join(str(n) for n in sorted({below, above}) if n > 0)
+        raise InputError(
+            f"batch_size={batch_size} is not a multiple of {unit} = 2 (pairs) x "
+            f"{devices} (devices) x {accumulation} (optimizer.accumulation). "
+            f"Nearest: {nearest}."
+        )
+
+
+def train_batches(
+    source, plan: BatchPlan, *, start: int, stop: int, devices: int, teacher=None
+) -> Iterator[dict]:
+    """The batches of steps `start` .. `stop` - 1.
+
+    Args:
+      source: A source in memory.
+      plan: Says which images make a step.
+      devices: The batch is laid out as [devices, batch_size / devices, ...].
+      teacher: An open `TeacherLogits`, or None.
+
+    Yields:
+      image uint8 [d, b, H, W, 3], label int32 [d, b] and, with a teacher,
+      teacher_logits float16 [d, b, C].
+    """
+    for step in range(start, stop):
+        index, view = plan.batch(step)
+        batch = {"image": source.images[index], "label": source.labels[index]}
+        if teacher is not None:
+            batch["teacher_logits"] = teacher.batch(view, index)
+        yield split(batch, devices)
+
+
+def eval_batches(
+    source, *, batch_size: int, devices: int
+) -> Iterator[tuple[dict, int]]:
+    """All images once, in order; the last batch is padded with its first image.
+
+    Yields:
+      ({"image": uint8 [d, b, H, W, 3]}, how many of the d * b rows are real).
+    """
+    batch_size = -(-min(batch_size, len(source)) // devices) * devices
+    for first in range(0, len(source), batch_size):
+        rows = np.arange(first, first + batch_size)
+        real = int((rows < len(source)).sum())
+        rows[real:] = first
+        yield split({"image": source.images[rows]}, devices), real
+
+
+def split(batch: dict, devices: int) -> dict:
+    """[B, ...] to [devices, B / devices, ...] for every array."""
+    return {k: v.reshape(devices, -1, *v.shape[1:]) for k, v in batch.items()}
+
+
+def prefetch(iterator: Iterator, size: int = 2) -> Iterator:
+    """Runs `iterator` in a thread, `size` items ahead; its errors are raised here."""
+    items: queue.Queue = queue.Queue(maxsize=size)
+    stopped = threading.Event()
+    end = object()
+
+    def put(item) -> None:
+        while not stopped.is_set():
+            try:
+                return items.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+
+    def work() -> None:
+        try:
+            for item in iterator:
+                put((item, None))
+                if stopped.is_set():
+                    return
+            put((end, None))
+        except BaseException as error:  # handed over, not swallowed
+            put((end, error))
+
+    thread = threading.Thread(target=work, daemon=True, name="prefetch")
+    thread.start()
+    try:
+        while True:
+            item, error = items.get()
+            if error is not None:
+                raise error
+            if item is end:
+                return
+            yield item
+    finally:
+        stopped.set()
+        thread.join()

@@ -1,0 +1,75 @@
+"""Labelled pictures that stay encoded on disk until they are asked for."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+from PIL import Image
+
+from deit_jax.data.images import open_rgb
+
+
+@dataclasses.dataclass(eq=False, repr=False)
+class EncodedSource:
+    """A source (see `deit_jax.data.sources`) over encoded pictures.
+
+    It pickles to its paths, never to its pictures: a worker process opens the files
+    itself.
+
+    Attributes:
+      name: The name it was opened by.
+      split: The split that was opened, in TFDS syntax.
+      class_names: One name a class, in the order of the labels.
+      records: Where the pictures lie: `len(records)`; `records.labels`, int32 [N];
+        `records.read(indices) -> [(encoded bytes, label), ...]`, from any thread;
+        `records.where(index)`, what an error message calls the picture.
+      fingerprint: sha256 (hex); see `deit_jax.data.tfds_source` and `folder_source`.
+      image_shape: (H, W, 3) where the data set fixes it, None where sizes differ.
+      passed_over: How many files were not taken for pictures, by ending (`.heic`) or
+        as `hidden`.
+    """
+
+    name: str
+    split: str
+    class_names: tuple[str, ...]
+    records: object
+    fingerprint: str
+    image_shape: tuple[int, int, int] | None = None
+    passed_over: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """int32 [N]. A TFDS set of more than 1 GiB is read whole for it, once."""
+        return self.records.labels
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> dict:
+        image, label = self.picture(index)
+        return {"image": np.array(image), "label": label}
+
+    def picture(self, index: int) -> tuple[Image.Image, int]:
+        """The upright RGB picture, not resized, and its label.
+
+        Raises:
+          InputError: The file is missing, damaged or no picture; it is named.
+        """
+        index = range(len(self))[index]  # negative ones count from the end
+        [(encoded, label)] = self.records.read([index])
+        return open_rgb(encoded, self.where(index)), label
+
+    def encoded(self, index: int) -> bytes:
+        """The picture as it lies on disk."""
+        return self.records.read([range(len(self))[index]])[0][0]
+
+    def where(self, index: int) -> str:
+        """What an error message calls the picture."""
+        return self.records.where(range(len(self))[index])
+
+    def __repr__(self) -> str:
+        return f"{self.name} {self.split} ({len(self):,} pictures)"

@@ -1,0 +1,100 @@
+"""Decoding an encoded picture to upright RGB.
+
+Pillow is the one decoder, for every kind of source, so that the same bytes give the
+same pixels everywhere.
+
+- The EXIF orientation is applied: the picture stands as its photographer held it.
+- Transparent pixels are composited on white, as a browser shows them; Pillow's plain
+  conversion would uncover whatever colour lies hidden under the transparency.
+- 16-bit grey is scaled (65,535 becomes 255); Pillow's plain conversion would clip at
+  255, which makes nearly everything white. Of 16-bit colour Pillow keeps the high byte.
+- Of an animation or a multi-page file the first frame counts.
+- Colour profiles are not applied; CMYK is converted by Pillow's formula.
+"""
+
+import io
+
+import numpy as np
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from deit_jax.errors import InputError
+
+# Named, so that no file reaches one of Pillow's decoders that start other programs
+# (EPS). JPEG covers MPO, what phones write into files that end in .jpg.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+FORMATS_NAMED = "JPEG, PNG, WebP, GIF, BMP or TIFF"
+
+# What undoes each EXIF orientation. Pillow's `exif_transpose` also rewrites the EXIF
+# block, and fails where a camera has written an odd one.
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def open_rgb(encoded: bytes, where: str) -> Image.Image:
+    """The picture in `encoded` as an upright Pillow image of mode RGB.
+
+    Args:
+      encoded: A whole JPEG, PNG, WebP, GIF, BMP or TIFF file; the content decides
+        which, not a name.
+      where: What an error message calls the picture: its path, or its data set, split
+        and position.
+
+    Raises:
+      InputError: It is empty, truncated, no picture, larger than Pillow's limit
+        against decompression bombs (about 179 million pixels), or its levels have no
+        known range (floating point, 32-bit integers).
+    """
+    if not encoded:
+        raise InputError(f"{where} is empty (0 bytes). Replace or remove it.")
+    try:
+        with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
+            image.load()
+            return _rgb(_upright(image))
+    except UnidentifiedImageError as error:
+        raise InputError(
+            f"{where} is not a picture ({FORMATS_NAMED}), or its beginning is damaged. "
+            "Replace or remove it."
+        ) from error
+    except Image.DecompressionBombError as error:
+        raise InputError(f"{where} is too large: {error} Scale it down.") from error
+    except Exception as error:  # damaged files raise anything: SyntaxError, zlib.error
+        raise InputError(
+            f"{where} cannot be decoded: {error or type(error).__name__}. Replace or "
+            "remove it."
+        ) from error
+
+
+def decode_rgb(encoded: bytes, where: str) -> np.ndarray:
+    """The picture in `encoded` as uint8 [H, W, 3]; see `open_rgb`."""
+    return np.array(open_rgb(encoded, where))
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    method = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation))
+    return image if method is None else image.transpose(method)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        levels = np.asarray(image).astype(np.int64)
+        if levels.min() < 0 or levels.max() > 65535:
+            raise ValueError(
+                "32-bit levels have no known range; save it as 8 or 16 bit"
+            )
+        image = Image.fromarray(((levels + 128) // 257).astype(np.uint8))
+    elif image.mode == "F":
+        raise ValueError("floating-point levels have no known range; save it as 8 bit")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")

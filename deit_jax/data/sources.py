@@ -1,0 +1,154 @@
+"""Labelled images with random access.
+
+A source has `len(source)`, `source[i] -> {"image": uint8 [H, W, 3], "label": int}`,
+`source.name`, `source.split`, `source.num_classes`, `source.class_names`,
+`source.labels` (int32 [N]), `source.image_shape` ((H, W, 3), or None where sizes
+differ) and `source.fingerprint`: the sha256 of everything that makes the data set what
+it is. A teacher cache belongs to one fingerprint.
+
+There are two kinds. `ArraySource` lies in memory. `EncodedSource`
+(`deit_jax.data.encoded_source`) reads encoded pictures from disk, and pickles to its
+paths; `load_into_memory` makes the first of the second.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from deit_jax.data import folder_source, tfds_source
+from deit_jax.data.encoded_source import EncodedSource
+from deit_jax.data.fingerprint import blocks, fingerprint
+from deit_jax.data.images import decode_rgb
+from deit_jax.data.split import parse_split
+from deit_jax.errors import InputError
+
+DIGITS_TRAIN = 1440  # of 1,797; the rest is the test split
+DIGITS_SCALE = 4  # every pixel of the 8 x 8 original becomes 4 x 4: 32 x 32
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ArraySource:
+    """A data set that lies in memory.
+
+    Attributes:
+      name: The name it was opened by.
+      split: The split in TFDS syntax, e.g. `train[:1200]`.
+      images: uint8 [N, H, W, 3].
+      labels: int32 [N], in 0 .. num_classes - 1.
+      class_names: One name a class, in the order of the labels.
+      fingerprint: sha256 (hex) of name, split, labels, ids and original pixels.
+    """
+
+    name: str
+    split: str
+    images: np.ndarray
+    labels: np.ndarray
+    class_names: tuple[str, ...]
+    fingerprint: str
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return self.images.shape[1:]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> dict:
+        return {"image": self.images[index], "label": int(self.labels[index])}
+
+
+def load(name: str, split: str, *, data_dir: str | None = None):
+    """Opens `split` of the data set `name`.
+
+    Args:
+      name: One of
+
+        - `digits`: scikit-learn's 1,797 handwritten digits, which need no download;
+        - `cifar10`, `cifar100`, `imagenet2012` or another image classification set of
+          TFDS (`deit_jax.data.tfds_source`);
+        - `folder:/path`: pictures in class folders (`deit_jax.data.folder_source`).
+      split: `train` or `test`, or a slice in TFDS syntax: `train[:1200]`,
+        `train[80%:]`.
+      data_dir: Where TFDS keeps its sets; None is TFDS's own default.
+
+    Returns:
+      An `ArraySource` of `digits`, an `EncodedSource` of the others.
+
+    Raises:
+      InputError: There is no such data set or split, or its labels, classes or files
+        are not as they should be.
+    """
+    if name == "digits":
+        return _digits(split)
+    if name.startswith(folder_source.PREFIX):
+        return folder_source.open_folder(name, split)
+    return tfds_source.open_tfds(name, split, data_dir)
+
+
+def load_into_memory(source: ArraySource | EncodedSource) -> ArraySource:
+    """Decodes all pictures of a source that has an `image_shape`.
+
+    Name, split and fingerprint stay the same. CIFAR-10's 50,000 images take 154 MB.
+
+    Raises:
+      InputError: Sizes differ, or a picture is damaged; it is named.
+    """
+    if isinstance(source, ArraySource):
+        return source
+    if source.image_shape is None:
+        raise InputError(
+            f"the pictures of {source.name} differ in size, so they cannot lie in "
+            "memory as one array."
+        )
+    images = np.empty((len(source), *source.image_shape), np.uint8)
+    labels = np.empty(len(source), np.int32)
+    for block in blocks(np.arange(len(source))):
+        for index, (encoded, label) in zip(
+            block, source.records.read(block), strict=True
+        ):
+            image = decode_rgb(encoded, source.where(index))
+            if image.shape != source.image_shape:
+                raise InputError(
+                    f"{source.where(index)} is {image.shape}, all pictures of "
+                    f"{source.name} should be {source.image_shape}."
+                )
+            images[index], labels[index] = image, label
+    return ArraySource(
+        name=source.name,
+        split=source.split,
+        images=images,
+        labels=labels,
+        class_names=source.class_names,
+        fingerprint=source.fingerprint,
+    )
+
+
+def _digits(split: str) -> ArraySource:
+    """The UCI optical digits (1998), as scikit-learn bundles them.
+
+    The split is a fixed permutation (NumPy's frozen `RandomState`): 1,440 training
+    and 357 test images, so a writer can occur in both.
+    """
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    order = np.random.RandomState(0).permutation(len(data.target))
+    ids = {"train": order[:DIGITS_TRAIN], "test": order[DIGITS_TRAIN:]}
+    base, start, stop = parse_split(split, {k: len(v) for k, v in ids.items()})
+    ids = ids[base][start:stop]
+    raw = data.images[ids].astype(np.uint8)  # [N, 8, 8], levels 0 .. 16
+    labels = data.target[ids].astype(np.int32)
+    grey = (raw.astype(np.int32) * 255 // 16).astype(np.uint8)
+    grey = grey.repeat(DIGITS_SCALE, axis=1).repeat(DIGITS_SCALE, axis=2)
+    return ArraySource(
+        name="digits",
+        split=split,
+        images=np.repeat(grey[..., None], 3, axis=-1),
+        labels=labels,
+        class_names=tuple(str(name) for name in data.target_names),
+        fingerprint=fingerprint("digits", "1", split, labels, ids, raw),
+    )

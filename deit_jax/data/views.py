@@ -1,0 +1,134 @@
+"""Which images meet in which batch, as a pure function of the step.
+
+A training image is a pure function of (augment seed, view, index). `index` is the
+position in the source, `view` says which of the many draws. Two images that are mixed
+are partners in `pairs(view)`, a random perfect matching; an epoch is an order of the
+pairs, and a batch is whole pairs. Nothing here has a state, so a run resumes from a
+step number alone.
+
+All draws are integers of JAX's threefry generator: they do not depend on the JAX
+version, the kind of device or the number of devices (a golden test holds them).
+"""
+
+import dataclasses
+import enum
+import functools
+
+import jax
+import numpy as np
+
+from deit_jax.errors import InputError
+
+
+class Stream(enum.IntEnum):
+    """One constant for each use of randomness, so that no two ever share a key."""
+
+    INIT = 1
+    ORDER = 2
+    PAIRS = 3
+    DROP = 4
+
+
+def stream_key(stream: Stream, seed: int) -> jax.Array:
+    """The root key of a stream. Threefry is pinned: rbg is not batch-invariant."""
+    return jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), stream)
+
+
+def pairs(augment_seed: int, block: int, length: int) -> np.ndarray:
+    """A random perfect matching of `length` indices: int32 [length // 2, 2].
+
+    With an odd length one index, drawn anew for each block, rests. `block` is the view
+    (or, under repeated augmentation, the block of views that share a matching).
+    """
+    shuffled = _permutation(Stream.PAIRS, augment_seed, block, length)
+    return shuffled[: length // 2 * 2].reshape(-1, 2)
+
+
+def order(seed: int, block: int, num_pairs: int) -> np.ndarray:
+    """The order in which a block goes through its pairs: int32 [num_pairs]."""
+    return _permutation(Stream.ORDER, seed, block, num_pairs)
+
+
+def _permutation(stream: Stream, seed: int, block: int, length: int) -> np.ndarray:
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        key = jax.random.fold_in(stream_key(stream, seed), block)
+        return np.asarray(jax.random.permutation(key, length), np.int32)
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchPlan:
+    """The images of every step of a run.
+
+    Attributes:
+      length: Images in the source.
+      batch_size: Images in a global batch; even, as a batch is whole pairs.
+      seed: Of the order of the pairs.
+      augment_seed: Of the matching (part of a teacher cache's identity).
+      num_views: Views that the epochs cycle through; 0 for a new one each epoch.
+      repeats: Repeated augmentation (Hoffer et al. 2020, as DeiT uses it): a block of
+        `repeats` epochs has one matching and one order, cut into `repeats` parts, and
+        each epoch shows its part under all views of the block.
+
+    Raises:
+      InputError: The batch is odd or does not fit the source, or `num_views` is not
+        a multiple of `repeats`.
+    """
+
+    length: int
+    batch_size: int
+    seed: int
+    augment_seed: int
+    num_views: int = 0
+    repeats: int = 1
+
+    def __post_init__(self):
+        if self.batch_size < 2 or self.batch_size % 2:
+            raise InputError(
+                f"batch_size={self.batch_size} is not a positive even number: a batch "
+                "is made of whole pairs."
+            )
+        if self.repeats < 1 or self.num_views % self.repeats:
+            raise InputError(
+                f"augment.repeats={self.repeats} must be at least 1 and divide the "
+                f"number of views ({self.num_views})."
+            )
+        if self.steps_per_epoch == 0:
+            raise InputError(
+                f"batch_size={self.batch_size} is larger than an epoch of the "
+                f"{self.length} training images"
+                + (f" under {self.repeats} repeats" if self.repeats > 1 else "")
+                + ": lower --config.batch_size."
+            )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches; what is left over sits the epoch out, as in DeiT."""
+        pairs_per_part = self.length // 2 // self.repeats
+        return pairs_per_part * self.repeats * 2 // self.batch_size
+
+    def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """The images of a step, partners side by side: rows 2i and 2i + 1.
+
+        Returns:
+          (index int32 [B], view int32 [B]).
+        """
+        epoch, position = divmod(step, self.steps_per_epoch)
+        index, view = _epoch(self, epoch)
+        rows = slice(position * self.batch_size, (position + 1) * self.batch_size)
+        return index[rows], view[rows]
+
+
+@functools.lru_cache(maxsize=2)  # the current epoch, and the next for prefetching
+def _epoch(plan: BatchPlan, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+    block, part = divmod(epoch, plan.repeats)
+    if plan.num_views:
+        block_of_views = block % (plan.num_views // plan.repeats)
+    else:
+        block_of_views = block
+    matching = pairs(plan.augment_seed, block_of_views, plan.length)
+    size = len(matching) // plan.repeats
+    chosen = order(plan.seed, block, len(matching))[part * size : (part + 1) * size]
+    index = np.repeat(matching[chosen], plan.repeats, axis=0)
+    first_view = block_of_views * plan.repeats
+    view = np.tile(np.arange(plan.repeats, dtype=np.int32) + first_view, size)
+    return index.reshape(-1), np.repeat(view, 2)

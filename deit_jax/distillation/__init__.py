@@ -1,0 +1,1 @@
+"""The distillation losses and the cache of teacher logits."""

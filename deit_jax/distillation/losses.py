@@ -1,0 +1,162 @@
+"""Losses of a distilled student (Touvron et al. 2020, section 4).
+
+Everything is computed per example in float32; the caller masks and averages. Logits
+are [B, C], targets are distributions [B, C], so that smoothed and mixed labels need no
+second path.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from deit_jax.errors import InputError
+
+KINDS = ("none", "soft", "hard", "cosine")
+HEADS = ("token", "class")
+REDUCTIONS = ("batchmean", "numel")
+
+
+def smooth_labels(
+    labels: Int[Array, " b"], num_classes: int, smoothing: float
+) -> Float[Array, "b c"]:
+    """One-hot targets with `smoothing` spread over all classes, the true one included.
+
+    As in Szegedy et al. 2016 (section 7), and torch's `label_smoothing`.
+    """
+    return optax.smooth_labels(jax.nn.one_hot(labels, num_classes), smoothing)
+
+
+def cross_entropy(
+    logits: Float[Array, "b c"], targets: Float[Array, "b c"]
+) -> Float[Array, " b"]:
+    """-sum_c target_c log softmax(logits)_c."""
+    return optax.losses.softmax_cross_entropy(logits.astype(jnp.float32), targets)
+
+
+def soft_distillation(
+    student: Float[Array, "b c"], teacher: Float[Array, "b c"], tau: float
+) -> Float[Array, " b"]:
+    """tau^2 KL(softmax(teacher / tau) || softmax(student / tau)), eq. 2 of the paper.
+
+    tau^2 keeps the size of the gradient independent of tau (Hinton et al. 2015).
+    """
+    student = jax.nn.log_softmax(student.astype(jnp.float32) / tau)
+    teacher = jax.nn.log_softmax(teacher.astype(jnp.float32) / tau)
+    return tau**2 * optax.losses.kl_divergence_with_log_targets(student, teacher)
+
+
+def hard_distillation(
+    student: Float[Array, "b c"], teacher: Float[Array, "b c"]
+) -> Float[Array, " b"]:
+    """Cross-entropy with the teacher's decision as the label, eq. 3 of the paper."""
+    return optax.losses.softmax_cross_entropy_with_integer_labels(
+        student.astype(jnp.float32), jnp.argmax(teacher, axis=-1)
+    )
+
+
+def cosine_distillation(
+    student: Float[Array, "b c"], teacher: Float[Array, "b c"], tau: float
+) -> Float[Array, " b"]:
+    """1 - cos(softmax(student / tau), softmax(teacher / tau)), in 0 .. 1."""
+    student = jax.nn.softmax(student.astype(jnp.float32) / tau)
+    teacher = jax.nn.softmax(teacher.astype(jnp.float32) / tau)
+    return optax.losses.cosine_distance(student, teacher)
+
+
+def check(
+    *,
+    kind: str,
+    head: str,
+    alpha: float,
+    tau: float,
+    reduction: str,
+    student_heads: tuple[str, ...],
+    variant: str,
+) -> None:
+    """Refuses settings that `training_loss` cannot compute.
+
+    Args:
+      student_heads: The heads that the model has, `("class",)` or
+        `("class", "distill")`.
+      variant: The model's name, for the message.
+
+    Raises:
+      InputError: A name is unknown, a number out of its range, or the distillation
+        token is asked for on a model without one.
+    """
+    for field, value, known in (
+        ("kind", kind, KINDS),
+        ("head", head, HEADS),
+        ("reduction", reduction, REDUCTIONS),
+    ):
+        if value not in known:
+            raise InputError(
+                f"unknown distillation.{field}={value!r}. Known: {', '.join(known)}."
+            )
+    if not 0 <= alpha <= 1:
+        raise InputError(f"distillation.alpha={alpha} is not within 0 .. 1.")
+    if not tau > 0:
+        raise InputError(f"distillation.tau={tau} is not above 0.")
+    if kind != "none" and head == "token" and "distill" not in student_heads:
+        raise InputError(
+            f"distillation.head='token' needs a model with a distillation token, and "
+            f"{variant} has none. Take its _distilled_ variant, set "
+            "--config.distillation.head=class (the paper's usual distillation), or "
+            "--config.distillation.kind=none."
+        )
+    if kind == "none" and "distill" in student_heads:
+        raise InputError(
+            f"{variant} has a distillation head, which nothing would train with "
+            "distillation.kind='none'. Take a variant without _distilled_, or "
+            "another kind."
+        )
+
+
+def training_loss(
+    logits: dict[str, Float[Array, "b c"]],
+    targets: Float[Array, "b c"],
+    teacher_logits: Float[Array, "b c"] | None,
+    *,
+    kind: str,
+    head: str,
+    alpha: float,
+    tau: float,
+    reduction: str,
+) -> dict[str, Float[Array, " b"]]:
+    """(1 - alpha) CE(class head, targets) + alpha D(student head, teacher).
+
+    Args:
+      logits: The student's heads, `class` and, with the token, `distill`.
+      targets: Label distributions.
+      teacher_logits: None only for `kind="none"`.
+      kind: D is `soft` (with its factor tau^2), `hard` or `cosine`; `none` leaves the
+        cross-entropy alone, unscaled.
+      head: `token` compares the distillation head with the teacher (DeiT), `class` the
+        class head (the paper's "usual distillation", table 3).
+      alpha: Weight of D, 0 .. 1.
+      tau: Temperature of `soft` and `cosine`.
+      reduction: `batchmean` sums D over the classes, as the equation says; `numel`
+        divides it by C on top, which is what facebookresearch/deit computes for `soft`
+        (its sum is divided by B * C).
+
+    Returns:
+      Per example: `loss` and its unweighted pieces `loss_ce` and `loss_distill`.
+    """
+    ce = cross_entropy(logits["class"], targets)
+    if kind == "none":
+        return {"loss": ce, "loss_ce": ce}
+    student = logits["distill" if head == "token" else "class"]
+    match kind:
+        case "soft":
+            distill = soft_distillation(student, teacher_logits, tau)
+        case "hard":
+            distill = hard_distillation(student, teacher_logits)
+        case "cosine":
+            distill = cosine_distillation(student, teacher_logits, tau)
+        case _:
+            raise ValueError(f"unknown {kind=}; known: {KINDS}")
+    if reduction == "numel":
+        distill = distill / student.shape[-1]
+    loss = (1 - alpha) * ce + alpha * distill
+    return {"loss": loss, "loss_ce": ce, "loss_distill": distill}

@@ -1,0 +1,45 @@
+"""Trains one model.
+
+    python -m deit_jax.main --config=configs/deit.py:digits
+    python -m deit_jax.main --config=configs/deit.py:digits --config.epochs=100 \\
+        --workdir=runs/longer
+
+A rerun of the same command resumes from the last checkpoint in the run directory.
+"""
+
+import re
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from deit_jax import command
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", help_string="The recipe, e.g. configs/deit.py:digits.", lock_config=True
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Run directory; runs/<config>-<data set> if not given."
+)
+
+
+def default_workdir(config_file: str, dataset: str) -> str:
+    """`configs/deit.py:digits` on digits trains in `runs/deit-digits`."""
+    path, _, argument = config_file.partition(":")
+    parts = [Path(path).stem, argument, dataset]
+    if argument in ("", dataset):
+        parts.remove(argument)
+    return "runs/" + re.sub(r"[^\w.-]+", "_", "-".join(parts)).strip("_")
+
+
+def main(_) -> None:
+    from deit_jax import train
+
+    config_file = config_flags.get_config_filename(flags.FLAGS["config"])
+    workdir = _WORKDIR.value or default_workdir(config_file, _CONFIG.value.dataset.name)
+    train.train_and_evaluate(_CONFIG.value, workdir, config_file=config_file)
+
+
+if __name__ == "__main__":
+    flags.mark_flag_as_required("config")
+    command.run(main)

@@ -1,0 +1,1 @@
+"""ViT and DeiT as Flax Linen modules, and the table of their variants."""

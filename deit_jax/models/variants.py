@@ -1,0 +1,92 @@
+"""The table of models, under timm's names, and the function that builds one."""
+
+import difflib
+
+import jax.numpy as jnp
+
+from deit_jax.errors import InputError
+from deit_jax.models.vit import VisionTransformer
+
+# Tiny, small and base: DeiT, table 1. Nano is ours, for the demo on 32 px digits.
+SIZES = {
+    "nano": {"width": 96, "depth": 4, "num_heads": 3},
+    "tiny": {"width": 192, "depth": 12, "num_heads": 3},
+    "small": {"width": 384, "depth": 12, "num_heads": 6},
+    "base": {"width": 768, "depth": 12, "num_heads": 12},
+}
+# (patch side, image side) in pixels.
+PAPER_GRIDS = ((16, 224), (16, 384), (4, 32))
+GRIDS = dict.fromkeys(SIZES, PAPER_GRIDS) | {"nano": ((8, 32),)}
+
+# `vit_*` and `deit_*` are one architecture under the two names that people look for.
+VARIANTS: dict[str, dict] = {
+    f"{family}_{size}{suffix}_patch{patch}_{side}": {
+        "image_size": side,
+        "patch_size": patch,
+        "distilled": suffix == "_distilled",
+        **shape,
+    }
+    for size, shape in SIZES.items()
+    for family, suffix in (("vit", ""), ("deit", ""), ("deit", "_distilled"))
+    for patch, side in GRIDS[size]
+}
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+def create(
+    variant: str,
+    *,
+    num_classes: int,
+    image_size: int | None = None,
+    drop_path: float = 0.0,
+    dropout: float = 0.0,
+    dtype: str = "float32",
+) -> VisionTransformer:
+    """Build a model of the table `VARIANTS`; its parameters come from `model.init`.
+
+    `image_size` is the side in pixels, by default the one in the variant's name;
+    `drop_path` and `dropout` are rates in [0, 1); `dtype` is that of the products.
+
+    Raises InputError for an unknown variant or dtype, a rate out of range, or an
+    image size that the patch does not divide.
+    """
+    if variant not in VARIANTS:
+        raise InputError(_unknown(variant))
+    shape = dict(VARIANTS[variant])
+    patch_size = shape["patch_size"]
+    if image_size is not None:
+        shape["image_size"] = image_size
+    if shape["image_size"] < 1 or shape["image_size"] % patch_size:
+        raise InputError(
+            f"image size {image_size} is not a positive multiple of the patch size "
+            f"{patch_size} of {variant}; choose one that is, or a variant with "
+            "another patch size"
+        )
+    for name, rate in (("drop_path", drop_path), ("dropout", dropout)):
+        if not 0 <= rate < 1:
+            raise InputError(f"{name} is {rate}; it must be at least 0 and below 1")
+    if dtype not in DTYPES:
+        raise InputError(f"unknown dtype {dtype!r}; choose {' or '.join(DTYPES)}")
+    return VisionTransformer(
+        num_classes=num_classes,
+        drop_path=drop_path,
+        dropout=dropout,
+        dtype=DTYPES[dtype],
+        **shape,
+    )
+
+
+def _unknown(variant: str) -> str:
+    message = f"unknown model variant {variant!r}"
+    if close := difflib.get_close_matches(variant, VARIANTS):
+        message += f"; did you mean {' or '.join(close)}?"
+    models_by_grid: dict[str, list[str]] = {}
+    for name in VARIANTS:
+        model, _, grid = name.partition("_patch")
+        models_by_grid.setdefault(grid, []).append(model)
+    choices = [
+        f"  {'|'.join(models)}  with  _patch{grid}"
+        for grid, models in models_by_grid.items()
+    ]
+    return "\n".join([message, "There are:", *choices])

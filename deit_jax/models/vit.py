@@ -1,0 +1,247 @@
+"""The vision transformer, with or without DeiT's distillation token.
+
+ViT: Dosovitskiy et al. 2020 (arXiv 2010.11929). DeiT: Touvron et al. 2020 (arXiv
+2012.12877). Submodules and parameters are named and laid out so that timm's state
+dict maps on to them by transposes alone.
+
+Letters of the shapes: b images, n tokens, d width, h heads, p patch side.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jaxtyping import Array, Float, Float32, Key
+
+# timm's trunc_normal_(std=0.02) cuts at +-2.0, which is 100 standard deviations and
+# so no cut at all. JAX cuts at two, which would leave a standard deviation of 0.8796
+# times the one asked for: divide, so that the weights really have 0.02.
+trunc_normal = nn.initializers.truncated_normal(0.02 / 0.87962566103423978)
+
+# DeiT leaves the patch projection at torch's default for a convolution:
+# U(-1/sqrt(fan_in), 1/sqrt(fan_in)). Deviation: torch draws its bias from the same
+# interval, here it starts at 0 like every other bias.
+uniform_fan_in = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+Dense = partial(nn.Dense, kernel_init=trunc_normal)
+# Statistics and result in float32 whatever the model's dtype.
+LayerNorm = partial(nn.LayerNorm, epsilon=1e-6, dtype=jnp.float32)
+
+# Every place that drops something has an integer of its own, `site`: 0 after the
+# position embeddings, then SITES_PER_BLOCK for each block.
+SITES_PER_BLOCK = 5
+
+
+def drop(
+    x: Float[Array, "b n d"],
+    drop_keys: Key[Array, " b"] | None,
+    *,
+    site: int,
+    rate: float,
+    whole: bool = False,
+) -> Float[Array, "b n d"]:
+    """Zero entries of `x` with probability `rate`; scale the kept by 1 / (1 - rate).
+
+    With `whole` an image is kept or zeroed as one, which on a residual branch is
+    stochastic depth (Huang et al. 2016, arXiv 1603.09382); without, it is dropout.
+    No keys, or a rate of 0, return `x` as it is.
+
+    Linen's own rngs are left aside on purpose: here a mask depends on the image's key
+    and the site only, hence not on the batch around it or the number of devices.
+    """
+    if drop_keys is None or rate == 0:
+        return x
+    shape = (1, 1) if whole else x.shape[1:]
+
+    def keep_one(key):
+        return jax.random.bernoulli(jax.random.fold_in(key, site), 1 - rate, shape)
+
+    return jnp.where(jax.vmap(keep_one)(drop_keys), x / (1 - rate), 0)
+
+
+class PatchEmbed(nn.Module):
+    """Cut the images into patches, row by row, and project each to `width`."""
+
+    patch_size: int
+    width: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, images: Float[Array, "b height width 3"]
+    ) -> Float[Array, "b n d"]:
+        b, height, width, channels = images.shape
+        p = self.patch_size
+        x = images.reshape(b, height // p, p, width // p, p, channels)
+        x = x.swapaxes(2, 3).reshape(b, -1, p, p, channels)  # [B, N, P, P, 3]
+        # The kernel is [P, P, 3, D], that of a convolution with stride P: the same
+        # function, but as one matrix product.
+        return nn.DenseGeneral(
+            self.width,
+            axis=(-3, -2, -1),
+            kernel_init=uniform_fan_in,
+            dtype=self.dtype,
+            name="proj",
+        )(x)  # [B, N, D]
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention. Sows its weights, [B, H, N, N], as `attention`."""
+
+    num_heads: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+        b, n, d = x.shape
+        head_dim = d // self.num_heads
+        qkv = Dense(3 * d, dtype=self.dtype, name="qkv")(x)
+        qkv = qkv.reshape(b, n, 3, self.num_heads, head_dim)  # timm's order
+        q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]  # each [B, N, H, D / H]
+        logits = jnp.einsum("bnhd,bmhd->bhnm", q, k, preferred_element_type=jnp.float32)
+        weights = jax.nn.softmax(logits * head_dim**-0.5)  # [B, H, N, N], float32
+        self.sow("intermediates", "attention", weights)
+        x = jnp.einsum("bhnm,bmhd->bnhd", weights.astype(self.dtype), v)
+        return Dense(d, dtype=self.dtype, name="proj")(x.reshape(b, n, d))
+
+
+class Mlp(nn.Module):
+    """Two layers with an exact GELU (erf, not the tanh approximation) between."""
+
+    hidden: int
+    dropout: float = 0.0
+    site: int = 0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b n d"], drop_keys: Key[Array, " b"] | None = None
+    ) -> Float[Array, "b n d"]:
+        d = x.shape[-1]
+        x = Dense(self.hidden, dtype=self.dtype, name="fc1")(x)
+        x = jax.nn.gelu(x, approximate=False)
+        x = drop(x, drop_keys, site=self.site, rate=self.dropout)
+        return Dense(d, dtype=self.dtype, name="fc2")(x)
+
+
+class Block(nn.Module):
+    """Pre-norm attention and MLP, each added to the residual stream.
+
+    The stream stays float32 whatever `dtype` is, as under torch's autocast: only the
+    products inside the branches are rounded.
+    """
+
+    num_heads: int
+    mlp_ratio: float = 4.0
+    dropout: float = 0.0
+    drop_path: float = 0.0
+    site: int = 0  # the first of this block's SITES_PER_BLOCK
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b n d"], drop_keys: Key[Array, " b"] | None = None
+    ) -> Float[Array, "b n d"]:
+        def branch_end(y, site):
+            y = drop(y, drop_keys, site=site, rate=self.dropout)
+            return drop(y, drop_keys, site=site + 1, rate=self.drop_path, whole=True)
+
+        y = LayerNorm(name="norm1")(x)
+        y = Attention(self.num_heads, dtype=self.dtype, name="attn")(y)
+        x = x + branch_end(y, self.site)
+
+        y = LayerNorm(name="norm2")(x)
+        y = Mlp(
+            int(x.shape[-1] * self.mlp_ratio),
+            dropout=self.dropout,
+            site=self.site + 2,
+            dtype=self.dtype,
+            name="mlp",
+        )(y, drop_keys)
+        return x + branch_end(y, self.site + 3)
+
+
+class VisionTransformer(nn.Module):
+    """ViT, and with `distilled` DeiT: a second token with a head of its own.
+
+    `image_size` and `patch_size` are sides in pixels, the first a multiple of the
+    second. `drop_path` is the rate of stochastic depth in the last block; it grows
+    linearly over the blocks from 0 in the first. `dtype` is that of the products;
+    parameters, norms, softmax, the residual stream and the heads are float32.
+    """
+
+    num_classes: int
+    image_size: int
+    patch_size: int
+    width: int
+    depth: int
+    num_heads: int
+    mlp_ratio: float = 4.0
+    distilled: bool = False
+    drop_path: float = 0.0
+    dropout: float = 0.0
+    dtype: Any = jnp.float32
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """The names of the logits that a call returns."""
+        return ("class", "distill") if self.distilled else ("class",)
+
+    @nn.compact
+    def __call__(
+        self,
+        images: Float[Array, "b height width 3"],
+        *,
+        drop_keys: Key[Array, " b"] | None = None,
+    ) -> dict[str, Float32[Array, "b classes"]]:
+        """Return the logits of each head: `class`, and `distill` where there is one.
+
+        `images` are normalised. `drop_keys` holds one typed PRNG key an image, which
+        decides all its masks; None, as in evaluation, drops nothing. The tokens that
+        the heads read are sown as `class_token` and `distill_token`, [B, D].
+
+        Raises ValueError where the images are not of this model's size.
+        """
+        side = self.image_size
+        if images.shape[1:] != (side, side, 3):
+            raise ValueError(
+                f"the images are {' x '.join(map(str, images.shape[1:]))}, but this "
+                f"model takes {side} x {side} x 3 (height x width x channels)"
+            )
+
+        x = PatchEmbed(
+            self.patch_size, self.width, dtype=self.dtype, name="patch_embed"
+        )(images)  # [B, N, D]
+
+        # DeiT's order: class token, distillation token, patches.
+        names = ["cls_token", "dist_token"] if self.distilled else ["cls_token"]
+        tokens = [self.param(name, trunc_normal, (1, 1, self.width)) for name in names]
+        tokens = jnp.tile(jnp.concatenate(tokens, axis=1), (len(x), 1, 1))
+        x = jnp.concatenate([tokens, x], axis=1)  # [B, 1 or 2 + N, D], float32
+        x = x + self.param("pos_embed", trunc_normal, (1, *x.shape[1:]))
+        x = drop(x, drop_keys, site=0, rate=self.dropout)
+
+        rates = np.linspace(0, self.drop_path, self.depth).tolist()
+        for i, rate in enumerate(rates):
+            x = Block(
+                self.num_heads,
+                mlp_ratio=self.mlp_ratio,
+                dropout=self.dropout,
+                drop_path=rate,
+                site=1 + SITES_PER_BLOCK * i,
+                dtype=self.dtype,
+                name=f"blocks_{i}",
+            )(x, drop_keys)
+
+        # The norm treats each token by itself, so the patches need none.
+        x = LayerNorm(name="norm")(x[:, : len(names)])
+
+        self.sow("intermediates", "class_token", x[:, 0])
+        logits = {"class": Dense(self.num_classes, name="head")(x[:, 0])}
+        if self.distilled:
+            self.sow("intermediates", "distill_token", x[:, 1])
+            logits["distill"] = Dense(self.num_classes, name="head_dist")(x[:, 1])
+        return logits

@@ -1,0 +1,448 @@
+"""The host loop, in reading order: check, build, restore, step, log, evaluate, save."""
+
+import collections
+import functools
+import importlib.metadata
+import json
+import math
+import platform
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from deit_jax.data import batches, sources, views
+from deit_jax.distillation import losses, teacher_logits
+from deit_jax.errors import InputError
+from deit_jax.models import variants
+from deit_jax.training import evaluation, optimizer, state, step, writers
+from deit_jax.training.checkpoint import Checkpoints
+
+SUMMARY = "summary.json"
+# Steps that run ahead of the host: enough to hide it, few enough to bound the memory.
+IN_FLIGHT = 2
+
+
+def train_and_evaluate(config, workdir, *, config_file: str = "<config>") -> dict:
+    """Trains the model that `config` describes, or resumes it, in `workdir`.
+
+    Args:
+      config: A `ConfigDict` as in configs/deit.py.
+      workdir: The run directory: config.json, metrics.jsonl, TensorBoard events,
+        checkpoints/ and, at the end, summary.json.
+      config_file: Where the config came from, for messages and the summary.
+
+    Returns:
+      The summary, as in summary.json.
+
+    Raises:
+      InputError: The config, the data, the teacher cache or the run directory do not
+        go together, or the loss is no longer finite.
+    """
+    workdir = Path(workdir)
+    devices = jax.local_devices()
+    batches.check_batch_size(
+        config.batch_size,
+        devices=len(devices),
+        accumulation=config.optimizer.accumulation,
+    )
+
+    # Data, and the order in which it comes.
+    train_source = sources.load(config.dataset.name, config.dataset.train_split)
+    eval_source = sources.load(config.dataset.name, config.dataset.eval_split)
+    plan = views.BatchPlan(
+        length=len(train_source),
+        batch_size=config.batch_size,
+        seed=config.seed,
+        augment_seed=config.augment.seed,
+        repeats=config.augment.repeats,
+    )
+    total_steps = math.ceil(config.epochs * plan.steps_per_epoch)
+    if total_steps < 1:
+        raise InputError(f"epochs={config.epochs} leaves nothing to train.")
+
+    # Model, teacher and loss.
+    model = variants.create(
+        config.model.variant,
+        num_classes=train_source.num_classes,
+        image_size=config.dataset.image_size,
+        drop_path=config.model.drop_path,
+        dropout=config.model.dropout,
+        dtype=config.model.dtype,
+    )
+    teacher = _open_teacher(config, train_source, model, config_file)
+
+    # Optimizer and state.
+    peak = optimizer.resolve_learning_rate(
+        config.optimizer.learning_rate,
+        batch_size=config.batch_size,
+        reference_batch_size=config.optimizer.reference_batch_size,
+    )
+    schedule = optimizer.warmup_cosine(
+        peak,
+        total_steps=total_steps,
+        warmup_steps=round(config.schedule.warmup_epochs * plan.steps_per_epoch),
+        warmup_learning_rate=config.schedule.warmup_learning_rate,
+        min_learning_rate=config.schedule.min_learning_rate,
+    )
+    gradient_transformation = optimizer.create(
+        config.optimizer.name,
+        schedule,
+        weight_decay=config.optimizer.weight_decay,
+        b1=config.optimizer.b1,
+        b2=config.optimizer.b2,
+        momentum=config.optimizer.momentum,
+        clip_norm=config.optimizer.clip_norm,
+    )
+    train_state = state.create(
+        model, gradient_transformation, seed=config.seed, ema=config.ema.decay > 0
+    )
+
+    # Restore: the parameters, then everything that follows from the step.
+    saved_config = json.loads(config.to_json_best_effort())
+    checkpoints = Checkpoints(workdir, config.checkpoint.keep)
+    if checkpoints.latest_step is not None:
+        train_state = checkpoints.restore(train_state, saved_config)
+    start = int(train_state.step)
+    train_state = step.replicate(train_state, devices)
+    if start >= total_steps and (workdir / SUMMARY).exists():
+        checkpoints.close()
+        return _report_finished(workdir)
+    (workdir / "config.json").write_text(json.dumps(saved_config, indent=1) + "\n")
+    metrics_file = writers.MetricsFile(workdir, start)
+    tensorboard = writers.create(workdir)
+    if start == 0:
+        text = f"```\n{json.dumps(saved_config, indent=1)}\n```"
+        tensorboard.write_texts(0, {"config": text})
+
+    parameters = state.count_parameters(train_state.params)
+    described = _describe(config, train_source, eval_source, devices, teacher)
+    print(
+        f"{config.model.variant}: {parameters:,} parameters\n{described}\n"
+        f"{total_steps:,} steps of {config.batch_size} images "
+        f"({plan.steps_per_epoch} an epoch), peak learning rate {peak:g}\n"
+        f"run directory {workdir}" + (f", resumed at step {start}" if start else ""),
+        flush=True,
+    )
+
+    normalise = functools.partial(
+        step.normalise, mean=config.dataset.mean, std=config.dataset.std
+    )
+    smooth = functools.partial(
+        losses.smooth_labels,
+        num_classes=train_source.num_classes,
+        smoothing=config.loss.label_smoothing,
+    )
+    train_step = step.pmap_train_step(
+        devices,
+        model=model,
+        optimizer=gradient_transformation,
+        inputs=lambda images, labels: (normalise(images), smooth(labels)),
+        loss=functools.partial(losses.training_loss, **_loss_settings(config)),
+        seed=config.seed,
+        ema_decay=config.ema.decay,
+        accumulation=config.optimizer.accumulation,
+    )
+    eval_step = step.pmap_eval_step(
+        devices, model=model, mean=config.dataset.mean, std=config.dataset.std
+    )
+    evaluate = functools.partial(
+        evaluation.evaluate,
+        eval_step,
+        source=eval_source,
+        batch_size=config.eval.batch_size,
+        devices=len(devices),
+    )
+
+    def write(done: int, values: dict[str, float]) -> None:
+        metrics_file.write(done, values)
+        tensorboard.write_scalars(done, values)
+
+    def evaluate_and_write(done: int) -> dict:
+        results = {"eval": evaluate(train_state.params)}
+        if train_state.ema_params is not None:
+            results["eval_ema"] = evaluate(train_state.ema_params)
+        write(done, _flatten(results))
+        return results
+
+    # The loop. Everything is written before the checkpoint that covers it is saved.
+    log = _TrainLog(start, total_steps, plan, config.batch_size, schedule)
+    every_eval = round(config.eval.every_epochs * plan.steps_per_epoch)
+    every_save = config.checkpoint.every_steps
+    stream = batches.prefetch(
+        batches.train_batches(
+            train_source,
+            plan,
+            start=start,
+            stop=total_steps,
+            devices=len(devices),
+            teacher=teacher,
+        )
+    )
+    results = None
+    began = time.monotonic()
+    try:
+        for done, batch in enumerate(stream, start=start + 1):
+            train_state, metrics = train_step(train_state, batch)
+            log.dispatched(done, metrics)
+            last = done == total_steps
+            if last or done % config.log.every_steps == 0:
+                write(done, log.interval())
+            if last or (every_eval and done % every_eval == 0):
+                log.pause()
+                results = evaluate_and_write(done)
+                log.resume(_headline(results))
+            if last or (every_save and done % every_save == 0):
+                log.drain()  # a state that is not finite must not be saved
+                checkpoints.save(train_state, saved_config)
+    except FloatingPointError as error:
+        checkpoints.wait()
+        kept = checkpoints.latest_step
+        raise InputError(
+            f"{error} Lower --config.optimizer.learning_rate, lengthen the warm-up, or "
+            "set --config.optimizer.clip_norm=1. "
+            + (f"The checkpoint of step {kept} is kept." if kept else "No checkpoint.")
+        ) from error
+    finally:
+        stream.close()
+        log.close()
+        tensorboard.flush()
+        metrics_file.close()
+    seconds = time.monotonic() - began
+    if results is None:  # killed between the last checkpoint and the summary
+        results = evaluate_and_write(total_steps)
+    checkpoints.wait()
+    checkpoints.close()
+    tensorboard.close()
+
+    summary = {
+        "config_file": config_file,
+        "variant": config.model.variant,
+        "dataset": config.dataset.name,
+        "eval_split": config.dataset.eval_split,
+        "eval_images": len(eval_source),
+        "seed": config.seed,
+        "steps": total_steps,
+        "epochs": config.epochs,
+        "batch_size": config.batch_size,
+        "parameters": parameters,
+        "seconds": round(seconds, 1),
+        "images_per_sec": log.images_per_sec,
+        "resumed_at_step": start,
+        **results,
+        "teacher": teacher.manifest["teacher"] if teacher else None,
+        "devices": [str(device.device_kind) for device in devices],
+        "versions": {"python": platform.python_version()}
+        | {p: importlib.metadata.version(p) for p in ("jax", "flax", "optax")},
+    }
+    (workdir / SUMMARY).write_text(json.dumps(summary, indent=1) + "\n")
+    print_summary(summary, workdir)
+    return summary
+
+
+def _loss_settings(config) -> dict:
+    names = ("kind", "head", "alpha", "tau", "reduction")
+    return {name: config.distillation[name] for name in names}
+
+
+def _open_teacher(config, source, model, config_file: str):
+    """The teacher cache of the run, or None; refuses what cannot be distilled."""
+    losses.check(
+        **_loss_settings(config),
+        student_heads=model.heads,
+        variant=config.model.variant,
+    )
+    if config.distillation.kind == "none":
+        return None
+    directory = config.distillation.logits_dir
+    try:
+        teacher = teacher_logits.open_cache(directory)
+    except InputError as error:
+        if directory and (Path(directory) / teacher_logits.MANIFEST).exists():
+            raise  # it is there and damaged: the message says how
+        commands = teacher_logits.export_commands(
+            source.name, directory or f"teacher/logits/{source.name}", config_file
+        )
+        raise InputError(
+            f"distillation.kind={config.distillation.kind!r} needs the logits of a "
+            f"teacher: {error} Make them with\n{commands}\n"
+            "or train without a teacher: --config=configs/vit.py"
+        ) from error
+    teacher.check(source, view=config.distillation.view, config=config_file)
+    return teacher
+
+
+def _describe(config, train_source, eval_source, devices, teacher) -> str:
+    lines = [
+        f"{config.dataset.name}: {len(train_source):,} training images "
+        f"({train_source.split}), {len(eval_source):,} for evaluation "
+        f"({eval_source.split}), {train_source.num_classes} classes",
+        f"{len(devices)} x {devices[0].device_kind}, jax {jax.__version__}, "
+        f"{config.model.dtype}",
+    ]
+    if teacher is not None:
+        about = teacher.manifest["teacher"]
+        lines.append(
+            f"teacher {about['arch']}, top-1 {about['top1']:.4f} on "
+            f"{about['top1_split']}; {teacher.num_views} cached view(s), "
+            f"{config.distillation.kind} distillation of the "
+            f"{config.distillation.head} head, alpha {config.distillation.alpha}, "
+            f"tau {config.distillation.tau}"
+        )
+    return "\n".join(lines)
+
+
+class _TrainLog:
+    """Metrics of finished steps, and the progress on the terminal.
+
+    The metrics of a step are fetched when `IN_FLIGHT` later ones are dispatched, so
+    that the device never waits for the host; each is checked to be finite.
+    """
+
+    def __init__(self, start, total, plan, batch_size, schedule):
+        self._plan, self._batch_size, self._schedule = plan, batch_size, schedule
+        self._total, self._first = total, start
+        self._pending = collections.deque()
+        self._rows = []
+        self._rates = []
+        self._clock = time.monotonic()
+        self._bar = tqdm(
+            total=total,
+            initial=start,
+            unit="step",
+            dynamic_ncols=True,
+            disable=not sys.stderr.isatty(),
+        )
+
+    @property
+    def images_per_sec(self) -> float | None:
+        """Median over the logged intervals; the first, which compiles, is left out."""
+        rates = self._rates[1:] or self._rates
+        return round(float(np.median(rates)), 1) if rates else None
+
+    def dispatched(self, done: int, metrics: dict) -> None:
+        self._pending.append((done, metrics))
+        while len(self._pending) > IN_FLIGHT:
+            self._fetch()
+        self._bar.update()
+
+    def drain(self) -> None:
+        while self._pending:
+            self._fetch()
+
+    def interval(self) -> dict[str, float]:
+        """Means since the last call, and prints them."""
+        self.drain()
+        now = time.monotonic()
+        done, rows = self._rows[-1][0], [row for _, row in self._rows]
+        rate = len(rows) * self._batch_size / max(now - self._clock, 1e-9)
+        self._rates.append(rate)
+        values = {
+            f"train/{name}": float(np.mean([row[name] for row in rows]))
+            for name in rows[0]
+        }
+        values["train/learning_rate"] = float(self._schedule(done - 1))
+        values["train/images_per_sec"] = rate
+        self._rows, self._clock = [], now
+        left = (self._total - done) * self._batch_size / rate
+        self._show(
+            f"step {done}/{self._total}  epoch {done / self._plan.steps_per_epoch:.1f}"
+            f"  loss {values['train/loss']:.4f}"
+            + "".join(
+                f"  {name.removeprefix('loss_')} {values['train/' + name]:.4f}"
+                for name in ("loss_ce", "loss_distill")
+                if "train/" + name in values and "loss_distill" in rows[0]
+            )
+            + f"  top-1 {values['train/top1']:.3f}  {rate:,.0f} images/s",
+            f"  ETA {_clock(left)}",
+        )
+        return values
+
+    def pause(self) -> None:
+        """An evaluation begins: its time is not the training's."""
+        self.drain()
+        self._paused = time.monotonic()
+
+    def resume(self, headline: str) -> None:
+        self._clock += time.monotonic() - self._paused
+        self._show(headline, "")
+
+    def close(self) -> None:
+        self._bar.close()
+
+    def _fetch(self) -> None:
+        done, metrics = self._pending.popleft()
+        row = {name: float(value) for name, value in metrics.items()}
+        for name in ("loss", "grad_norm"):
+            if not math.isfinite(row[name]):
+                raise FloatingPointError(
+                    f"{name} is {row[name]} at step {done} (learning rate "
+                    f"{float(self._schedule(done - 1)):.3g})."
+                )
+        self._rows.append((done, row))
+
+    def _show(self, line: str, rest: str) -> None:
+        # The bar has its own ETA; lines in a log file need one.
+        if self._bar.disable:
+            print(line + rest, flush=True)
+        else:
+            self._bar.write(line)
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
+
+
+def _flatten(results: dict) -> dict[str, float]:
+    """{"eval": {"class": {"top1": x}}} to {"eval/class/top1": x}."""
+    return {
+        f"{prefix}/{head}/{name}": value
+        for prefix, per_head in results.items()
+        for head, values in per_head.items()
+        for name, value in values.items()
+    }
+
+
+def _headline(results: dict) -> str:
+    parts = []
+    for prefix, per_head in results.items():
+        scores = "  ".join(f"{h} {v['top1']:.4f}" for h, v in per_head.items())
+        parts.append(f"{prefix} top-1: {scores}")
+    return "  ".join(parts)
+
+
+def print_summary(summary: dict, workdir) -> None:
+    """The final table: each head, raw and EMA."""
+    rate = summary["images_per_sec"]
+    print(
+        f"\n{summary['variant']} on {summary['dataset']} "
+        f"({summary['eval_split']}, {summary['eval_images']:,} images), after step "
+        f"{summary['steps']:,}, {_clock(summary['seconds'])} of training"
+        + (f" at {rate:,.0f} images/s" if rate else "")
+    )
+    print(f"{'weights':<10}{'head':<10}{'loss':>9}{'top-1':>9}{'top-5':>9}")
+    for key, weights in (("eval", "raw"), ("eval_ema", "EMA")):
+        for head, values in summary.get(key, {}).items():
+            print(
+                f"{weights:<10}{head:<10}{values['loss']:>9.4f}"
+                f"{100 * values['top1']:>8.2f}%{100 * values['top5']:>8.2f}%"
+            )
+    print(
+        f"\nSummary  {Path(workdir) / SUMMARY}\n"
+        f"Curves   tensorboard --logdir={workdir}",
+        flush=True,
+    )
+
+
+def _report_finished(workdir: Path) -> dict:
+    summary = json.loads((workdir / SUMMARY).read_text())
+    print(
+        f"{workdir} holds this run, finished. To train it again, delete the directory "
+        "or give another --workdir."
+    )
+    print_summary(summary, workdir)
+    return summary

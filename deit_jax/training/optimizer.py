@@ -1,0 +1,99 @@
+"""Adam, AdamW and SGD with warm-up, cosine decay and a weight-decay mask."""
+
+import jax
+import optax
+
+from deit_jax.errors import InputError
+
+NAMES = ("adam", "adamw", "sgd")
+# The paper's recipe decays matrices only (timm's `no_weight_decay` and 1-d rule).
+NO_DECAY = ("bias", "scale", "cls_token", "dist_token", "pos_embed")
+
+
+def resolve_learning_rate(
+    learning_rate: float, *, batch_size: int, reference_batch_size: int
+) -> float:
+    """The peak learning rate: lr * batch_size / reference, or lr with reference 0.
+
+    The one rule of this project; DeiT scales by batch_size / 512 (section 6).
+    """
+    if reference_batch_size == 0:
+        return learning_rate
+    return learning_rate * batch_size / reference_batch_size
+
+
+def warmup_cosine(
+    peak: float,
+    *,
+    total_steps: int,
+    warmup_steps: int,
+    warmup_learning_rate: float = 0.0,
+    min_learning_rate: float = 0.0,
+) -> optax.Schedule:
+    """Linear warm-up to `peak`, then half a cosine down to `min_learning_rate`."""
+    if not 0 <= warmup_steps < total_steps:
+        raise InputError(
+            f"the warm-up of {warmup_steps} steps does not fit a run of {total_steps}: "
+            "lower --config.schedule.warmup_epochs or raise --config.epochs."
+        )
+    return optax.warmup_cosine_decay_schedule(
+        init_value=warmup_learning_rate if warmup_steps else peak,
+        peak_value=peak,
+        warmup_steps=warmup_steps,
+        decay_steps=total_steps,
+        end_value=min_learning_rate,
+    )
+
+
+def decay_mask(params) -> dict:
+    """True where weight decay applies: kernels, not bias, norm, token or position."""
+
+    def decayed(path, _) -> bool:
+        return path[-1].key not in NO_DECAY
+
+    return jax.tree_util.tree_map_with_path(decayed, params)
+
+
+def create(
+    name: str,
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    weight_decay: float = 0.0,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    momentum: float = 0.9,
+    clip_norm: float = 0.0,
+) -> optax.GradientTransformation:
+    """The gradient transformation of a run.
+
+    Args:
+      name: `adam` (betas b1, b2), `adamw` (the same with decoupled decay, multiplied
+        by the learning rate as in torch), or `sgd` (Nesterov momentum, L2 decay).
+      weight_decay: Applied under `decay_mask`. Refused for plain Adam.
+      clip_norm: Bound on the global norm of the gradient; 0 for none.
+    """
+    if name == "adam":
+        if weight_decay:
+            raise InputError(
+                f"optimizer.weight_decay={weight_decay} has no meaning for adam: take "
+                "--config.optimizer.name=adamw, or a decay of 0."
+            )
+        steps = [optax.adam(learning_rate, b1=b1, b2=b2)]
+    elif name == "adamw":
+        steps = [
+            optax.adamw(
+                learning_rate, b1=b1, b2=b2, weight_decay=weight_decay, mask=decay_mask
+            )
+        ]
+    elif name == "sgd":
+        steps = [
+            optax.add_decayed_weights(weight_decay, mask=decay_mask),
+            optax.sgd(learning_rate, momentum=momentum, nesterov=momentum > 0),
+        ]
+    else:
+        raise InputError(
+            f"unknown optimizer.name={name!r}. Known: {', '.join(NAMES)}."
+        )
+    if clip_norm:
+        steps.insert(0, optax.clip_by_global_norm(clip_norm))
+    return optax.chain(*steps)

@@ -1,0 +1,56 @@
+"""What a step reads and replaces, and all that a checkpoint has to hold."""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from deit_jax.data.views import Stream, stream_key
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """The state has no device axis: `pmap` takes and returns it with axis None.
+
+    Attributes:
+      step: int32 [], steps done. Data order and randomness follow from it.
+      params: The parameters, float32.
+      opt_state: Optax's.
+      ema_params: Moving average of `params`, or None where `ema.decay` is 0.
+    """
+
+    step: jax.Array
+    params: Any
+    opt_state: optax.OptState
+    ema_params: Any
+
+
+def create(
+    model, optimizer: optax.GradientTransformation, *, seed: int, ema: bool
+) -> TrainState:
+    """A state at step 0, initialised from `seed`.
+
+    Args:
+      model: A `VisionTransformer`.
+      ema: Whether to keep a moving average of the parameters.
+    """
+    size = model.image_size
+
+    @jax.jit
+    def init():
+        images = jnp.zeros((1, size, size, 3), jnp.float32)
+        params = model.init(stream_key(Stream.INIT, seed), images)["params"]
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            opt_state=optimizer.init(params),
+            # A copy: a donated buffer must not be in the state twice.
+            ema_params=jax.tree.map(jnp.copy, params) if ema else None,
+        )
+
+    return init()
+
+
+def count_parameters(params) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(params))

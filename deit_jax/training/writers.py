@@ -1,0 +1,116 @@
+"""Where the figures of a run go: TensorBoard through clu, and metrics.jsonl."""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+METRICS = "metrics.jsonl"
+
+
+def create(workdir: str | os.PathLike):
+    """clu's writer for TensorBoard, or `EventWriter` where TensorFlow is missing."""
+    try:
+        import tensorflow as tf
+
+        # TensorFlow would otherwise take the memory of every GPU for itself.
+        tf.config.set_visible_devices([], "GPU")
+        from clu import metric_writers
+    except ImportError as error:
+        print(
+            f"TensorBoard events are written without TensorFlow ({error}).",
+            file=sys.stderr,
+        )
+        return EventWriter(workdir)
+    return metric_writers.AsyncWriter(metric_writers.SummaryWriter(os.fspath(workdir)))
+
+
+class EventWriter:
+    """The methods of clu's writer that the loop calls, over tensorboard alone."""
+
+    def __init__(self, workdir: str | os.PathLike):
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+        self._writer = EventFileWriter(os.fspath(workdir))
+
+    def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        values = [
+            Summary.Value(tag=tag, simple_value=float(value))
+            for tag, value in scalars.items()
+        ]
+        self._write(step, Summary(value=values))
+
+    def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.compat.proto.tensor_pb2 import TensorProto
+        from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
+        from tensorboard.compat.proto.types_pb2 import DT_STRING
+        from tensorboard.plugins.text import metadata
+
+        values = [
+            Summary.Value(
+                tag=tag,
+                metadata=metadata.create_summary_metadata(tag, description=""),
+                tensor=TensorProto(
+                    dtype=DT_STRING,
+                    string_val=[text.encode()],
+                    tensor_shape=TensorShapeProto(),
+                ),
+            )
+            for tag, text in texts.items()
+        ]
+        self._write(step, Summary(value=values))
+
+    def flush(self) -> None:
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+    def _write(self, step: int, summary) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+
+        self._writer.add_event(
+            Event(step=step, summary=summary, wall_time=time.time())
+        )
+
+
+class MetricsFile:
+    """`metrics.jsonl`: one object a write, `{"step": int, "name": value, ...}`.
+
+    On opening it is cut back to `restored_step`: what a killed run wrote after its last
+    checkpoint is computed, and written, again.
+    """
+
+    def __init__(self, workdir: str | os.PathLike, restored_step: int):
+        path = Path(workdir) / METRICS
+        kept = [row for row in read(workdir) if row["step"] <= restored_step]
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        os.replace(partial, path)
+        self._file = open(path, "a")  # noqa: SIM115 - closed by close()
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read(workdir: str | os.PathLike) -> list[dict]:
+    """The rows of metrics.jsonl; a last line that a kill cut short is left out."""
+    path = Path(workdir) / METRICS
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows

@@ -1,0 +1,1 @@
+"""The torchvision teacher: train it, and cache its logits for the student."""

@@ -1,0 +1,490 @@
+"""The torchvision classifier: built by name, stored, checked and asked for logits."""
+
+import dataclasses
+import difflib
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchvision
+from torch import nn
+from torch.nn import functional
+
+from deit_jax.errors import InputError
+from teacher.blocks import consecutive, read_blocks
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+STEMS = ("standard", "cifar")
+PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+TEACHER = "teacher.pt"  # in the run directory of teacher.finetune
+# Their training loss needs a second, auxiliary head.
+AUXILIARY = ("inception_v3", "googlenet")
+
+
+@dataclasses.dataclass(eq=False)
+class Classifier:
+    """A network and all that is needed to use it on uint8 images.
+
+    Attributes:
+      model: The torchvision network, float32 parameters.
+      arch: torchvision's name of it.
+      stem: `standard`, or `cifar` (`replace_stem`).
+      image_size: Side in pixels of what the network sees.
+      mean, std: Of the RGB channels, in 0 .. 1.
+      class_names: In the order of the logits; None where a file does not say.
+      top1: Accuracy in 0 .. 1 on `top1_split`; None where it was not measured.
+      top1_split: e.g. `test`.
+    """
+
+    model: nn.Module
+    arch: str
+    stem: str
+    image_size: int
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    class_names: tuple[str, ...] | None = None
+    top1: float | None = None
+    top1_split: str | None = None
+
+    @property
+    def num_classes(self) -> int:
+        return find_head(self.model)[1].out_features
+
+
+# Building -----------------------------------------------------------------------------
+
+
+def build(
+    arch: str,
+    num_classes: int | None,
+    *,
+    image_size: int,
+    weights: str = "none",
+    stem: str = "standard",
+) -> nn.Module:
+    """Makes a torchvision classification network with `num_classes` outputs.
+
+    Args:
+      arch: Any classification network of torchvision by name.
+      num_classes: A head of another width is replaced by a new one; None keeps the
+        head that the weights have.
+      image_size: Side of the input in pixels.
+      weights: `none` (random), `DEFAULT` (torchvision's best, downloaded once), or a
+        file: a `teacher.pt` or a bare state dict of the same network.
+      stem: See `replace_stem`.
+
+    Raises:
+      InputError: The name, weights, stem or size cannot work.
+    """
+    model = _create(arch, image_size, pretrained=weights == "DEFAULT")
+    if stem not in STEMS:
+        raise InputError(f"--stem={stem}: expected one of {', '.join(STEMS)}.")
+    if stem == "cifar":
+        replace_stem(model, arch)
+    if weights not in ("none", "DEFAULT"):
+        content, state = _read(Path(weights))
+        if content.get("arch", arch) != arch:
+            raise InputError(
+                f"{weights} holds a {content['arch']}, --arch={arch} is asked for."
+            )
+        replace_head(model, _head_width(model, state, weights, arch))
+        _load_state(model, state, f"{weights} as {arch} with --stem={stem}")
+    if num_classes not in (None, find_head(model)[1].out_features):
+        replace_head(model, num_classes)
+    return model
+
+
+def architectures() -> list[str]:
+    """The names that `build` knows."""
+    return [
+        name
+        for name in torchvision.models.list_models(module=torchvision.models)
+        if name not in AUXILIARY and not name.startswith("squeezenet")
+    ]
+
+
+def _create(arch: str, image_size: int, *, pretrained: bool) -> nn.Module:
+    if arch not in architectures():
+        if arch in torchvision.models.list_models(module=torchvision.models):
+            raise InputError(
+                f"--arch={arch}: networks with an auxiliary head or without a linear "
+                "one are not supported. Take another, e.g. resnet50."
+            )
+        close = difflib.get_close_matches(arch, architectures(), n=4, cutoff=0.5)
+        raise InputError(
+            f"unknown --arch={arch}. Any classification network of torchvision "
+            f"{torchvision.__version__} will do, e.g. "
+            f"{', '.join(close or ['resnet50', 'regnet_y_16gf', 'convnext_tiny'])}."
+        )
+    # A vision transformer's position embeddings fix the input size.
+    options = {"image_size": image_size} if arch.startswith("vit_") else {}
+    try:
+        return torchvision.models.get_model(
+            arch, weights="DEFAULT" if pretrained else None, **options
+        )
+    except (ValueError, AssertionError) as error:
+        raise InputError(
+            f"--arch={arch} cannot be built for --image_size={image_size}: {error}"
+        ) from error
+    except (OSError, RuntimeError) as error:  # no network, or a damaged download
+        raise InputError(
+            f"--weights=DEFAULT: torchvision's weights of {arch} could not be "
+            f"downloaded ({error}). Use --weights=none to train from scratch, or "
+            "--weights=FILE with a state dict fetched elsewhere."
+        ) from error
+
+
+def find_head(model: nn.Module) -> tuple[str, nn.Linear]:
+    """The last linear layer and its name: the head of every network we accept."""
+    return [x for x in model.named_modules() if isinstance(x[1], nn.Linear)][-1]
+
+
+def replace_head(model: nn.Module, num_classes: int) -> None:
+    """Gives `model` a new, randomly initialised head."""
+    name, old = find_head(model)
+    new = nn.Linear(old.in_features, num_classes, bias=old.bias is not None)
+    model.set_submodule(name, new)
+
+
+def replace_stem(model: nn.Module, arch: str) -> None:
+    """A 3 x 3 convolution of stride 1 and no max-pool, for images of about 32 px.
+
+    Raises:
+      InputError: The network is not of the ResNet family.
+    """
+    if not isinstance(model, torchvision.models.ResNet):
+        raise InputError(
+            f"--stem=cifar is for the ResNet family (resnet, resnext, wide_resnet), "
+            f"not for {arch}. Leave --stem out."
+        )
+    width = model.conv1.out_channels
+    model.conv1 = nn.Conv2d(3, width, kernel_size=3, stride=1, padding=1, bias=False)
+    nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
+    model.maxpool = nn.Identity()
+
+
+def check_image_size(model: nn.Module, arch: str, image_size: int) -> None:
+    """Raises InputError where the network cannot see images of this size."""
+    model.eval()
+    try:
+        with torch.inference_mode():
+            model(torch.zeros(1, 3, image_size, image_size))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise InputError(
+            f"{arch} cannot take images of {image_size} px ({error}). Give another "
+            "--image_size; most networks take 224."
+        ) from error
+
+
+# Storing ------------------------------------------------------------------------------
+
+
+def save(path: str | os.PathLike, classifier: Classifier, **extra) -> None:
+    """Writes one file of tensors and plain values, all or nothing.
+
+    Args:
+      extra: More plain values and tensors to store in it.
+    """
+    content = {
+        field.name: getattr(classifier, field.name)
+        for field in dataclasses.fields(classifier)
+    }
+    content["model"] = {
+        name: tensor.cpu() for name, tensor in classifier.model.state_dict().items()
+    }
+    replace_file(Path(path), content | extra)
+
+
+def replace_file(path: Path, content: dict) -> None:
+    """torch.save to a file that is either the old one or the new one, never a half."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    with open(partial, "wb") as file:
+        torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def load(
+    path: str | os.PathLike,
+    *,
+    arch: str | None = None,
+    stem: str | None = None,
+    image_size: int | None = None,
+) -> Classifier:
+    """Reads what `save` wrote, or a bare state dict of a torchvision network.
+
+    Args:
+      path: The file, or a run directory of teacher.finetune.
+      arch, stem, image_size: What a bare state dict does not say: `arch` and
+        `image_size` are needed for one, its stem is `standard` if not given. Where the
+        file says them, they may only repeat it. A bare state dict of any float type is
+        taken, with ImageNet's mean and standard deviation.
+
+    Raises:
+      InputError: There is no such file, it is damaged, holds more than tensors and
+        plain values, or does not fit the network.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / TEACHER
+        if not path.exists() and path.with_name("checkpoint.pt").exists():
+            raise InputError(
+                f"the teacher in {path.parent} is not trained to its end. Repeat the "
+                "teacher.finetune command that began it: it goes on from there."
+            )
+    content, state = _read(path)
+    given = {"arch": arch, "stem": stem, "image_size": image_size}
+    if content:
+        for name, value in given.items():
+            if value is not None and value != content[name]:
+                raise InputError(
+                    f"{path} has {name}={content[name]}, not --{name}={value}. "
+                    f"Leave --{name} out."
+                )
+        stored = {
+            field.name: content[field.name]
+            for field in dataclasses.fields(Classifier)
+            if field.name != "model"
+        }
+    else:
+        if arch is None or image_size is None:
+            raise InputError(
+                f"{path} is a bare state dict: say what it was trained as, with --arch "
+                "(a torchvision name), --image_size (pixels) and, where it has one, "
+                "--stem=cifar."
+            )
+        stored = given | {"stem": stem or "standard"}
+    model = build(
+        stored["arch"],
+        None,
+        image_size=stored["image_size"],
+        weights=str(path),
+        stem=stored["stem"],
+    )
+    check_image_size(model, stored["arch"], stored["image_size"])
+    return Classifier(model=model, **stored)
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """sha256 (hex) of the state dict: name, type, shape and bytes in name order.
+
+    It belongs to the weights as the program uses them, not to a file: the same
+    weights in a `teacher.pt` and in a bare state dict have the same hash.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        array = tensor.cpu().numpy()
+        digest.update(f"{name}:{array.dtype.str}{array.shape}:".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def load_file(path: Path) -> dict:
+    """torch.load of tensors and plain values only; anything else is an InputError."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise InputError(f"there is no file {path}.") from error
+    except Exception as error:  # a damaged pickle can raise anything
+        raise InputError(
+            f"{path} is damaged or is no file of weights ({type(error).__name__}). Only "
+            "tensors and plain values are loaded, since a pickle can hold code: store "
+            "a network by torch.save(model.state_dict(), FILE)."
+        ) from error
+    if not isinstance(content, dict) or not content:
+        raise InputError(f"{path} holds a {type(content).__name__}, not a state dict.")
+    return content
+
+
+def _read(path: Path) -> tuple[dict, dict]:
+    """What a file says beside its weights (nothing if it is bare), and the weights."""
+    content = load_file(path)
+    known = {field.name for field in dataclasses.fields(Classifier)}
+    if "arch" in content:
+        if missing := sorted(known - content.keys()):
+            raise InputError(f"{path} is no teacher: it lacks {', '.join(missing)}.")
+        state = content["model"]
+    else:
+        content, state = {}, content
+    if not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+        keys = ", ".join(list(state)[:5])
+        raise InputError(
+            f"{path} is neither a teacher.pt nor a state dict of tensors: it has the "
+            f"keys {keys}. Store the state dict alone."
+        )
+    return content, state
+
+
+def _head_width(model: nn.Module, state: dict, path: str, arch: str) -> int:
+    name, _ = find_head(model)
+    if name + ".weight" not in state:
+        raise InputError(
+            f"{path} is not a {arch}: it has no {name}.weight, but "
+            f"{', '.join(list(state)[:3])} ... Give the --arch it was trained as."
+        )
+    return len(state[name + ".weight"])
+
+
+def _load_state(model: nn.Module, state: dict, what: str) -> None:
+    expected = model.state_dict()
+    wrong = [f"{name} is missing" for name in expected if name not in state]
+    wrong += [f"{name} is not part of it" for name in state if name not in expected]
+    wrong += [
+        f"{name} is {tuple(state[name].shape)} instead of {tuple(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in state and state[name].shape != tensor.shape
+    ]
+    if wrong:
+        raise InputError(
+            f"cannot load {what}: {'; '.join(wrong[:3])}"
+            f"{f' and {len(wrong) - 3} more' if len(wrong) > 3 else ''}. "
+            "Check --arch, --stem and --image_size."
+        )
+    model.load_state_dict(state)
+
+
+# Using --------------------------------------------------------------------------------
+
+
+def choose_device(name: str | None = None) -> torch.device:
+    """The named device, or the first GPU, or the CPU."""
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"--device={name} cannot be used here: {error}") from error
+    return device
+
+
+def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """What convolutions and matrix products compute in.
+
+    `auto` is bfloat16 where the processor has instructions for it, else float16 on a
+    GPU and float32 on a CPU. Parameters are float32 in every case.
+    """
+    if precision not in PRECISIONS:
+        raise InputError(
+            f"--precision={precision}: expected one of {', '.join(PRECISIONS)}."
+        )
+    if precision != "auto":
+        return getattr(torch, precision)
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if native else torch.float16
+    features = getattr(torch.cpu, "get_capabilities", dict)()
+    native = features.get("avx512_bf16") or features.get("amx_bf16")
+    return torch.bfloat16 if native and device.type == "cpu" else torch.float32
+
+
+def autocast(device: torch.device, dtype: torch.dtype):
+    """Mixed precision, or nothing at all for float32."""
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+
+
+def preprocess(
+    images: np.ndarray,
+    image_size: int,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    device: torch.device,
+) -> torch.Tensor:
+    """Resizes and normalises uint8 [B, H, W, 3] to float32 [B, 3, S, S].
+
+    Bilinear with `align_corners=False`; antialiased where an image shrinks (Pillow's
+    bilinear), which is no different where it grows.
+    """
+    x = torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float()
+    if x.shape[2:] != (image_size, image_size):
+        x = functional.interpolate(
+            x,
+            size=(image_size, image_size),
+            mode="bilinear",
+            align_corners=False,
+            antialias=max(x.shape[2:]) > image_size,
+        )
+    mean, std = (torch.tensor(v, device=device)[:, None, None] for v in (mean, std))
+    x = (x / 255 - mean) / std
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def logits(
+    classifier: Classifier,
+    images: np.ndarray,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> np.ndarray:
+    """Logits float32 [B, C] of uint8 images [B, H, W, 3]."""
+    classifier.model.to(device, memory_format=torch.channels_last).eval()
+    with torch.inference_mode(), autocast(device, dtype):
+        x = preprocess(
+            images, classifier.image_size, classifier.mean, classifier.std, device
+        )
+        return classifier.model(x).float().cpu().numpy()
+
+
+def evaluate(
+    classifier: Classifier,
+    source,
+    *,
+    batch_size: int,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> tuple[float, np.ndarray]:
+    """Top-1 accuracy in 0 .. 1 over all of `source`, and its labels' counts [C]."""
+    correct, counts = 0, np.zeros(source.num_classes, np.int64)
+    for images, labels in read_blocks(source, consecutive(0, len(source), batch_size)):
+        predicted = logits(classifier, images, device=device, dtype=dtype).argmax(-1)
+        correct += int((predicted == labels).sum())
+        counts += np.bincount(labels, minlength=source.num_classes)
+    return correct / len(source), counts
+
+
+def check_classes(classifier: Classifier, source) -> None:
+    """Refuses a teacher whose logits are not the classes of `source`, in its order.
+
+    The order can be checked only where the teacher's file names its classes.
+    """
+    if classifier.num_classes != source.num_classes:
+        raise InputError(
+            f"the teacher tells {classifier.num_classes} classes apart, {source.name} "
+            f"has {source.num_classes}. Train one: python -m teacher.finetune "
+            f"--dataset={source.name} --arch={classifier.arch} --out=DIR"
+        )
+    mine, theirs = classifier.class_names, source.class_names
+    if mine is None or tuple(mine) == tuple(theirs):
+        return
+    first = next(i for i, (a, b) in enumerate(zip(mine, theirs, strict=True)) if a != b)
+    kind = "in another order" if sorted(mine) == sorted(theirs) else "of other names"
+    raise InputError(
+        f"the teacher has classes {kind}: its class {first} is {mine[first]!r}, that "
+        f"of {source.name} is {theirs[first]!r}. Train it on the same data set."
+    )
+
+
+def check_strength(top1: float, counts: np.ndarray, split: str) -> None:
+    """Refuses a teacher near chance, which points at a wrong file or preprocessing.
+
+    Chance is the share of the most frequent class: what one constant answer gets. A
+    teacher has to come a tenth of the way from there to 1, and more than three
+    standard errors of chance above it.
+
+    Args:
+      top1: Measured accuracy in 0 .. 1.
+      counts: Images of each class in the split, int [C].
+    """
+    chance = counts.max() / counts.sum()
+    error = np.sqrt(chance * (1 - chance) / counts.sum())
+    needed = min(max(chance + 0.1 * (1 - chance), chance + 3 * error), 1.0)
+    if top1 < needed:
+        raise InputError(
+            f"the teacher is near chance: top-1 {top1:.1%} on {split}, where one "
+            f"constant answer gets {chance:.1%} and at least {needed:.1%} is asked for. "
+            "Check --arch, --image_size, --stem and the order of the classes, train it "
+            "longer, or pass --allow_weak_teacher."
+        )

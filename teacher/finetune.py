@@ -1,0 +1,312 @@
+"""Trains a torchvision classifier on a data set, to teach a student.
+
+    python -m teacher.finetune --dataset=digits --arch=resnet50 --out=runs/teacher-digits
+    python -m teacher.finetune --dataset=cifar10 --arch=resnet50 --weights=DEFAULT \\
+        --image_size=224 --learning_rate=0.01 --flip --out=runs/teacher-cifar10
+
+The same command goes on from the last whole epoch after a kill. --epochs=0 stores the
+given weights as they are, with their accuracy.
+"""
+
+import inspect
+import math
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from absl import flags
+from torch.nn import functional
+from tqdm import tqdm
+
+from deit_jax import command
+from deit_jax.data import sources
+from deit_jax.errors import InputError
+from teacher import classifier as classifiers
+from teacher.blocks import read_blocks
+
+CHECKPOINT = "checkpoint.pt"
+SMALL_IMAGE = 64  # pixels: the default size for images up to it; 224 for larger ones
+WARMUP = 0.2  # of all steps
+
+
+def finetune(
+    *,
+    dataset: str,
+    out: str | os.PathLike,
+    data_dir: str | None,
+    train_split: str,
+    eval_split: str,
+    arch: str,
+    weights: str,
+    stem: str,
+    image_size: int | None,
+    epochs: int,
+    batch_size: int,
+    learning_rate: float,
+    weight_decay: float,
+    label_smoothing: float,
+    crop_padding: int,
+    flip: bool,
+    precision: str,
+    device: str | None,
+    seed: int,
+) -> classifiers.Classifier:
+    """Trains and leaves `teacher.pt` in `out`. The arguments are the command's flags.
+
+    Every draw is a function of (seed, epoch), so a resumed run needs no generator
+    state; on a CPU it equals an uninterrupted one bit for bit.
+
+    Raises:
+      InputError: An argument cannot work, `out` holds another run, or the loss is not
+        finite.
+    """
+    settings = {k: v for k, v in locals().items() if k not in ("out", "data_dir")}
+    out = Path(out)
+    device = classifiers.choose_device(device)
+    dtype = classifiers.choose_dtype(precision, device)
+    train = sources.load(dataset, train_split)
+    test = sources.load(dataset, eval_split)
+    if tuple(train.class_names) != tuple(test.class_names):
+        raise InputError(f"{train_split} and {eval_split} have different classes.")
+    if image_size is None:
+        small = max(train[0]["image"].shape[:2]) <= SMALL_IMAGE
+        image_size = SMALL_IMAGE if small else 224
+    settings |= {
+        "image_size": image_size,
+        "precision": str(dtype).removeprefix("torch."),
+        "device": device.type,
+        "fingerprint": train.fingerprint,
+    }
+    stored = _stored(out, settings)
+    if "top1" in stored:
+        print(f"{out} holds this teacher already, trained to its end.")
+        return classifiers.load(out)
+
+    torch.manual_seed(seed)
+    model = classifiers.build(
+        arch, train.num_classes, image_size=image_size, weights=weights, stem=stem
+    )
+    classifiers.check_image_size(model, arch, image_size)
+    model.to(device, memory_format=torch.channels_last)
+    teacher = classifiers.Classifier(
+        model, arch, stem, image_size, class_names=tuple(train.class_names)
+    )
+    optimizer = torch.optim.SGD(
+        model.parameters(),
+        lr=learning_rate,
+        momentum=0.9,
+        nesterov=True,
+        weight_decay=weight_decay,
+    )
+    # Only float16 underflows: bfloat16 has the range of float32.
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    done = 0
+    if stored:
+        model.load_state_dict(stored["model"])
+        optimizer.load_state_dict(stored["optimizer"])
+        scaler.load_state_dict(stored["scaler"])
+        done = stored["epoch"]
+    batch_size = min(batch_size, len(train))
+    steps = len(train) // batch_size  # an epoch is its whole batches
+    millions = sum(p.numel() for p in model.parameters()) / 1e6
+    print(
+        f"{arch}, {stem} stem, {image_size} px, {millions:.1f} M parameters, "
+        f"weights: {weights}\n"
+        f"{dataset} {train_split}: {len(train):,} images of {train.num_classes} "
+        f"classes; evaluated on {eval_split}: {len(test):,}\n"
+        f"{epochs} epochs of {steps} steps of {batch_size} images on {device} in "
+        f"{settings['precision']}" + (f", {done} of them done" if done else ""),
+        flush=True,
+    )
+
+    for epoch in range(done, epochs):
+        began = time.perf_counter()
+        torch.manual_seed(seed + 1_000_003 * (epoch + 1))  # dropout, stochastic depth
+        total_loss = torch.zeros((), device=device)
+        model.train()
+        batches = augmented_batches(
+            train,
+            batch_size,
+            crop_padding=crop_padding,
+            flip=flip,
+            generator=np.random.default_rng([seed, epoch]),
+        )
+        bar = tqdm(
+            batches,
+            desc=f"epoch {epoch + 1}/{epochs}",
+            total=steps,
+            leave=False,
+            disable=not sys.stderr.isatty(),
+        )
+        for step, (images, labels) in enumerate(bar):
+            rate = learning_rate * schedule((epoch + step / steps) / epochs)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            with classifiers.autocast(device, dtype):
+                output = model(
+                    classifiers.preprocess(
+                        images, image_size, teacher.mean, teacher.std, device
+                    )
+                )
+            loss = functional.cross_entropy(
+                output.float(),
+                torch.from_numpy(labels).to(device),
+                label_smoothing=label_smoothing,
+            )
+            optimizer.zero_grad(set_to_none=True)
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            total_loss += loss.detach()
+        train_loss = float(total_loss) / steps
+        if not math.isfinite(train_loss):
+            raise InputError(
+                f"the loss is {train_loss} in epoch {epoch + 1}. Lower --learning_rate "
+                f"(now {learning_rate:g}) and delete {out} or give another --out."
+            )
+        top1, _ = classifiers.evaluate(
+            teacher, test, batch_size=batch_size, device=device, dtype=dtype
+        )
+        print(
+            f"epoch {epoch + 1}/{epochs}: loss {train_loss:.4f}, top-1 {top1:.4f} on "
+            f"{eval_split}, {time.perf_counter() - began:.1f} s",
+            flush=True,
+        )
+        checkpoint = {
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "scaler": scaler.state_dict(),
+            "epoch": epoch + 1,
+            "settings": settings,
+        }
+        classifiers.replace_file(out / CHECKPOINT, checkpoint)
+
+    teacher.top1_split = eval_split
+    teacher.top1, _ = classifiers.evaluate(
+        teacher, test, batch_size=batch_size, device=device, dtype=dtype
+    )
+    classifiers.save(out / classifiers.TEACHER, teacher, settings=settings)
+    (out / CHECKPOINT).unlink(missing_ok=True)
+    return teacher
+
+
+def schedule(progress: float) -> float:
+    """One cycle: the share of the peak rate at `progress` (0 .. 1) of all steps."""
+    if progress < WARMUP:
+        return max(progress / WARMUP, 0.01)
+    return 0.5 * (1 + math.cos(math.pi * (progress - WARMUP) / (1 - WARMUP)))
+
+
+def augmented_batches(
+    source,
+    batch_size: int,
+    *,
+    crop_padding: int,
+    flip: bool,
+    generator: np.random.Generator,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields one shuffled epoch of whole batches: uint8 [B, H, W, 3], int64 [B].
+
+    Args:
+      crop_padding: Black pixels added on each side before a random crop of the
+        original size, in pixels of the source.
+      flip: Mirror half of the images.
+      generator: Makes all draws.
+    """
+    count = len(source) // batch_size * batch_size
+    order = generator.permutation(len(source))[:count].reshape(-1, batch_size)
+    for images, labels in read_blocks(source, order):
+        b, h, w, _ = images.shape
+        p = crop_padding
+        padded = np.pad(images, ((0, 0), (p, p), (p, p), (0, 0)))
+        top, left = generator.integers(0, 2 * p + 1, (2, b))
+        images = np.stack(
+            [
+                image[y : y + h, x : x + w]
+                for image, y, x in zip(padded, top, left, strict=True)
+            ]
+        )
+        if flip:
+            mirrored = generator.random(b) < 0.5
+            images[mirrored] = images[mirrored, :, ::-1]
+        yield images, labels
+
+
+def _stored(out: Path, settings: dict) -> dict:
+    """The finished or unfinished run in `out`, or nothing; refuses another run's."""
+    for name in (classifiers.TEACHER, CHECKPOINT):
+        if not (out / name).exists():
+            continue
+        stored = classifiers.load_file(out / name)
+        theirs = stored.get("settings", {})
+        differing = [
+            f"{key} {theirs.get(key)!r}, now {value!r}"
+            for key, value in settings.items()
+            if theirs.get(key) != value
+        ]
+        if differing:
+            raise InputError(
+                f"{out} holds a run with other settings ({'; '.join(differing)}). "
+                "Repeat them, delete it, or give another --out."
+            )
+        return stored
+    return {}
+
+
+def define_flags() -> None:
+    """Defines the command's flags; an import defines none."""
+    flags.DEFINE_string("dataset", None, "Data set, e.g. digits.", required=True)
+    flags.DEFINE_string("out", None, "Run directory.", required=True)
+    flags.DEFINE_string("data_dir", None, "Where the data set lies or goes.")
+    flags.DEFINE_string("train_split", "train", "Split to train on.")
+    flags.DEFINE_string("eval_split", "test", "Split to measure top-1 on.")
+    flags.DEFINE_string("arch", "resnet50", "torchvision's name of the network.")
+    flags.DEFINE_string(
+        "weights", "none", "none, DEFAULT (torchvision's, downloaded), or a file."
+    )
+    flags.DEFINE_string(
+        "stem", "standard", "standard, or cifar: 3x3 stride 1, no max-pool (ResNets)."
+    )
+    flags.DEFINE_integer(
+        "image_size",
+        None,
+        "Pixels that images are resized to; if not given, 64 where the data set's are "
+        "no larger, else 224.",
+        lower_bound=1,
+    )
+    flags.DEFINE_integer("epochs", 20, "Epochs in all.", lower_bound=0)
+    flags.DEFINE_integer("batch_size", 64, "Images a step.", lower_bound=2)
+    flags.DEFINE_float("learning_rate", 0.05, "Peak of the one-cycle schedule.")
+    flags.DEFINE_float("weight_decay", 5e-4, "L2 penalty of SGD.")
+    flags.DEFINE_float("label_smoothing", 0.0, "0 .. 1.", 0.0, 1.0)
+    flags.DEFINE_integer(
+        "crop_padding", 4, "Pixels padded before a random crop; 0: none.", lower_bound=0
+    )
+    flags.DEFINE_bool("flip", False, "Mirror at random; wrong for digits and text.")
+    flags.DEFINE_enum(
+        "precision", "auto", classifiers.PRECISIONS, "auto: bfloat16 where it is fast."
+    )
+    flags.DEFINE_string("device", None, "cpu, cuda, cuda:1; a GPU if there is one.")
+    flags.DEFINE_integer("seed", 0, "Of initialisation, order and augmentation.")
+
+
+def main(_) -> None:
+    names = inspect.signature(finetune).parameters
+    values = {name: flags.FLAGS[name].value for name in names}
+    teacher = finetune(**values)
+    print(
+        f"{values['out']}/{classifiers.TEACHER}: {teacher.arch}, top-1 "
+        f"{teacher.top1:.4f} on {teacher.top1_split}\n"
+        "Next, cache its logits for the student:\n"
+        f"  python -m teacher.export_logits --config=configs/deit.py:{values['dataset']} "
+        f"--teacher={values['out']}"
+    )
+
+
+if __name__ == "__main__":
+    define_flags()
+    command.run(main)

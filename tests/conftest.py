@@ -1,0 +1,30 @@
+"""Four CPU devices for every test, and no silent broadcasting."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
+os.environ["TF_ENABLE_ONEDNN_OPTS"] = "0"
+
+import jax
+import pytest
+from absl import flags
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+flags.FLAGS.mark_as_parsed()  # absl code in libraries asks for it
+
+
+@pytest.fixture
+def digits_config():
+    """configs/deit.py:digits, cut down to a few seconds."""
+    from configs import deit
+
+    config = deit.get_config("digits")
+    config.epochs = 2.0
+    config.dataset.train_split = "train"
+    config.schedule.warmup_epochs = 0.0
+    config.log.every_steps = 10
+    config.checkpoint.every_steps = 20
+    config.eval.every_epochs = 0.0
+    return config

@@ -1,0 +1,152 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from deit_jax.distillation import losses
+from deit_jax.errors import InputError
+
+B, C = 16, 10
+SETTINGS = {
+    "kind": "soft",
+    "head": "token",
+    "alpha": 0.3,
+    "tau": 3.0,
+    "reduction": "batchmean",
+}
+
+
+@pytest.fixture
+def batch():
+    rng = np.random.default_rng(0)
+    logits = [rng.normal(0, 4, (B, C)).astype(np.float32) for _ in range(3)]
+    return *logits, rng.integers(0, C, B)
+
+
+def total(logits, targets, teacher, **changes):
+    out = losses.training_loss(logits, targets, teacher, **(SETTINGS | changes))
+    return {name: float(value.mean()) for name, value in out.items()}
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_cross_entropy_is_torchs(batch, smoothing):
+    student, _, _, labels = batch
+    targets = losses.smooth_labels(jnp.asarray(labels), C, smoothing)
+    expected = F.cross_entropy(
+        torch.tensor(student), torch.tensor(labels), label_smoothing=smoothing
+    )
+    assert losses.cross_entropy(student, targets).mean() == pytest.approx(
+        expected.item(), abs=1e-6
+    )
+
+
+@pytest.mark.parametrize("tau", [1.0, 3.0])
+@pytest.mark.parametrize(
+    ("reduction", "torchs"), [("batchmean", "batchmean"), ("numel", "sum")]
+)
+def test_soft_distillation_is_torchs(batch, tau, reduction, torchs):
+    student, _, teacher, labels = batch
+    expected = (
+        F.kl_div(
+            F.log_softmax(torch.tensor(student) / tau, dim=1),
+            F.log_softmax(torch.tensor(teacher) / tau, dim=1),
+            reduction=torchs,
+            log_target=True,
+        )
+        * tau**2
+    )
+    if reduction == "numel":  # as facebookresearch/deit, losses.py
+        expected = expected / (B * C)
+    targets = jax.nn.one_hot(labels, C)
+    logits = {"class": jnp.zeros((B, C)), "distill": student}
+    got = total(logits, targets, teacher, tau=tau, reduction=reduction)
+    assert got["loss_distill"] == pytest.approx(expected.item(), abs=1e-6)
+    assert got["loss"] == pytest.approx(
+        0.7 * np.log(C) + 0.3 * expected.item(), abs=1e-6
+    )
+
+
+def test_hard_distillation_is_torchs(batch):
+    student, _, teacher, labels = batch
+    expected = F.cross_entropy(
+        torch.tensor(student), torch.tensor(teacher).argmax(dim=1)
+    )
+    logits = {"class": jnp.zeros((B, C)), "distill": student}
+    got = total(logits, jax.nn.one_hot(labels, C), teacher, kind="hard")
+    assert got["loss_distill"] == pytest.approx(expected.item(), abs=1e-6)
+
+
+def test_cosine_distillation_is_torchs(batch):
+    student, _, teacher, labels = batch
+    expected = 1 - F.cosine_similarity(
+        F.softmax(torch.tensor(student) / 3, dim=1),
+        F.softmax(torch.tensor(teacher) / 3, dim=1),
+    )
+    logits = {"class": jnp.zeros((B, C)), "distill": student}
+    got = total(logits, jax.nn.one_hot(labels, C), teacher, kind="cosine")
+    assert got["loss_distill"] == pytest.approx(expected.mean().item(), abs=1e-6)
+
+
+def test_gradient_of_soft_distillation_is_torchs(batch):
+    student, _, teacher, _ = batch
+    leaf = torch.tensor(student, requires_grad=True)
+    F.kl_div(
+        F.log_softmax(leaf / 3, dim=1),
+        F.log_softmax(torch.tensor(teacher) / 3, dim=1),
+        reduction="batchmean",
+        log_target=True,
+    ).mul(9).backward()
+    gradient = jax.grad(lambda s: losses.soft_distillation(s, teacher, 3.0).mean())
+    np.testing.assert_allclose(gradient(student), leaf.grad.numpy(), atol=1e-6)
+
+
+def test_head_says_what_the_teacher_teaches(batch):
+    student, other, teacher, labels = batch
+    targets = jax.nn.one_hot(labels, C)
+    logits = {"class": student, "distill": other}
+    token = total(logits, targets, teacher, head="token")
+    usual = total(logits, targets, teacher, head="class")
+    assert token["loss_ce"] == usual["loss_ce"]
+    assert token["loss_distill"] == pytest.approx(
+        float(losses.soft_distillation(other, teacher, 3.0).mean())
+    )
+    assert usual["loss_distill"] == pytest.approx(
+        float(losses.soft_distillation(student, teacher, 3.0).mean())
+    )
+
+
+def test_none_is_the_plain_cross_entropy(batch):
+    student, _, _, labels = batch
+    got = total({"class": student}, jax.nn.one_hot(labels, C), None, kind="none")
+    assert got["loss"] == got["loss_ce"]
+    assert set(got) == {"loss", "loss_ce"}
+
+
+def test_float16_teacher_logits_are_computed_in_float32(batch):
+    student, _, teacher, _ = batch
+    teacher = (teacher * 1000).astype(np.float16)  # exp overflows float16
+    assert np.isfinite(losses.soft_distillation(student, teacher, 1.0)).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"kind": "sfot"}, "unknown distillation.kind='sfot'. Known: none, soft"),
+        ({"head": "both"}, "unknown distillation.head='both'"),
+        ({"reduction": "sum"}, "unknown distillation.reduction='sum'"),
+        ({"alpha": 1.5}, "alpha=1.5"),
+        ({"tau": 0.0}, "tau=0.0"),
+        ({"student_heads": ("class",)}, "needs a model with a distillation token"),
+        ({"kind": "none"}, "which nothing would train"),
+    ],
+)
+def test_settings_that_cannot_work(changes, message):
+    settings = SETTINGS | {
+        "student_heads": ("class", "distill"),
+        "variant": "deit_tiny_distilled_patch16_224",
+    }
+    losses.check(**settings)
+    with pytest.raises(InputError, match=message):
+        losses.check(**(settings | changes))

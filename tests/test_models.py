@@ -1,0 +1,469 @@
+"""The models: shapes and counts, parity with timm, initialisation, dropping."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from flax import traverse_util
+
+from deit_jax.errors import InputError
+from deit_jax.models import vit
+from deit_jax.models.variants import VARIANTS, create
+
+NANO = "deit_nano_distilled_patch8_32"
+
+# With 1,000 classes. The figures at 224 px and base at 384 px are the paper's and
+# timm's; the others are those of timm's classes built with the same sizes.
+COUNTS = {
+    "nano_patch8_32": 564_808,
+    "nano_distilled_patch8_32": 662_000,
+    "tiny_patch16_224": 5_717_416,
+    "tiny_patch16_384": 5_790_376,
+    "tiny_patch4_32": 5_553_832,
+    "tiny_distilled_patch16_224": 5_910_800,
+    "tiny_distilled_patch16_384": 5_983_760,
+    "tiny_distilled_patch4_32": 5_747_216,
+    "small_patch16_224": 22_050_664,
+    "small_patch16_384": 22_196_584,
+    "small_patch4_32": 21_723_496,
+    "small_distilled_patch16_224": 22_436_432,
+    "small_distilled_patch16_384": 22_582_352,
+    "small_distilled_patch4_32": 22_109_264,
+    "base_patch16_224": 86_567_656,
+    "base_patch16_384": 86_859_496,
+    "base_patch4_32": 85_913_320,
+    "base_distilled_patch16_224": 87_338_192,
+    "base_distilled_patch16_384": 87_630_032,
+    "base_distilled_patch4_32": 86_683_856,
+}
+
+
+def random_images(batch, side, seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.standard_normal((batch, side, side, 3), dtype=np.float32)
+
+
+def random_keys(batch, seed=0):
+    return jax.random.split(jax.random.key(seed), batch)
+
+
+def init(model, seed=0):
+    images = jnp.zeros((1, model.image_size, model.image_size, 3))
+    return jax.jit(model.init)(jax.random.key(seed), images)
+
+
+@functools.cache
+def nano_variables():
+    """Parameters for `create(NANO, num_classes=10)`, whatever its rates and dtype."""
+    return init(create(NANO, num_classes=10))
+
+
+@functools.cache
+def init_shapes(model):
+    images = jnp.zeros((1, model.image_size, model.image_size, 3))
+    return jax.eval_shape(model.init, jax.random.key(0), images)["params"]
+
+
+# The table and `create`.
+
+
+def test_the_table_holds_every_counted_variant_and_no_other():
+    plain = {name for name in COUNTS if "distilled" not in name}
+    assert set(VARIANTS) == {f"deit_{name}" for name in COUNTS} | {
+        f"vit_{name}" for name in plain
+    }
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_parameter_count(variant):
+    leaves = jax.tree.leaves(init_shapes(create(variant, num_classes=1000)))
+    assert sum(leaf.size for leaf in leaves) == COUNTS[variant.partition("_")[2]]
+
+
+def test_image_size_overrides_the_variant_and_sizes_the_position_embeddings():
+    model = create("deit_tiny_distilled_patch16_224", num_classes=3, image_size=96)
+    assert init_shapes(model)["pos_embed"].shape == (1, 2 + 6 * 6, 192)
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (
+            {"variant": "deit_tiny_patch16_244"},
+            ["'deit_tiny_patch16_244'", "did you mean deit_tiny_patch16_224"],
+        ),
+        ({"variant": "resnet50"}, ["'resnet50'", "deit_base", "_patch4_32"]),
+        ({"variant": NANO, "image_size": 36}, ["36", "patch size 8", NANO]),
+        ({"variant": NANO, "image_size": 0}, ["0", "patch size 8"]),
+        ({"variant": NANO, "dtype": "float16"}, ["'float16'", "bfloat16"]),
+        ({"variant": NANO, "drop_path": 1.0}, ["drop_path is 1.0", "below 1"]),
+        ({"variant": NANO, "dropout": -0.1}, ["dropout is -0.1", "at least 0"]),
+    ],
+)
+def test_create_explains_what_is_wrong(arguments, words):
+    with pytest.raises(InputError) as error:
+        create(num_classes=10, **arguments)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_an_unknown_variant_is_answered_with_every_model_and_grid():
+    with pytest.raises(InputError) as error:
+        create("nothing-like-it", num_classes=10)
+    message = str(error.value)
+    assert "did you mean" not in message
+    for name in VARIANTS:
+        model, _, grid = name.partition("_patch")
+        (line,) = [line for line in message.splitlines() if line.endswith(grid)]
+        assert model in line.split()[0].split("|")
+
+
+@pytest.mark.parametrize("shape", [(2, 28, 28, 3), (2, 32, 40, 3), (2, 32, 32, 1)])
+def test_images_of_another_shape_are_refused(shape):
+    model = create(NANO, num_classes=10)
+    given = " x ".join(map(str, shape[1:]))
+    with pytest.raises(ValueError, match=f"{given}, but .* 32 x 32 x 3"):
+        jax.eval_shape(model.init, jax.random.key(0), jnp.zeros(shape))
+
+
+# Parity with timm.
+
+
+def timm_model(variant):
+    """timm's model of a variant, with random weights and the sizes of our table."""
+    pytest.importorskip("torch")
+    timm = pytest.importorskip("timm")
+    from timm_weights import randomise
+
+    ours = VARIANTS[variant]
+    middle = "_distilled" if ours["distilled"] else ""
+    model = timm.create_model(
+        f"deit_tiny{middle}_patch16_224",
+        pretrained=False,
+        img_size=ours["image_size"],
+        patch_size=ours["patch_size"],
+        embed_dim=ours["width"],
+        depth=ours["depth"],
+        num_heads=ours["num_heads"],
+    )
+    if ours["distilled"]:
+        # In evaluation timm returns the mean of the heads, in training both. Its
+        # rates of dropout and stochastic depth are 0, so nothing else differs.
+        model.set_distilled_training(True)
+    randomise(model)
+    return model.train()
+
+
+def timm_apply(model, images):
+    import torch
+
+    with torch.no_grad():
+        logits = model(torch.from_numpy(images.transpose(0, 3, 1, 2)))
+    if not isinstance(logits, tuple):
+        logits = (logits,)
+    names = ("class", "distill")[: len(logits)]
+    return {name: x.numpy() for name, x in zip(names, logits, strict=True)}
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [
+        "deit_nano_distilled_patch8_32",
+        "deit_tiny_patch16_224",
+        "deit_tiny_distilled_patch16_224",
+        "deit_tiny_distilled_patch16_384",
+        "deit_tiny_distilled_patch4_32",
+        "deit_small_patch16_224",
+        "deit_small_distilled_patch16_224",
+        "vit_base_patch16_224",
+        "deit_base_distilled_patch16_224",
+    ],
+)
+def test_logits_equal_timms(variant):
+    theirs = timm_model(variant)
+    from timm_weights import flax_params
+
+    images = random_images(2, VARIANTS[variant]["image_size"])
+    expected = timm_apply(theirs, images)
+
+    model = create(variant, num_classes=1000)
+    with jax.default_matmul_precision("highest"):
+        logits = jax.jit(model.apply)({"params": flax_params(theirs)}, images)
+
+    assert logits.keys() == expected.keys()
+    for name in expected:
+        # Weights that give small logits would make 1e-4 easy.
+        assert expected[name].std() > 0.5
+        np.testing.assert_allclose(logits[name], expected[name], rtol=0, atol=1e-4)
+
+
+def test_every_layer_equals_timms():
+    variant = "deit_tiny_distilled_patch16_224"
+    theirs = timm_model(variant)
+    from timm_weights import flax_params
+
+    images = random_images(2, 224)
+    expected, actual = {}, {}
+
+    def record_theirs(name):
+        def hook(module, inputs, output):
+            expected[f"{name} in"] = inputs[0].numpy()
+            expected[f"{name} out"] = output.numpy()
+
+        return hook
+
+    def record_ours(call, args, kwargs, context):
+        output = call(*args, **kwargs)
+        if isinstance(context.module, vit.Block):
+            actual[f"{context.module.name} in"] = args[0]
+            actual[f"{context.module.name} out"] = output
+        return output
+
+    for i, block in enumerate(theirs.blocks):
+        block.register_forward_hook(record_theirs(f"blocks_{i}"))
+    timm_apply(theirs, images)
+
+    def layers(params):
+        with nn.intercept_methods(record_ours):
+            create(variant, num_classes=1000).apply({"params": params}, images)
+        return actual
+
+    with jax.default_matmul_precision("highest"):
+        actual = jax.jit(layers)(flax_params(theirs))
+
+    # The input of the first block is the embedding: patches, tokens and positions.
+    assert next(iter(expected)) == "blocks_0 in"
+    assert actual.keys() == expected.keys() and len(expected) == 2 * 12
+    for name in expected:
+        np.testing.assert_allclose(
+            actual[name], expected[name], rtol=0, atol=1e-4, err_msg=name
+        )
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_parameters_have_timms_names_and_shapes(variant):
+    torch = pytest.importorskip("torch")
+    with torch.device("meta"):
+        theirs = timm_model(variant).state_dict()
+    ours = traverse_util.flatten_dict(
+        init_shapes(create(variant, num_classes=1000)), sep="."
+    )
+    renamed = {
+        name.replace("blocks_", "blocks.")
+        .replace("kernel", "weight")
+        .replace("scale", "weight"): sorted(leaf.shape)
+        for name, leaf in ours.items()
+    }
+    assert renamed == {name: sorted(x.shape) for name, x in theirs.items()}
+
+
+# Numbers: initialisation, gradients, bfloat16, what is sown.
+
+
+def test_initial_values():
+    params = init(create("deit_tiny_distilled_patch4_32", num_classes=1000))["params"]
+    flat = traverse_util.flatten_dict(params, sep="/")
+
+    patches = flat.pop("patch_embed/proj/kernel")
+    limit = (4 * 4 * 3) ** -0.5
+    assert np.abs(patches).max() <= limit
+    np.testing.assert_allclose(patches.std(), limit / 3**0.5, rtol=0.02)
+
+    for name, value in flat.items():
+        if name.endswith("bias"):
+            assert (value == 0).all(), name
+        elif name.endswith("scale"):
+            assert (value == 1).all(), name
+        else:
+            # A token has 192 entries only, so that its own deviation scatters.
+            rtol = 0.02 if value.size > 10_000 else 0.2
+            np.testing.assert_allclose(value.std(), 0.02, rtol=rtol, err_msg=name)
+            # Cut at 2 / 0.8796 standard deviations.
+            assert np.abs(value).max() <= 2.274 * 0.02, name
+            if value.size > 10_000:
+                assert np.abs(value).max() > 2.2 * 0.02, name
+
+
+def test_the_gradient_reaches_every_parameter():
+    model = create(NANO, num_classes=10, dropout=0.1, drop_path=0.1)
+    images, keys = random_images(8, 32), random_keys(8)
+    weights = random_images(2, 8)[..., 0]  # any numbers: [head, image, class]
+
+    def loss(variables):
+        logits = model.apply(variables, images, drop_keys=keys)
+        return sum(
+            (logits[name][:, :8] * weights[i]).sum()
+            + (logits[name][:, 8:] * weights[i, :, :2]).sum()
+            for i, name in enumerate(["class", "distill"])
+        )
+
+    gradient = jax.jit(jax.grad(loss))(nano_variables())["params"]
+    for name, value in traverse_util.flatten_dict(gradient, sep="/").items():
+        if name.endswith("qkv/bias"):
+            # Softmax does not see the key's bias: its gradient is rounding noise.
+            value = np.delete(value, np.s_[96:192])
+        assert np.isfinite(value).all(), name
+        assert (np.abs(value) > 1e-12).all(), name
+
+
+def test_bfloat16_rounds_the_products_only():
+    images = random_images(4, 32)
+    exact = create(NANO, num_classes=10)
+    rounded = create(NANO, num_classes=10, dtype="bfloat16")
+    variables = nano_variables()
+    shapes = init_shapes(rounded)
+    assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
+
+    expected = jax.jit(exact.apply)(variables, images)
+    actual, sown = jax.jit(lambda v: rounded.apply(v, images, mutable="intermediates"))(
+        variables
+    )
+    for name, logits in actual.items():
+        assert logits.dtype == jnp.float32
+        error = np.abs(logits - expected[name]).max()
+        # Eight bits of mantissa: visible, and small beside logits of about 0.3.
+        assert 1e-5 < error < 0.02
+    assert {leaf.dtype for leaf in jax.tree.leaves(sown)} == {jnp.dtype("float32")}
+
+
+def test_attention_and_tokens_can_be_read():
+    model = create(NANO, num_classes=10)
+    variables = nano_variables()
+    assert set(variables) == {"params"}
+    apply = jax.jit(model.apply, static_argnames="mutable")
+    logits, sown = apply(variables, random_images(2, 32), mutable="intermediates")
+    sown = sown["intermediates"]
+    for i in range(4):
+        (weights,) = sown[f"blocks_{i}"]["attn"]["attention"]
+        assert weights.shape == (2, 3, 18, 18)
+        np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-5)
+
+    heads = {"class": "head", "distill": "head_dist"}
+    for name, head in heads.items():
+        (token,) = sown[f"{name}_token"]
+        layer = variables["params"][head]
+        np.testing.assert_allclose(
+            token @ layer["kernel"], logits[name], rtol=1e-4, atol=1e-5
+        )
+
+
+def test_a_model_without_the_token_has_one_head():
+    model = create("vit_nano_patch8_32", num_classes=10)
+    assert not {"dist_token", "head_dist"} & set(init_shapes(model))
+    variables = jax.eval_shape(model.init, jax.random.key(0), random_images(1, 32))
+    logits = jax.eval_shape(model.apply, variables, random_images(1, 32))
+    assert {name: x.shape for name, x in logits.items()} == {"class": (1, 10)}
+
+
+# Dropout and stochastic depth.
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_drop_keeps_the_expectation(whole):
+    x = jnp.ones((4000, 3, 5))
+    dropped = vit.drop(x, random_keys(4000), site=7, rate=0.3, whole=whole)
+    np.testing.assert_allclose(np.unique(dropped), [0, 1 / 0.7], rtol=1e-6)
+    draws = dropped if not whole else dropped[:, 0, 0]
+    # Five standard errors of the mean of independent draws.
+    error = (0.3 / 0.7 / draws.size) ** 0.5
+    np.testing.assert_allclose(draws.mean(), 1, atol=5 * error)
+    images_of_one_value = (dropped == dropped[:, :1, :1]).all(axis=(1, 2)).mean()
+    assert images_of_one_value == 1 if whole else images_of_one_value < 0.1
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_drop_depends_on_the_key_and_the_site_only(whole):
+    keys = random_keys(64)
+    x = jnp.ones((64, 3, 5))
+
+    def mask(x, keys, site=3):
+        return vit.drop(x, keys, site=site, rate=0.5, whole=whole)
+
+    np.testing.assert_array_equal(mask(x, keys)[10:13], mask(x[:3], keys[10:13]))
+    np.testing.assert_array_equal(mask(x, keys)[::-1], mask(x, keys[::-1]))
+    # Independent sites agree in about half of the images.
+    other_site = mask(x, keys, site=4)
+    agree = (mask(x, keys) == other_site).mean()
+    assert 0.2 < agree < 0.8
+
+
+def test_without_a_rate_or_keys_nothing_is_drawn():
+    x = jnp.ones((2, 3, 5))
+    assert vit.drop(x, random_keys(2), site=0, rate=0.0) is x
+    assert vit.drop(x, None, site=0, rate=0.5) is x
+
+
+def test_every_site_draws_by_itself_and_depth_sets_the_rate(monkeypatch):
+    calls = []
+
+    def record(x, drop_keys, *, site, rate, whole=False):
+        calls.append((site, rate, whole))
+        return x
+
+    monkeypatch.setattr(vit, "drop", record)
+    model = create(NANO, num_classes=10, drop_path=0.3, dropout=0.1)
+    jax.eval_shape(model.init, jax.random.key(0), random_images(1, 32))
+
+    sites = [site for site, _, _ in calls]
+    assert len(sites) == len(set(sites)) == 1 + 5 * 4
+    # Attention and MLP of each block; none in the first.
+    depth_rates = [rate for _, rate, whole in calls if whole]
+    np.testing.assert_allclose(depth_rates, [0, 0, 0.1, 0.1, 0.2, 0.2, 0.3, 0.3])
+    # After the positions and, a block, attn.proj, the activation and fc2.
+    assert [rate for _, rate, whole in calls if not whole] == [0.1] * (1 + 3 * 4)
+
+
+@pytest.mark.parametrize("field", ["drop_path", "dropout"])
+def test_masks_follow_the_image_through_any_batch(field):
+    model = create(NANO, num_classes=10, **{field: 0.5})
+    variables = nano_variables()
+    apply = jax.jit(model.apply)
+    images, keys = random_images(8, 32), random_keys(8)
+
+    whole = apply(variables, images, drop_keys=keys)["distill"]
+    alone = apply(variables, images[5:6], drop_keys=keys[5:6])["distill"]
+    turned = apply(variables, images[::-1], drop_keys=keys[::-1])["distill"]
+    # The masks are equal to the bit; products of another batch size may round.
+    np.testing.assert_allclose(alone, whole[5:6], atol=1e-5)
+    np.testing.assert_allclose(turned[::-1], whole, atol=1e-5)
+
+    other = apply(variables, images, drop_keys=random_keys(8, seed=1))["distill"]
+    assert np.abs(other - whole).max() > 0.01
+
+
+@pytest.mark.parametrize("field", ["drop_path", "dropout"])
+def test_without_keys_the_rates_do_nothing(field):
+    plain = create(NANO, num_classes=10)
+    dropping = create(NANO, num_classes=10, **{field: 0.5})
+    variables = nano_variables()
+    images = random_images(2, 32)
+    expected = jax.jit(plain.apply)(variables, images)
+    actual = jax.jit(dropping.apply)(variables, images)
+    for name in expected:
+        np.testing.assert_array_equal(actual[name], expected[name])
+
+
+def test_stochastic_depth_spares_the_first_block_and_not_the_last():
+    model = create(NANO, num_classes=10, drop_path=0.9)
+    variables = nano_variables()
+    images = random_images(16, 32)
+
+    def blocks(drop_keys):
+        _, seen = model.apply(
+            variables,
+            images,
+            drop_keys=drop_keys,
+            capture_intermediates=lambda module, _: isinstance(module, vit.Block),
+        )
+        return [seen["intermediates"][f"blocks_{i}"]["__call__"][0] for i in range(4)]
+
+    kept, dropped = jax.jit(blocks)(None), jax.jit(blocks)(random_keys(16))
+    np.testing.assert_allclose(dropped[0], kept[0], atol=1e-6)
+    # In the last block one image in a hundred keeps both branches, four in five
+    # neither: those leave it as they came.
+    unchanged = (dropped[3] == dropped[2]).all(axis=(1, 2)).mean()
+    assert 0.4 < unchanged <= 1
+    assert (kept[3] != kept[2]).any(axis=(1, 2)).all()

@@ -1,0 +1,128 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import torch
+
+from deit_jax.errors import InputError
+from deit_jax.models import variants
+from deit_jax.training import optimizer
+
+
+def trajectory(transformation, start, gradients):
+    """Parameters after each of the gradients."""
+    params = {"fc": {"kernel": jnp.asarray(start)}}
+    opt_state = transformation.init(params)
+    for gradient in gradients:
+        updates, opt_state = transformation.update(
+            {"fc": {"kernel": jnp.asarray(gradient)}}, opt_state, params
+        )
+        params = optax.apply_updates(params, updates)
+        yield np.asarray(params["fc"]["kernel"])
+
+
+@pytest.mark.parametrize(
+    ("ours", "torchs"),
+    [
+        ({"name": "adam"}, lambda p: torch.optim.Adam(p, 0.01)),
+        (
+            {"name": "adamw", "weight_decay": 0.05, "b2": 0.95},
+            lambda p: torch.optim.AdamW(p, 0.01, betas=(0.9, 0.95), weight_decay=0.05),
+        ),
+        (
+            {"name": "sgd", "weight_decay": 0.05},
+            lambda p: torch.optim.SGD(
+                p, 0.01, momentum=0.9, nesterov=True, weight_decay=0.05
+            ),
+        ),
+        (
+            {"name": "sgd", "momentum": 0.0, "clip_norm": 1.0},
+            lambda p: torch.optim.SGD(p, 0.01),
+        ),
+    ],
+)
+def test_steps_are_torchs(ours, torchs):
+    rng = np.random.default_rng(0)
+    start = rng.normal(size=(4, 3)).astype(np.float32)
+    gradients = rng.normal(size=(20, 4, 3)).astype(np.float32)
+    leaf = torch.nn.Parameter(torch.tensor(start))
+    reference = torchs([leaf])
+    created = optimizer.create(learning_rate=0.01, **ours)
+    for got, gradient in zip(
+        trajectory(created, start, gradients), gradients, strict=True
+    ):
+        leaf.grad = torch.tensor(gradient)
+        if "clip_norm" in ours:
+            torch.nn.utils.clip_grad_norm_([leaf], ours["clip_norm"])
+        reference.step()
+        np.testing.assert_allclose(got, leaf.detach().numpy(), atol=2e-6)
+
+
+def test_decay_mask_leaves_out_bias_norm_tokens_and_positions():
+    model = variants.create("deit_nano_distilled_patch8_32", num_classes=10)
+    params = jax.eval_shape(
+        model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3), jnp.float32)
+    )["params"]
+    mask = optimizer.decay_mask(params)
+    paths = jax.tree_util.tree_flatten_with_path(mask)[0]
+    decayed = {"/".join(k.key for k in path) for path, on in paths if on}
+    kept = {"/".join(k.key for k in path) for path, on in paths if not on}
+    assert all(path.endswith("/kernel") for path in decayed)
+    assert {"cls_token", "dist_token", "pos_embed", "norm/scale"} <= kept
+    assert not any(path.endswith("/kernel") for path in kept)
+    assert {"patch_embed/proj/kernel", "head/kernel", "head_dist/kernel"} <= decayed
+
+
+def test_masked_parameters_do_not_decay():
+    created = optimizer.create("adamw", 0.1, weight_decay=0.5)
+    params = {"kernel": jnp.ones(2), "bias": jnp.ones(2)}
+    updates, _ = created.update(
+        jax.tree.map(jnp.zeros_like, params), created.init(params), params
+    )
+    np.testing.assert_allclose(updates["kernel"], -0.05, rtol=1e-6)
+    np.testing.assert_array_equal(updates["bias"], 0)
+
+
+def test_warmup_then_cosine():
+    schedule = optimizer.warmup_cosine(
+        1.0, total_steps=110, warmup_steps=10, min_learning_rate=0.1
+    )
+    assert [round(float(schedule(s)), 6) for s in (0, 5, 10, 60, 110)] == [
+        0,
+        0.5,
+        1,
+        0.55,
+        0.1,
+    ]
+
+
+def test_without_a_warmup_the_first_step_has_the_peak():
+    assert optimizer.warmup_cosine(1.0, total_steps=10, warmup_steps=0)(0) == 1
+
+
+@pytest.mark.parametrize(("reference", "expected"), [(0, 5e-4), (512, 1e-3)])
+def test_learning_rate_scales_with_the_batch(reference, expected):
+    got = optimizer.resolve_learning_rate(
+        5e-4, batch_size=1024, reference_batch_size=reference
+    )
+    assert got == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: optimizer.create("lamb", 0.1), "unknown optimizer.name='lamb'"),
+        (
+            lambda: optimizer.create("adam", 0.1, weight_decay=0.1),
+            "no meaning for adam",
+        ),
+        (
+            lambda: optimizer.warmup_cosine(1.0, total_steps=10, warmup_steps=10),
+            "does not fit a run of 10",
+        ),
+    ],
+)
+def test_settings_that_cannot_work(call, message):
+    with pytest.raises(InputError, match=message):
+        call()

@@ -1,0 +1,219 @@
+"""The pmapped step against the same step on one device, and what must not change it."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from deit_jax.distillation import losses
+from deit_jax.models import variants
+from deit_jax.training import optimizer, state, step
+
+B, C = 16, 10
+DISTILLATION = {
+    "kind": "soft",
+    "head": "token",
+    "alpha": 0.5,
+    "tau": 3.0,
+    "reduction": "batchmean",
+}
+
+
+@functools.cache
+def build(name="sgd", drop=0.0):
+    model = variants.create(
+        "deit_nano_distilled_patch8_32", num_classes=C, drop_path=drop, dropout=drop
+    )
+    tx = optimizer.create(name, 0.05 if name == "sgd" else 1e-3, clip_norm=1.0)
+    return model, tx, jax.device_get(state.create(model, tx, seed=0, ema=True))
+
+
+def statics(model, tx, **changes):
+    return {
+        "model": model,
+        "optimizer": tx,
+        "inputs": lambda images, labels: (
+            step.normalise(images, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)),
+            losses.smooth_labels(labels, C, 0.1),
+        ),
+        "loss": functools.partial(losses.training_loss, **DISTILLATION),
+        "seed": 3,
+        "ema_decay": 0.9,
+    } | changes
+
+
+def make_batch(number):
+    rng = np.random.default_rng(number)
+    return {
+        "image": rng.integers(0, 256, (B, 32, 32, 3), np.uint8),
+        "label": rng.integers(0, C, B).astype(np.int32),
+        "teacher_logits": rng.normal(0, 3, (B, C)).astype(np.float16),
+    }
+
+
+def run(devices, steps=1, name="sgd", drop=0.0, **changes):
+    """(state, metrics of the last step) after `steps`; 0 devices: jit without pmap."""
+    model, tx, current = build(name, drop)
+    settings = statics(model, tx, **changes)
+    if devices:
+        mapped = step.pmap_train_step(jax.local_devices()[:devices], **settings)
+        current = step.replicate(current, jax.local_devices()[:devices])
+    else:
+        mapped = jax.jit(functools.partial(step.train_step, **settings))
+    for number in range(steps):
+        batch = make_batch(number)
+        if devices:
+            batch = {
+                k: v.reshape(devices, B // devices, *v.shape[1:])
+                for k, v in batch.items()
+            }
+        current, metrics = mapped(current, batch)
+    return jax.device_get((current, metrics))
+
+
+def assert_close(got, expected, atol=1e-5):
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=atol, rtol=0), got, expected
+    )
+
+
+def gradient_of(new_state):
+    """With SGD's momentum trace, the first step's gradient is in the optimizer state."""
+    traces = [
+        leaf.trace
+        for leaf in jax.tree.leaves(
+            new_state.opt_state, is_leaf=lambda x: hasattr(x, "trace")
+        )
+        if hasattr(leaf, "trace")
+    ]
+    assert len(traces) == 1
+    return traces[0]
+
+
+@pytest.mark.parametrize("devices", [1, 2, 4])
+def test_pmap_gives_the_loss_and_gradient_of_jit(devices):
+    mapped, mapped_metrics = run(devices)
+    single, metrics = run(0)
+    assert_close(mapped_metrics, metrics)
+    assert_close(gradient_of(mapped), gradient_of(single))
+    assert jax.tree.leaves(gradient_of(single))[0].any()
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+def test_parameters_after_five_sgd_steps(devices):
+    mapped, _ = run(devices, steps=5)
+    single, _ = run(0, steps=5)
+    assert mapped.step == 5
+    assert_close(mapped.params, single.params)
+    assert_close(mapped.ema_params, single.ema_params)
+
+
+def test_replicas_stay_equal():
+    """With an output axis for each device, so that a forgotten pmean would show."""
+    model, tx, start = build()
+    devices = jax.local_devices()
+    mapped = jax.pmap(
+        functools.partial(step.train_step, axis_name="batch", **statics(model, tx)),
+        axis_name="batch",
+        in_axes=(None, 0),
+        out_axes=0,
+    )
+    batch = {k: v.reshape(4, 4, *v.shape[1:]) for k, v in make_batch(0).items()}
+    new_state, metrics = mapped(start, batch)
+    for leaf in jax.tree.leaves((new_state, metrics)):
+        assert leaf.shape[0] == len(devices)
+        np.testing.assert_array_equal(leaf[1:], np.broadcast_to(leaf[:1], leaf[1:].shape))
+
+
+@pytest.mark.parametrize("devices", [0, 2])
+def test_accumulation_gives_the_gradient_of_the_whole_batch(devices):
+    whole, whole_metrics = run(devices, drop=0.3)
+    parts, parts_metrics = run(devices, drop=0.3, accumulation=4)
+    assert_close(parts_metrics, whole_metrics)
+    assert_close(gradient_of(parts), gradient_of(whole))
+
+
+def test_drop_masks_do_not_depend_on_the_number_of_devices():
+    mapped, mapped_metrics = run(4, drop=0.3)
+    single, metrics = run(0, drop=0.3)
+    assert_close(mapped_metrics, metrics)
+    assert_close(gradient_of(mapped), gradient_of(single))
+    _, undropped = run(0)
+    assert abs(metrics["loss"] - undropped["loss"]) > 1e-4
+
+
+def test_drop_masks_change_with_step_and_seed():
+    model, tx, start = build(drop=0.3)
+    batch = make_batch(0)
+
+    def loss_at(step_number, seed):
+        train = functools.partial(step.train_step, **statics(model, tx, seed=seed))
+        moved = start.replace(step=jnp.asarray(step_number, jnp.int32))
+        return float(jax.jit(train)(moved, batch)[1]["loss"])
+
+    assert loss_at(0, 3) == loss_at(0, 3)
+    assert len({loss_at(0, 3), loss_at(1, 3), loss_at(0, 4)}) == 3
+
+
+def test_the_whole_run_compiles_once():
+    model, tx, start = build()
+    mapped = step.pmap_train_step(jax.local_devices(), **statics(model, tx))
+    current = step.replicate(start, jax.local_devices())
+    batch = {k: v.reshape(4, 4, *v.shape[1:]) for k, v in make_batch(0).items()}
+    with jax.log_compiles(False):
+        current, _ = mapped(current, batch)
+        counts = []
+        import jax.monitoring
+
+        def listener(name, *_args, **_kwargs):
+            if "backend_compile" in name:
+                counts.append(name)
+
+        jax.monitoring.register_event_duration_secs_listener(listener)
+        for _ in range(3):
+            current, _ = mapped(current, batch)
+    assert not counts
+
+
+def test_ema_follows_the_parameters():
+    model, tx, start = build()
+    new_state, _ = run(0)
+    assert_close(
+        new_state.ema_params,
+        jax.tree.map(
+            lambda old, new: 0.9 * old + 0.1 * new, start.params, new_state.params
+        ),
+        atol=1e-7,
+    )
+
+
+def test_normalise_is_torchvisions():
+    from torchvision.transforms.v2 import functional as F
+
+    images = make_batch(0)["image"]
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    import torch
+
+    expected = F.normalize(
+        torch.tensor(images).permute(0, 3, 1, 2).float() / 255, mean, std
+    ).permute(0, 2, 3, 1)
+    got = step.normalise(images, mean, std)
+    np.testing.assert_allclose(got, expected.numpy(), atol=1e-6)
+
+
+def test_eval_step_has_a_device_axis_and_drops_nothing():
+    model, _, start = build(drop=0.3)
+    images = make_batch(0)["image"]
+    evaluate = step.pmap_eval_step(
+        jax.local_devices(), model=model, mean=(0.5,) * 3, std=(0.5,) * 3
+    )
+    logits = evaluate(start.params, images.reshape(4, 4, 32, 32, 3))
+    plain = build()[0].apply(
+        {"params": start.params}, step.normalise(images, (0.5,) * 3, (0.5,) * 3)
+    )
+    assert set(logits) == {"class", "distill"}
+    for head in logits:
+        assert logits[head].shape == (4, 4, C)
+        np.testing.assert_allclose(logits[head].reshape(B, C), plain[head], atol=1e-5)

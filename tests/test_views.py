@@ -1,0 +1,120 @@
+import hashlib
+
+import numpy as np
+import pytest
+
+from deit_jax.data import views
+from deit_jax.errors import InputError
+
+
+def plan(**changes):
+    settings = {"length": 101, "batch_size": 8, "seed": 1, "augment_seed": 2}
+    return views.BatchPlan(**(settings | changes))
+
+
+def epoch(a_plan, number):
+    """(index, view) of all batches of an epoch, concatenated."""
+    first = number * a_plan.steps_per_epoch
+    batches = [a_plan.batch(first + i) for i in range(a_plan.steps_per_epoch)]
+    return tuple(np.concatenate(parts) for parts in zip(*batches, strict=True))
+
+
+@pytest.mark.parametrize("length", [2, 7, 100, 101])
+def test_pairs_are_a_perfect_matching(length):
+    indices = views.pairs(0, 3, length)
+    assert indices.shape == (length // 2, 2)
+    assert len(set(indices.ravel())) == length // 2 * 2
+    assert set(indices.ravel()) <= set(range(length))
+
+
+def test_with_an_odd_length_another_index_rests_in_each_view():
+    resting = {
+        (set(range(101)) - set(views.pairs(0, view, 101).ravel())).pop()
+        for view in range(20)
+    }
+    assert len(resting) > 10
+
+
+def test_epoch_shows_every_image_once_but_for_the_last_part_of_a_batch():
+    for number in range(3):
+        index, view = epoch(plan(), number)
+        assert len(index) == 96 == len(set(index))
+        assert (view == number).all()
+
+
+def test_partners_are_neighbours_in_the_batch():
+    a_plan = plan()
+    matching = {tuple(pair) for pair in views.pairs(2, 1, 101).tolist()}
+    index, _ = a_plan.batch(a_plan.steps_per_epoch + 3)
+    assert {tuple(pair) for pair in index.reshape(-1, 2).tolist()} <= matching
+
+
+def test_pairs_do_not_depend_on_the_order_seed_nor_the_batch_size():
+    def all_pairs(a_plan):
+        index, _ = epoch(a_plan, 0)
+        return {tuple(pair) for pair in index.reshape(-1, 2).tolist()}
+
+    base = all_pairs(plan(batch_size=4, length=100))
+    assert base == all_pairs(plan(batch_size=20, length=100, seed=9))
+    assert base != all_pairs(plan(batch_size=4, length=100, augment_seed=9))
+
+
+def test_orders_differ_between_epochs_and_seeds():
+    first = epoch(plan(length=100), 0)[0]
+    assert (first != epoch(plan(length=100, seed=9), 0)[0]).any()
+    assert (first != epoch(plan(length=100), 1)[0]).any()
+
+
+def test_views_cycle_and_bring_their_pairs_back():
+    a_plan = plan(length=100, batch_size=4, num_views=3)
+    assert [epoch(a_plan, e)[1][0] for e in range(7)] == [0, 1, 2, 0, 1, 2, 0]
+    first, again = epoch(a_plan, 0)[0], epoch(a_plan, 3)[0]
+    assert (first != again).any(), "another order of the same pairs"
+    as_set = [{tuple(p) for p in x.reshape(-1, 2).tolist()} for x in (first, again)]
+    assert as_set[0] == as_set[1]
+
+
+def test_repeats_use_every_cache_row_once_a_block():
+    a_plan = plan(length=96, batch_size=8, num_views=6, repeats=3)
+    assert a_plan.steps_per_epoch == 12
+    for block in range(3):
+        rows = []
+        for part in range(3):
+            index, view = epoch(a_plan, 3 * block + part)
+            assert sorted(set(view)) == [3 * (block % 2) + r for r in range(3)]
+            rows += zip(view.tolist(), index.tolist(), strict=True)
+        assert len(rows) == len(set(rows)) == 3 * 96
+
+
+def test_repeats_keep_partners_in_one_view():
+    index, view = plan(length=96, repeats=3).batch(5)
+    assert (view.reshape(-1, 2)[:, 0] == view.reshape(-1, 2)[:, 1]).all()
+    # Three views of a pair follow each other.
+    assert (index[0:2] == index[2:4]).all() or (index[2:4] == index[4:6]).all()
+
+
+def test_golden_order():
+    """The same on every JAX version: caches and resumed runs depend on it."""
+    a_plan = plan(length=1001, batch_size=50, num_views=4, repeats=2)
+    data = b"".join(
+        part.astype("<i4").tobytes() for step in range(60) for part in a_plan.batch(step)
+    )
+    assert hashlib.sha256(data).hexdigest()[:16] == GOLDEN
+
+
+GOLDEN = "d4412e0206fc10f5"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 7}, "batch_size=7"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"batch_size": 102}, "larger than an epoch"),
+        ({"repeats": 0}, "repeats=0"),
+        ({"repeats": 2, "num_views": 3}, "repeats=2"),
+    ],
+)
+def test_impossible_plans(changes, message):
+    with pytest.raises(InputError, match=message):
+        plan(**changes)

@@ -1,0 +1,76 @@
+import builtins
+import json
+
+import pytest
+
+from deit_jax.training import writers
+
+SCALARS = {"train/loss": 0.5, "eval/class/top1": 0.25}
+
+
+def read_events(directory):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(directory), size_guidance={"tensors": 0})
+    events.Reload()
+    return events
+
+
+@pytest.fixture
+def without_tensorflow(monkeypatch):
+    real = builtins.__import__
+
+    def refuse(name, *args, **kwargs):
+        if name == "tensorflow" or name.startswith("tensorflow."):
+            raise ImportError("No module named 'tensorflow'")
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", refuse)
+
+
+def write_some(directory):
+    writer = writers.create(directory)
+    for number in (1, 2):
+        writer.write_scalars(number, SCALARS)
+    writer.write_texts(0, {"config": "some text"})
+    writer.flush()
+    writer.close()
+    return writer
+
+
+def test_clu_writes_what_tensorboard_reads(tmp_path):
+    pytest.importorskip("tensorflow")
+    writer = write_some(tmp_path)
+    assert type(writer).__module__.startswith("clu.")
+    events = read_events(tmp_path)
+    assert {"train/loss", "eval/class/top1", "config"} <= set(events.Tags()["tensors"])
+    assert [e.step for e in events.Tensors("train/loss")] == [1, 2]
+
+
+def test_without_tensorflow_tensorboard_reads_the_same(
+    tmp_path, without_tensorflow, capsys
+):
+    writer = write_some(tmp_path)
+    assert isinstance(writer, writers.EventWriter)
+    assert "without TensorFlow" in capsys.readouterr().err
+    events = read_events(tmp_path)
+    # The accumulator migrates plain scalars to tensors when it reads them.
+    tags = events.Tags()
+    assert {"train/loss", "eval/class/top1"} <= {*tags["scalars"], *tags["tensors"]}
+    assert "config" in tags["tensors"]
+    assert events.Tensors("config")[0].tensor_proto.string_val == [b"some text"]
+
+
+def test_metrics_file_is_cut_back_to_the_restored_step(tmp_path):
+    first = writers.MetricsFile(tmp_path, 0)
+    for step in (10, 20, 30):
+        first.write(step, {"train/loss": step / 10})
+    first.close()
+    with open(tmp_path / writers.METRICS, "a") as file:
+        file.write('{"step": 40, "train/lo')  # killed while writing
+    second = writers.MetricsFile(tmp_path, 20)
+    second.write(30, {"train/loss": 7.0})
+    second.close()
+    lines = (tmp_path / writers.METRICS).read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [10, 20, 30]
+    assert writers.read(tmp_path)[-1] == {"step": 30, "train/loss": 7.0}
