@@ -6,24 +6,35 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+from PIL import Image
 
 READ_AHEAD = 2  # blocks in memory beside the one in use
 THREADS = min(8, os.cpu_count() or 1)  # image decoders release Python's lock
 
 
 def read_blocks(
-    source, blocks: Iterable[np.ndarray]
+    source, blocks: Iterable[np.ndarray], image_size: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yields images uint8 [B, H, W, 3] and labels int64 [B] for each block, in order.
 
     Args:
       source: See `deit_jax.data.sources`.
       blocks: Positions in the source, int [B] each.
+      image_size: What pictures are brought to that are not all square and of one
+        size (`centre_square`); others keep theirs.
     """
+    shape = source.image_shape
+    uniform = shape is not None and shape[0] == shape[1]
+
+    def read(index: int) -> tuple[np.ndarray, int]:
+        example = source[index]
+        image = example["image"]
+        return image if uniform else centre_square(image, image_size), example["label"]
+
     with ThreadPoolExecutor(THREADS) as pool:
         ahead = collections.deque()
         for block in blocks:
-            ahead.append([pool.submit(source.__getitem__, int(i)) for i in block])
+            ahead.append([pool.submit(read, int(i)) for i in block])
             if len(ahead) > READ_AHEAD:
                 yield _stack(ahead.popleft())
         while ahead:
@@ -36,7 +47,20 @@ def consecutive(start: int, stop: int, size: int) -> Iterator[np.ndarray]:
         yield np.arange(first, min(first + size, stop))
 
 
+def centre_square(image: np.ndarray, size: int) -> np.ndarray:
+    """The middle square of uint8 [H, W, 3], resized to `size` (Pillow, bilinear)."""
+    height, width, _ = image.shape
+    side = min(height, width)
+    left, top = (width - side) / 2, (height - side) / 2
+    return np.asarray(
+        Image.fromarray(image).resize(
+            (size, size),
+            Image.Resampling.BILINEAR,
+            box=(left, top, left + side, top + side),
+        )
+    )
+
+
 def _stack(futures) -> tuple[np.ndarray, np.ndarray]:
-    examples = [future.result() for future in futures]
-    images = np.stack([example["image"] for example in examples])
-    return images, np.array([example["label"] for example in examples], np.int64)
+    images, labels = zip(*(future.result() for future in futures), strict=True)
+    return np.stack(images), np.array(labels, np.int64)

@@ -121,6 +121,9 @@ def _create(arch: str, image_size: int, *, pretrained: bool) -> nn.Module:
         )
     # A vision transformer's position embeddings fix the input size.
     options = {"image_size": image_size} if arch.startswith("vit_") else {}
+    if arch.startswith(("resnet", "resnext", "wide_resnet")) and not pretrained:
+        # Residual branches that begin at zero train faster (Goyal et al. 2017, 5.1).
+        options["zero_init_residual"] = True
     try:
         return torchvision.models.get_model(
             arch, weights="DEFAULT" if pretrained else None, **options
@@ -237,7 +240,7 @@ def load(
                 f"the teacher in {path.parent} is not trained to its end. Repeat the "
                 "teacher.finetune command that began it: it goes on from there."
             )
-    content, state = _read(path)
+    content, _ = _read(path)
     given = {"arch": arch, "stem": stem, "image_size": image_size}
     if content:
         for name, value in given.items():
@@ -292,9 +295,9 @@ def load_file(path: Path) -> dict:
         raise InputError(f"there is no file {path}.") from error
     except Exception as error:  # a damaged pickle can raise anything
         raise InputError(
-            f"{path} is damaged or is no file of weights ({type(error).__name__}). Only "
-            "tensors and plain values are loaded, since a pickle can hold code: store "
-            "a network by torch.save(model.state_dict(), FILE)."
+            f"{path} is damaged or is no file of weights ({type(error).__name__}). "
+            "Only tensors and plain values are loaded, since a pickle can hold code: "
+            "store a network by torch.save(model.state_dict(), FILE)."
         ) from error
     if not isinstance(content, dict) or not content:
         raise InputError(f"{path} holds a {type(content).__name__}, not a state dict.")
@@ -438,7 +441,8 @@ def evaluate(
 ) -> tuple[float, np.ndarray]:
     """Top-1 accuracy in 0 .. 1 over all of `source`, and its labels' counts [C]."""
     correct, counts = 0, np.zeros(source.num_classes, np.int64)
-    for images, labels in read_blocks(source, consecutive(0, len(source), batch_size)):
+    blocks = consecutive(0, len(source), batch_size)
+    for images, labels in read_blocks(source, blocks, classifier.image_size):
         predicted = logits(classifier, images, device=device, dtype=dtype).argmax(-1)
         correct += int((predicted == labels).sum())
         counts += np.bincount(labels, minlength=source.num_classes)
@@ -484,7 +488,7 @@ def check_strength(top1: float, counts: np.ndarray, split: str) -> None:
     if top1 < needed:
         raise InputError(
             f"the teacher is near chance: top-1 {top1:.1%} on {split}, where one "
-            f"constant answer gets {chance:.1%} and at least {needed:.1%} is asked for. "
+            f"constant answer gets {chance:.1%} and {needed:.1%} is the least. "
             "Check --arch, --image_size, --stem and the order of the classes, train it "
             "longer, or pass --allow_weak_teacher."
         )

@@ -1,6 +1,7 @@
 """Trains a torchvision classifier on a data set, to teach a student.
 
-    python -m teacher.finetune --dataset=digits --arch=resnet50 --out=runs/teacher-digits
+    python -m teacher.finetune --dataset=digits --arch=resnet50 \\
+        --out=runs/teacher-digits
     python -m teacher.finetune --dataset=cifar10 --arch=resnet50 --weights=DEFAULT \\
         --image_size=224 --learning_rate=0.01 --flip --out=runs/teacher-cifar10
 
@@ -68,12 +69,13 @@ def finetune(
     out = Path(out)
     device = classifiers.choose_device(device)
     dtype = classifiers.choose_dtype(precision, device)
-    train = sources.load(dataset, train_split)
-    test = sources.load(dataset, eval_split)
+    train = sources.load(dataset, train_split, data_dir=data_dir)
+    test = sources.load(dataset, eval_split, data_dir=data_dir)
     if tuple(train.class_names) != tuple(test.class_names):
         raise InputError(f"{train_split} and {eval_split} have different classes.")
     if image_size is None:
-        small = max(train[0]["image"].shape[:2]) <= SMALL_IMAGE
+        shape = train.image_shape
+        small = shape is not None and max(shape) <= SMALL_IMAGE
         image_size = SMALL_IMAGE if small else 224
     settings |= {
         "image_size": image_size,
@@ -131,6 +133,7 @@ def finetune(
         batches = augmented_batches(
             train,
             batch_size,
+            image_size=image_size,
             crop_padding=crop_padding,
             flip=flip,
             generator=np.random.default_rng([seed, epoch]),
@@ -205,6 +208,7 @@ def augmented_batches(
     source,
     batch_size: int,
     *,
+    image_size: int,
     crop_padding: int,
     flip: bool,
     generator: np.random.Generator,
@@ -212,6 +216,7 @@ def augmented_batches(
     """Yields one shuffled epoch of whole batches: uint8 [B, H, W, 3], int64 [B].
 
     Args:
+      image_size: See `read_blocks`.
       crop_padding: Black pixels added on each side before a random crop of the
         original size, in pixels of the source.
       flip: Mirror half of the images.
@@ -219,7 +224,7 @@ def augmented_batches(
     """
     count = len(source) // batch_size * batch_size
     order = generator.permutation(len(source))[:count].reshape(-1, batch_size)
-    for images, labels in read_blocks(source, order):
+    for images, labels in read_blocks(source, order, image_size):
         b, h, w, _ = images.shape
         p = crop_padding
         padded = np.pad(images, ((0, 0), (p, p), (p, p), (0, 0)))
@@ -298,12 +303,13 @@ def main(_) -> None:
     names = inspect.signature(finetune).parameters
     values = {name: flags.FLAGS[name].value for name in names}
     teacher = finetune(**values)
+    dataset, out = values["dataset"], values["out"]
     print(
-        f"{values['out']}/{classifiers.TEACHER}: {teacher.arch}, top-1 "
-        f"{teacher.top1:.4f} on {teacher.top1_split}\n"
+        f"{out}/{classifiers.TEACHER}: {teacher.arch}, top-1 {teacher.top1:.4f} on "
+        f"{teacher.top1_split}\n"
         "Next, cache its logits for the student:\n"
-        f"  python -m teacher.export_logits --config=configs/deit.py:{values['dataset']} "
-        f"--teacher={values['out']}"
+        f"  python -m teacher.export_logits --config=configs/deit.py:{dataset} "
+        f"--teacher={out}"
     )
 
 

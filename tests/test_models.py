@@ -1,6 +1,7 @@
 """The models: shapes and counts, parity with timm, initialisation, dropping."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -200,6 +201,17 @@ def test_logits_equal_timms(variant):
         np.testing.assert_allclose(logits[name], expected[name], rtol=0, atol=1e-4)
 
 
+def test_the_norms_epsilon_is_timms():
+    torch = pytest.importorskip("torch")
+    norm = timm_model(NANO).norm
+    # At a variance of 1e-6 an epsilon of 1e-6 matters; in the models it hides.
+    x = 1e-3 * random_images(1, 96)[0, ..., 0]
+    expected = norm(torch.from_numpy(x)).detach().numpy()
+    params = {"scale": norm.weight.detach().numpy(), "bias": norm.bias.detach().numpy()}
+    actual = vit.LayerNorm().apply({"params": params}, x)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-4)
+
+
 def test_every_layer_equals_timms():
     variant = "deit_tiny_distilled_patch16_224"
     theirs = timm_model(variant)
@@ -327,6 +339,19 @@ def test_bfloat16_rounds_the_products_only():
         # Eight bits of mantissa: visible, and small beside logits of about 0.3.
         assert 1e-5 < error < 0.02
     assert {leaf.dtype for leaf in jax.tree.leaves(sown)} == {jnp.dtype("float32")}
+
+
+def test_every_product_but_the_heads_is_bfloat16():
+    model = create(NANO, num_classes=10, dtype="bfloat16")
+    program = jax.jit(model.apply).lower(nano_variables(), random_images(2, 32))
+    products = [
+        line.rpartition(" : ")[2]
+        for line in program.as_text().splitlines()
+        if "stablehlo.dot_general" in line
+    ]
+    operands = [re.findall(r"x(f32|bf16)>", types)[:2] for types in products]
+    # The patches, then six a block (qkv, two in attention, proj, fc1, fc2).
+    assert operands == [["bf16"] * 2] * (1 + 6 * 4) + [["f32"] * 2] * 2
 
 
 def test_attention_and_tokens_can_be_read():

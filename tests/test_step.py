@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
+from torchvision.transforms.v2 import functional as F
 
 from deit_jax.distillation import losses
-from deit_jax.models import variants
+from deit_jax.models.vit import VisionTransformer
 from deit_jax.training import optimizer, state, step
 
 B, C = 16, 10
@@ -23,8 +25,17 @@ DISTILLATION = {
 
 @functools.cache
 def build(name="sgd", drop=0.0):
-    model = variants.create(
-        "deit_nano_distilled_patch8_32", num_classes=C, drop_path=drop, dropout=drop
+    # Small, as each test compiles a step of its own.
+    model = VisionTransformer(
+        num_classes=C,
+        image_size=32,
+        patch_size=8,
+        width=24,
+        depth=2,
+        num_heads=3,
+        distilled=True,
+        drop_path=drop,
+        dropout=drop,
     )
     tx = optimizer.create(name, 0.05 if name == "sgd" else 1e-3, clip_norm=1.0)
     return model, tx, jax.device_get(state.create(model, tx, seed=0, ema=True))
@@ -53,6 +64,7 @@ def make_batch(number):
     }
 
 
+@functools.cache
 def run(devices, steps=1, name="sgd", drop=0.0, **changes):
     """(state, metrics of the last step) after `steps`; 0 devices: jit without pmap."""
     model, tx, current = build(name, drop)
@@ -148,33 +160,37 @@ def test_drop_masks_change_with_step_and_seed():
     model, tx, start = build(drop=0.3)
     batch = make_batch(0)
 
-    def loss_at(step_number, seed):
+    def loss_at(seed, *steps):
         train = functools.partial(step.train_step, **statics(model, tx, seed=seed))
-        moved = start.replace(step=jnp.asarray(step_number, jnp.int32))
-        return float(jax.jit(train)(moved, batch)[1]["loss"])
+        train = jax.jit(train)
+        moved = [start.replace(step=jnp.asarray(number, jnp.int32)) for number in steps]
+        return [float(train(at, batch)[1]["loss"]) for at in moved]
 
-    assert loss_at(0, 3) == loss_at(0, 3)
-    assert len({loss_at(0, 3), loss_at(1, 3), loss_at(0, 4)}) == 3
+    first, again, other_step = loss_at(3, 0, 0, 1)
+    assert first == again
+    assert len({first, other_step, *loss_at(4, 0)}) == 3
 
 
-def test_the_whole_run_compiles_once():
+def test_only_the_first_step_compiles():
     model, tx, start = build()
     mapped = step.pmap_train_step(jax.local_devices(), **statics(model, tx))
-    current = step.replicate(start, jax.local_devices())
     batch = {k: v.reshape(4, 4, *v.shape[1:]) for k, v in make_batch(0).items()}
-    with jax.log_compiles(False):
-        current, _ = mapped(current, batch)
-        counts = []
-        import jax.monitoring
+    current, _ = mapped(step.replicate(start, jax.local_devices()), batch)
+    compiled = []
 
-        def listener(name, *_args, **_kwargs):
-            if "backend_compile" in name:
-                counts.append(name)
+    def listen(event, _duration, **_):
+        if "compile" in event:
+            compiled.append(event)
 
-        jax.monitoring.register_event_duration_secs_listener(listener)
-        for _ in range(3):
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        for _ in range(2):
             current, _ = mapped(current, batch)
-    assert not counts
+        assert not compiled
+        jax.jit(lambda x: x + 1)(jnp.ones(3))
+        assert compiled, "the listener must hear compilations at all"
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
 
 
 def test_ema_follows_the_parameters():
@@ -185,17 +201,13 @@ def test_ema_follows_the_parameters():
         jax.tree.map(
             lambda old, new: 0.9 * old + 0.1 * new, start.params, new_state.params
         ),
-        atol=1e-7,
+        atol=3e-7,
     )
 
 
 def test_normalise_is_torchvisions():
-    from torchvision.transforms.v2 import functional as F
-
     images = make_batch(0)["image"]
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    import torch
-
     expected = F.normalize(
         torch.tensor(images).permute(0, 3, 1, 2).float() / 255, mean, std
     ).permute(0, 2, 3, 1)

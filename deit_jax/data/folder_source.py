@@ -213,7 +213,7 @@ def _check_classes(train: Path, class_names: tuple[str, ...], directory: Path) -
 
 def _subfolders(directory: Path) -> tuple[str, ...]:
     with _listing(directory) as entries:
-        return tuple(sorted(e.name for e in entries if e.is_dir() and not _hidden(e)))
+        return tuple(sorted(e.name for e in entries if _is_dir(e) and not _hidden(e)))
 
 
 def _pictures(directory: Path, relative: str, passed_over, ancestors):
@@ -228,7 +228,7 @@ def _pictures(directory: Path, relative: str, passed_over, ancestors):
         ending = os.path.splitext(entry.name)[1].lower()
         if _hidden(entry):
             passed_over["hidden"] += 1
-        elif entry.is_dir():
+        elif _is_dir(entry):
             yield from _pictures(directory, path, passed_over, (*ancestors, here))
         elif ending in ENDINGS:
             try:
@@ -247,6 +247,13 @@ def _listing(directory: Path):
         return os.scandir(directory)
     except OSError as error:
         raise InputError(f"{directory} cannot be listed: {error.strerror}.") from error
+
+
+def _is_dir(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def _hidden(entry: os.DirEntry) -> bool:

@@ -190,7 +190,8 @@ def _builder(name: str, data_dir: str | None):
         raise _unknown(name, data_dir) from error
     except Exception as error:  # a config or version it lacks, a damaged info file
         raise InputError(
-            f"TFDS cannot open {name!r} under {_shown(data_dir)}: {_first_lines(error)}"
+            f"TFDS cannot open {name!r} under {_shown(data_dir)}: "
+            f"{_first_lines(error)}."
         ) from error
 
 
@@ -233,7 +234,8 @@ def _prepare(name: str, builder) -> None:
     import tensorflow as tf
 
     # TensorFlow would take all memory of a GPU that JAX is about to use.
-    tf.config.set_visible_devices([], "GPU")
+    with contextlib.suppress(RuntimeError):  # it has them already
+        tf.config.set_visible_devices([], "GPU")
     try:
         builder.download_and_prepare(file_format="array_record")
     except Exception as error:  # network, disk, checksums, manual downloads, Kaggle ...
@@ -319,7 +321,7 @@ def _shown(data_dir: str | None) -> str:
 
 def _first_lines(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = " ".join(lines) or type(error).__name__
+    text = " ".join(lines).rstrip(".") or type(error).__name__
     return text if len(text) <= 500 else text[:500] + " ..."
 
 

@@ -12,8 +12,8 @@ The manifest:
     source          {name, split, length, num_classes, class_names, fingerprint}
     views           {count, view, mixing}: `view` is what the teacher saw, `plain`
                     (the image without augmentation, one view); `mixing` is `none`
-    teacher         {arch, stem, weights_sha256, image_size, mean, std, top1,
-                    top1_split}
+    teacher         {arch, stem, weights_sha256, image_size, mean, std, precision,
+                    top1, top1_split}
 
 A cache is written in chunks (`Writer`) and can be resumed after a kill: the rows that
 `progress.json` names are on disk before it says so.
@@ -22,7 +22,9 @@ A cache is written in chunks (`Writer`) and can be resumed after a kill: the row
 import dataclasses
 import hashlib
 import json
+import math
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -36,6 +38,7 @@ LOGITS = "logits.npy"
 PROGRESS = "progress.json"
 # Hashing runs at about 1 GB/s: a start-up should not wait longer than a blink for it.
 CHECKSUM_LIMIT_BYTES = 256 * 2**20
+SPARE_BYTES = 2**20  # for the small files beside the logits
 EXPORT_COMMANDS = """\
   python -m teacher.finetune --dataset={name} --arch=resnet50 --out={teacher}
   python -m teacher.export_logits --config={config} --teacher={teacher} --out={out}"""
@@ -87,11 +90,19 @@ class TeacherLogits:
           InputError: Data set, length, classes, images or view differ.
         """
         mine, theirs = describe_source(source), self.manifest["source"]
-        for field in ("name", "split", "length", "num_classes", "class_names"):
+        for field in ("name", "split", "length", "num_classes"):
             if mine[field] != theirs[field]:
                 raise InputError(
                     f"the teacher cache {self.directory} was made for {field}="
                     f"{theirs[field]!r}, this run has {field}={mine[field]!r}."
+                    + self._mend(source.name, config)
+                )
+        pairs = zip(mine["class_names"], theirs["class_names"], strict=True)
+        for number, (my_name, their_name) in enumerate(pairs):
+            if my_name != their_name:
+                raise InputError(
+                    f"class {number} of the teacher cache {self.directory} is "
+                    f"{their_name!r}, that of {source.name} is {my_name!r}."
                     + self._mend(source.name, config)
                 )
         if mine["fingerprint"] != theirs["fingerprint"]:
@@ -142,35 +153,52 @@ def open_cache(directory: str | os.PathLike) -> TeacherLogits:
     try:
         manifest = json.loads((directory / MANIFEST).read_text())
         version = manifest["format_version"]
+        if version != FORMAT_VERSION:
+            raise InputError(
+                f"{directory} has cache format {version}, this program reads "
+                f"{FORMAT_VERSION}. {again}"
+            )
         shape = tuple(int(n) for n in manifest["shape"])
         checksum = manifest["logits_sha256"]
-        _ = manifest["source"]["fingerprint"], manifest["views"]["view"]
+        source, views = manifest["source"], manifest["views"]
+        expected = (views["count"], source["length"], source["num_classes"])
+        if shape != expected or len(source["class_names"]) != shape[2]:
+            raise ValueError(f"shape {shape}, but views, images, classes {expected}")
+        _ = source["name"], source["split"], source["fingerprint"], views["view"]
         _ = manifest["teacher"]["top1"]
+    except InputError:
+        raise
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{directory / MANIFEST} is not a manifest of a teacher cache "
             f"({type(error).__name__}: {error}). {again}"
         ) from error
-    if version != FORMAT_VERSION:
-        raise InputError(
-            f"{directory} has cache format {version}, this program reads "
-            f"{FORMAT_VERSION}. {again}"
-        )
     path = directory / LOGITS
     try:
-        logits = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        logits = np.lib.format.open_memmap(path, mode="r")
+    except (OSError, ValueError) as error:
         raise InputError(
             f"{path} is missing, truncated or no .npy file ({error}). {again}"
         ) from error
-    if logits.dtype != np.float16 or logits.shape != shape or len(shape) != 3:
+    if logits.dtype != np.float16 or logits.shape != shape:
         raise InputError(
             f"{path} holds {logits.dtype} {logits.shape}, its manifest says float16 "
             f"{shape}. {again}"
         )
     if path.stat().st_size <= CHECKSUM_LIMIT_BYTES and _sha256(path) != checksum:
-        raise InputError(f"{path} is not the file its manifest was written for. {again}")
+        raise InputError(
+            f"{path} is not the file its manifest was written for. {again}"
+        )
     return TeacherLogits(directory, manifest, logits)
+
+
+def check_unused(directory: str | os.PathLike) -> None:
+    """Raises InputError where `directory` holds a finished cache."""
+    if (Path(directory) / MANIFEST).exists():
+        raise InputError(
+            f"{directory} already holds a finished teacher cache. Delete it or give "
+            "another --out."
+        )
 
 
 class Writer:
@@ -187,42 +215,65 @@ class Writer:
       rows_done: Rows already on disk, from an earlier start of the same export.
 
     Raises:
-      InputError: The directory holds a finished cache or another unfinished export.
+      InputError: The directory holds a finished cache, another unfinished export or
+        damaged files, cannot be written, or has too little space.
     """
 
     def __init__(self, directory, manifest: Mapping, shape: tuple[int, int, int]):
         self.directory = Path(directory)
-        if (self.directory / MANIFEST).exists():
-            raise InputError(
-                f"{self.directory} already holds a finished teacher cache. Delete it "
-                "or give another --out."
-            )
-        self.directory.mkdir(parents=True, exist_ok=True)
-        self._manifest = dict(manifest, format_version=FORMAT_VERSION, shape=list(shape))
+        check_unused(self.directory)
+        self._manifest = dict(
+            manifest, format_version=FORMAT_VERSION, shape=list(shape)
+        )
         identity = json.dumps(self._manifest, sort_keys=True)
         self._identity = hashlib.sha256(identity.encode()).hexdigest()
         self._path = self.directory / LOGITS
-        self.rows_done = self._resume(shape)
-        if self.rows_done == 0:
-            self._map = np.lib.format.open_memmap(
-                self._path, mode="w+", dtype=np.float16, shape=shape
-            )
-            self._save_progress()
-        else:
-            self._map = np.load(self._path, mmap_mode="r+", allow_pickle=False)
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            self.rows_done, self._map = self._resume(shape) or self._begin(shape)
+        except OSError as error:
+            raise InputError(f"cannot write {self.directory}: {error}") from error
         self._rows = self._map.reshape(-1, shape[2])
+        self._save_progress()
 
-    def _resume(self, shape) -> int:
+    def _begin(self, shape) -> tuple[int, np.ndarray]:
+        # A memory map on a full disk ends in SIGBUS, which no handler can explain.
+        needed = 2 * math.prod(shape)
+        free = shutil.disk_usage(self.directory).free
+        if free < needed + SPARE_BYTES:
+            raise InputError(
+                f"the cache takes {needed:,} bytes, and {self.directory} has "
+                f"{free:,} free."
+            )
+        return 0, np.lib.format.open_memmap(
+            self._path, mode="w+", dtype=np.float16, shape=shape
+        )
+
+    def _resume(self, shape) -> tuple[int, np.ndarray] | None:
         path = self.directory / PROGRESS
         if not path.exists():
-            return 0
-        progress = json.loads(path.read_text())
-        if progress["identity"] != self._identity:
+            return None
+        mend = "Delete it or give another --out."
+        try:
+            progress = json.loads(path.read_text())
+            identity, rows_done = progress["identity"], int(progress["rows_done"])
+            logits = np.lib.format.open_memmap(self._path, mode="r+")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"{self.directory} holds a damaged unfinished export "
+                f"({type(error).__name__}: {error}). {mend}"
+            ) from error
+        if identity != self._identity:
             raise InputError(
                 f"{self.directory} holds an unfinished export of another teacher, "
-                "data set or setting. Delete it or give another --out."
+                f"data set or setting. {mend}"
             )
-        return int(progress["rows_done"])
+        if logits.dtype != np.float16 or logits.shape != tuple(shape):
+            raise InputError(
+                f"{self._path} of an unfinished export holds {logits.dtype} "
+                f"{logits.shape} instead of float16 {tuple(shape)}. {mend}"
+            )
+        return rows_done, logits
 
     def append(self, logits: np.ndarray) -> None:
         """Writes the next rows, any float [n, C], and puts them on disk."""
@@ -231,7 +282,8 @@ class Writer:
                 "the teacher gives non-finite logits: its weights are damaged, or "
                 "half precision overflows; try --precision=float32."
             )
-        logits = logits.astype(np.float16)
+        with np.errstate(over="ignore"):  # reported below
+            logits = logits.astype(np.float16)
         if not np.isfinite(logits).all():
             raise InputError("the teacher's logits exceed float16 (65,504).")
         stop = self.rows_done + len(logits)

@@ -1,0 +1,71 @@
+"""The command as a user types it: exit codes and messages, never a traceback."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from deit_jax.main import default_workdir
+
+ROOT = Path(__file__).parent.parent
+DIGITS = "--config=configs/deit.py:digits"
+
+
+def main(*flags):
+    env = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    return subprocess.run(
+        [sys.executable, "-m", "deit_jax.main", *map(str, flags)],
+        cwd=ROOT,
+        env=env,
+        text=True,
+        capture_output=True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "config"),
+        (["--config=configs/nothing.py"], "configs/nothing.py"),
+        (["--config=configs/deit.py:cifar11"], "'cifar11'. Known: "),
+        ([DIGITS, "--config.epoch=3"], "Did you mean config.epochs?"),
+        ([DIGITS, "--config.model.size=3"], "Fields of config.model: dropout"),
+        ([DIGITS, "--config.seed.x=3"], "none, it is a value"),
+        ([DIGITS, "--config.epochs=many"], "could not convert"),
+        ([DIGITS, "--work_dir=x"], "workdir"),
+        ([DIGITS, "epochs=3"], "unexpected argument 'epochs=3'"),
+    ],
+)
+def test_bad_flags(flags, message):
+    done = main(*flags)
+    assert done.returncode != 0
+    assert message in done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_an_input_error_is_one_message(tmp_path):
+    done = main(DIGITS, "--config.batch_size=31", f"--workdir={tmp_path}")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: batch_size=31 is not a multiple of 2")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_short_run(tmp_path):
+    done = main(
+        DIGITS,
+        "--config.epochs=1",
+        "--config.schedule.warmup_epochs=0",
+        f"--workdir={tmp_path / 'run'}",
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "summary.json").exists()
+    assert "teacher resnet50" in done.stdout
+
+
+def test_default_workdir_names_config_and_data_set():
+    assert default_workdir("configs/deit.py:digits", "digits") == "runs/deit-digits"
+    assert default_workdir("configs/deit.py", "cifar10") == "runs/deit-cifar10"
+    assert default_workdir("configs/study.py:vit", "digits") == "runs/study-vit-digits"
+    assert default_workdir("a.py", "folder:/my pets") == "runs/a-folder_my_pets"

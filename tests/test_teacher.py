@@ -1,0 +1,692 @@
+"""The torch side: networks, weight files, training and the export of logits."""
+
+import dataclasses
+import io
+import json
+import os
+import pickle
+import subprocess
+import sys
+import urllib.error
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+
+from deit_jax.data import sources
+from deit_jax.distillation import teacher_logits
+from deit_jax.errors import InputError
+from teacher import blocks, export_logits, finetune
+from teacher import classifier as classifiers
+
+ROOT = Path(__file__).parents[1]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Tiny batches gain nothing from more, and a busy machine makes them slow."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def train():
+    return sources.load("digits", "train[:48]")
+
+
+@pytest.fixture(scope="module")
+def held_out():
+    return sources.load("digits", "test[:32]")
+
+
+@pytest.fixture(scope="module")
+def teacher(train):
+    """Untrained, but with BatchNorm statistics that differ from the initial ones."""
+    torch.manual_seed(0)
+    model = classifiers.build("resnet18", 10, image_size=32)
+    model.train()
+    model(torch.randn(8, 3, 32, 32))
+    return classifiers.Classifier(
+        model.eval(), "resnet18", "standard", 32, class_names=train.class_names
+    )
+
+
+def short_finetune(out, **changes):
+    settings = {
+        "dataset": "digits",
+        "data_dir": None,
+        "train_split": "train[:48]",
+        "eval_split": "test[:32]",
+        "arch": "mobilenet_v3_small",  # it has dropout
+        "weights": "none",
+        "stem": "standard",
+        "image_size": 32,
+        "epochs": 2,
+        "batch_size": 16,
+        "learning_rate": 0.01,
+        "weight_decay": 1e-4,
+        "label_smoothing": 0.1,
+        "crop_padding": 4,
+        "flip": True,
+        "precision": "float32",
+        "device": "cpu",
+        "seed": 0,
+    }
+    return finetune.finetune(out=out, **settings | changes)
+
+
+def assert_same_weights(a, b):
+    a, b = a.state_dict(), b.state_dict()
+    assert a.keys() == b.keys()
+    for name, tensor in a.items():
+        assert torch.equal(tensor, b[name]), name
+
+
+# Networks
+
+
+@pytest.mark.parametrize(
+    ("arch", "head"),
+    [
+        ("resnet50", "fc"),
+        ("resnext50_32x4d", "fc"),
+        ("shufflenet_v2_x0_5", "fc"),
+        ("vit_b_16", "heads.head"),
+        ("convnext_tiny", "classifier.2"),
+        ("efficientnet_b0", "classifier.1"),
+        ("mobilenet_v3_small", "classifier.3"),
+        ("densenet121", "classifier"),
+        ("swin_t", "head"),
+        ("maxvit_t", "classifier.5"),
+        ("vgg11", "classifier.6"),
+    ],
+)
+def test_head_is_replaced(arch, head):
+    with torch.device("meta"):
+        model = classifiers.build(arch, 7, image_size=224)
+        assert classifiers.find_head(model)[0] == head
+        assert model.eval()(torch.zeros(2, 3, 224, 224)).shape == (2, 7)
+
+
+def test_regnet_is_built():
+    model = classifiers.build("regnet_y_400mf", 7, image_size=32)
+    assert model.eval()(torch.zeros(2, 3, 32, 32)).shape == (2, 7)
+
+
+def test_pretrained_head_of_the_same_width_stays():
+    with torch.device("meta"):
+        model = classifiers.build("resnet18", 1000, image_size=224)
+        assert model.fc.out_features == 1000
+
+
+def test_unknown_network_names_its_neighbours():
+    with pytest.raises(InputError, match=r"unknown --arch=resnet55.*resnet50"):
+        classifiers.build("resnet55", 10, image_size=32)
+
+
+@pytest.mark.parametrize("arch", ["googlenet", "inception_v3", "squeezenet1_0"])
+def test_networks_with_other_heads_are_refused(arch):
+    with pytest.raises(InputError, match="not supported"):
+        classifiers.build(arch, 10, image_size=224)
+
+
+@pytest.mark.parametrize(("stem", "side"), [("standard", 1), ("cifar", 4)])
+def test_cifar_stem_keeps_the_resolution(stem, side):
+    with torch.device("meta"):
+        model = classifiers.build("resnet18", 10, image_size=32, stem=stem)
+        features = torch.nn.Sequential(*list(model.children())[:-2])
+        assert features(torch.zeros(2, 3, 32, 32)).shape == (2, 512, side, side)
+
+
+@pytest.mark.parametrize(
+    ("arch", "stem", "message"),
+    [
+        ("densenet121", "cifar", "for the ResNet family"),
+        ("resnet18", "patchify", "expected one of standard, cifar"),
+    ],
+)
+def test_wrong_stem_is_refused(arch, stem, message):
+    with torch.device("meta"), pytest.raises(InputError, match=message):
+        classifiers.build(arch, 10, image_size=32, stem=stem)
+
+
+def test_vision_transformer_takes_the_image_size():
+    with torch.device("meta"):
+        model = classifiers.build("vit_b_32", 5, image_size=64)
+        assert model.eval()(torch.zeros(1, 3, 64, 64)).shape == (1, 5)
+        with pytest.raises(InputError, match="cannot be built for --image_size=65"):
+            classifiers.build("vit_b_32", 5, image_size=65)
+
+
+def test_too_small_images_are_refused():
+    model = classifiers.build("alexnet", 10, image_size=32)
+    with pytest.raises(InputError, match="alexnet cannot take images of 32 px"):
+        classifiers.check_image_size(model, "alexnet", 32)
+
+
+def test_refused_download_names_the_ways_out(monkeypatch):
+    def no_network(*args, **kwargs):
+        raise urllib.error.URLError("no route")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
+    monkeypatch.setattr(os.path, "exists", lambda path: False)
+    with pytest.raises(InputError, match=r"no route.*--weights=none .*--weights=FILE"):
+        classifiers.build("resnet18", 10, image_size=32, weights="DEFAULT")
+
+
+# Images
+
+
+@pytest.mark.parametrize("size", [32, 80])
+def test_preprocessing_resizes_bilinearly_and_normalises(size):
+    """Pillow resizes with antialias; where an image grows there is none to do."""
+    image = np.random.default_rng(0).integers(0, 256, (48, 48, 3), np.uint8)
+    mean, std = classifiers.IMAGENET_MEAN, classifiers.IMAGENET_STD
+    x = classifiers.preprocess(image[None], size, mean, std, CPU)
+    assert x.shape == (1, 3, size, size)
+    resized = Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR)
+    mine = x[0].permute(1, 2, 0).numpy() * std + mean
+    np.testing.assert_allclose(mine * 255, np.asarray(resized), atol=1.01)
+
+
+def test_image_of_the_right_size_is_not_resampled():
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
+    mean, std = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
+    x = classifiers.preprocess(images, 32, mean, std, CPU)
+    expected = (images / 255 - mean) / std
+    np.testing.assert_allclose(x.permute(0, 2, 3, 1), expected, atol=1e-6)
+
+
+def test_blocks_come_in_order_and_are_read_a_few_ahead():
+    size, read = 4, []
+
+    class Counting:
+        image_shape = (2, 2, 3)
+
+        def __getitem__(self, i):
+            read.append(i)
+            return {"image": np.full((2, 2, 3), i, np.uint8), "label": i}
+
+    stream = blocks.read_blocks(Counting(), blocks.consecutive(3, 103, size), 2)
+    for number in range(5):
+        images, labels = next(stream)
+        assert labels.tolist() == list(range(3 + number * size, 7 + number * size))
+        assert images[:, 0, 0, 0].tolist() == labels.tolist()
+        assert len(read) <= (number + 1 + blocks.READ_AHEAD) * size
+    stream.close()
+
+
+@pytest.mark.parametrize(("height", "width"), [(40, 90), (90, 40), (64, 64)])
+def test_pictures_of_any_size_become_their_middle_square(height, width):
+    image = np.zeros((height, width, 3), np.uint8)
+    side, top, left = min(height, width), (height - 40) // 2, (width - 40) // 2
+    if side == 40:
+        image[top : top + 40, left : left + 40] = 200
+    else:
+        image[:] = 200
+
+    class Pictures:
+        image_shape = None
+
+        def __getitem__(self, i):
+            return {"image": image, "label": i}
+
+    [(images, labels)] = blocks.read_blocks(Pictures(), [np.array([1, 2])], 24)
+    assert images.shape == (2, 24, 24, 3)
+    assert images.min() == 200
+    assert labels.tolist() == [1, 2]
+
+
+def test_augmentation_shifts_within_the_padding_and_keeps_pairs(train):
+    options = {"image_size": 32, "crop_padding": 2, "flip": False}
+    epoch = [
+        list(
+            finetune.augmented_batches(
+                train, 10, generator=np.random.default_rng(seed), **options
+            )
+        )
+        for seed in (0, 0, 1)
+    ]
+    for (a, b), (c, d), (e, _) in zip(*epoch, strict=True):
+        np.testing.assert_array_equal(a, c)
+        np.testing.assert_array_equal(b, d)
+        assert not np.array_equal(a, e)
+    assert len(epoch[0]) == 4  # of 48 images, 8 sit out
+    padded = np.pad(train.images, ((0, 0), (2, 2), (2, 2), (0, 0)))
+    crops = np.lib.stride_tricks.sliding_window_view(padded, (32, 32), (1, 2))
+    crops = np.moveaxis(crops, 3, -1)  # [N, 5, 5, 32, 32, 3]
+    for images, labels in epoch[0]:
+        for image, label in zip(images, labels, strict=True):
+            fits = (crops == image).all(axis=(3, 4, 5)).any(axis=(1, 2))
+            assert label in train.labels[fits]
+
+
+# Files of weights
+
+
+def test_saved_teacher_is_loaded(teacher, tmp_path):
+    teacher = dataclasses.replace(teacher, top1=0.5, top1_split="test")
+    classifiers.save(tmp_path / "teacher.pt", teacher)
+    for path in (tmp_path, tmp_path / "teacher.pt"):
+        loaded = classifiers.load(path)
+        assert_same_weights(loaded.model, teacher.model)
+        for field in dataclasses.fields(teacher):
+            if field.name != "model":
+                assert getattr(loaded, field.name) == getattr(teacher, field.name)
+    assert [p.name for p in tmp_path.iterdir()] == ["teacher.pt"]
+
+
+def test_bare_half_precision_state_dict_is_loaded(teacher, tmp_path):
+    half = {
+        name: tensor.half() if tensor.is_floating_point() else tensor
+        for name, tensor in teacher.model.state_dict().items()
+    }
+    torch.save(half, tmp_path / "bare.pt")
+    loaded = classifiers.load(tmp_path / "bare.pt", arch="resnet18", image_size=32)
+    assert loaded.num_classes == 10
+    assert loaded.class_names is None
+    for name, tensor in loaded.model.state_dict().items():
+        assert torch.equal(tensor, half[name].to(tensor.dtype))
+        assert tensor.dtype in (torch.float32, torch.int64)
+
+
+def test_hash_belongs_to_the_weights_not_to_the_file(teacher, tmp_path):
+    classifiers.save(tmp_path / "teacher.pt", teacher)
+    torch.save(teacher.model.state_dict(), tmp_path / "bare.pt")
+    bare = classifiers.load(tmp_path / "bare.pt", arch="resnet18", image_size=32)
+    hashes = {
+        classifiers.weights_sha256(model)
+        for model in (
+            teacher.model,
+            classifiers.load(tmp_path / "teacher.pt").model,
+            bare.model,
+        )
+    }
+    assert len(hashes) == 1
+    with torch.no_grad():
+        bare.model.fc.bias[3] += 1e-3
+    assert classifiers.weights_sha256(bare.model) not in hashes
+
+
+@pytest.mark.parametrize("given", [{}, {"arch": "resnet18"}, {"image_size": 32}])
+def test_bare_state_dict_needs_a_description(teacher, tmp_path, given):
+    torch.save(teacher.model.state_dict(), tmp_path / "bare.pt")
+    with pytest.raises(InputError, match="is a bare state dict: say"):
+        classifiers.load(tmp_path / "bare.pt", **given)
+
+
+def test_description_that_contradicts_the_file_is_refused(teacher, tmp_path):
+    classifiers.save(tmp_path / "teacher.pt", teacher)
+    with pytest.raises(InputError, match="has image_size=32, not --image_size=64"):
+        classifiers.load(tmp_path, image_size=64)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"arch": "resnet34"}, r"as resnet34 .*: layer1.2.conv1.weight is missing"),
+        ({"arch": "densenet121"}, "is not a densenet121: it has no classifier.weight"),
+        ({"stem": "cifar"}, r"conv1.weight is \(64, 3, 7, 7\) instead of \(64, 3, 3"),
+    ],
+)
+def test_weights_of_another_network_are_refused(teacher, tmp_path, given, message):
+    torch.save(teacher.model.state_dict(), tmp_path / "bare.pt")
+    options = {"arch": "resnet18", "image_size": 32} | given
+    with pytest.raises(InputError, match=message):
+        classifiers.load(tmp_path / "bare.pt", **options)
+
+
+class Code:
+    """Its pickle writes a file when it is loaded."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return Path.touch, (Path(self.path),)
+
+
+@pytest.mark.parametrize("writer", [torch.save, lambda x, f: f.write(pickle.dumps(x))])
+def test_pickled_code_is_refused_and_not_run(tmp_path, writer):
+    with open(tmp_path / "evil.pt", "wb") as file:
+        writer({"weight": Code(tmp_path / "ran")}, file)
+    with pytest.raises(
+        InputError, match=r"evil.pt is damaged or is no file of weights"
+    ):
+        classifiers.load(tmp_path / "evil.pt", arch="resnet18", image_size=32)
+    assert not (tmp_path / "ran").exists()
+    pickle.loads(pickle.dumps(Code(tmp_path / "ran")))  # it would have
+    assert (tmp_path / "ran").exists()
+
+
+def test_pickled_network_is_refused(teacher, tmp_path):
+    torch.save(teacher.model, tmp_path / "whole.pt")
+    with pytest.raises(InputError, match=r"torch.save\(model.state_dict\(\), FILE\)"):
+        classifiers.load(tmp_path / "whole.pt", arch="resnet18", image_size=32)
+
+
+@pytest.mark.parametrize("keep", [0, 10, 5000, -10])
+def test_truncated_file_is_refused(teacher, tmp_path, keep):
+    buffer = io.BytesIO()
+    torch.save(teacher.model.state_dict(), buffer)
+    (tmp_path / "cut.pt").write_bytes(buffer.getvalue()[:keep])
+    with pytest.raises(InputError, match=r"cut.pt is damaged"):
+        classifiers.load(tmp_path / "cut.pt", arch="resnet18", image_size=32)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([1, 2], "holds a list, not a state dict"),
+        ({}, "holds a dict, not a state dict"),
+        ({"state_dict": {"a": torch.zeros(1)}, "epoch": 3}, "keys state_dict, epoch"),
+        ({"arch": "resnet18", "model": {}}, "it lacks class_names, image_size"),
+    ],
+)
+def test_files_of_another_kind_are_refused(tmp_path, content, message):
+    torch.save(content, tmp_path / "other.pt")
+    with pytest.raises(InputError, match=message):
+        classifiers.load(tmp_path / "other.pt", arch="resnet18", image_size=32)
+
+
+def test_missing_and_unfinished_teachers_are_told_apart(tmp_path):
+    with pytest.raises(InputError, match=r"there is no file .*teacher.pt"):
+        classifiers.load(tmp_path)
+    (tmp_path / finetune.CHECKPOINT).touch()
+    with pytest.raises(InputError, match="not trained to its end"):
+        classifiers.load(tmp_path)
+
+
+def test_weights_of_another_class_count_keep_all_but_the_head(teacher, tmp_path):
+    torch.save(teacher.model.state_dict(), tmp_path / "bare.pt")
+    model = classifiers.build(
+        "resnet18", 3, image_size=32, weights=str(tmp_path / "bare.pt")
+    )
+    assert model.fc.out_features == 3
+    assert torch.equal(
+        model.layer4[1].conv2.weight, teacher.model.layer4[1].conv2.weight
+    )
+
+
+def test_weights_of_a_teacher_are_those_of_its_arch(teacher, tmp_path):
+    classifiers.save(tmp_path / "teacher.pt", teacher)
+    with pytest.raises(InputError, match="holds a resnet18, --arch=resnet34"):
+        classifiers.build(
+            "resnet34", 10, image_size=32, weights=str(tmp_path / "teacher.pt")
+        )
+
+
+# Classes and accuracy
+
+
+def test_wrong_class_count_is_refused(teacher, train):
+    names = (*train.class_names, "ten")
+    with pytest.raises(InputError, match="tells 10 classes apart, digits has 11"):
+        classifiers.check_classes(
+            teacher, dataclasses.replace(train, class_names=names)
+        )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda names: names[::-1], "in another order: its class 0 is '0', .* is '9'"),
+        (lambda names: (*names[:9], "x"), "of other names: its class 9 is '9'.* 'x'"),
+    ],
+)
+def test_wrong_class_names_are_refused(teacher, train, change, message):
+    other = dataclasses.replace(train, class_names=change(train.class_names))
+    with pytest.raises(InputError, match=message):
+        classifiers.check_classes(teacher, other)
+    classifiers.check_classes(dataclasses.replace(teacher, class_names=None), other)
+
+
+@pytest.mark.parametrize(
+    ("top1", "counts", "weak"),
+    [
+        (0.18, [1000] * 10, True),
+        (0.20, [1000] * 10, False),
+        (0.25, [3] * 10, True),  # 30 images: three standard errors are 0.16
+        (0.30, [3] * 10, False),
+        (0.91, [90, 10], True),  # "always the first class" gets 0.9
+        (0.999, [90, 10], False),
+        (0.09, [50] * 1000, True),
+        (0.11, [50] * 1000, False),
+        (1.0, [1], False),
+    ],
+)
+def test_weak_teacher_is_refused(top1, counts, weak):
+    if weak:
+        with pytest.raises(InputError, match=r"near chance.*--allow_weak_teacher"):
+            classifiers.check_strength(top1, np.array(counts), "test")
+    else:
+        classifiers.check_strength(top1, np.array(counts), "test")
+
+
+def test_evaluation_counts_every_image_once(teacher, held_out):
+    top1, counts = classifiers.evaluate(
+        teacher, held_out, batch_size=5, device=CPU, dtype=torch.float32
+    )
+    with torch.inference_mode():
+        x = classifiers.preprocess(held_out.images, 32, teacher.mean, teacher.std, CPU)
+        predicted = teacher.model.eval()(x).argmax(-1).numpy()
+    assert top1 == (predicted == held_out.labels).mean()
+    assert counts.tolist() == np.bincount(held_out.labels, minlength=10).tolist()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: classifiers.choose_device("cuda:99"),
+            "--device=cuda:99 cannot be used",
+        ),
+        (lambda: classifiers.choose_device("gpu"), "--device=gpu cannot be used"),
+        (lambda: classifiers.choose_dtype("half", CPU), "--precision=half: expected"),
+    ],
+)
+def test_wrong_device_and_precision_are_refused(call, message):
+    with pytest.raises(InputError, match=message):
+        call()
+
+
+# Training
+
+
+def test_resumed_training_equals_uninterrupted(tmp_path, monkeypatch, capsys):
+    whole = short_finetune(tmp_path / "whole")
+    real = finetune.augmented_batches
+
+    def killed_in_the_second_epoch(*args, **kwargs):
+        if (tmp_path / "killed" / finetune.CHECKPOINT).exists():
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(finetune, "augmented_batches", killed_in_the_second_epoch)
+    with pytest.raises(KeyboardInterrupt):
+        short_finetune(tmp_path / "killed")
+    monkeypatch.setattr(finetune, "augmented_batches", real)
+    capsys.readouterr()
+    resumed = short_finetune(tmp_path / "killed")
+    assert "1 of them done" in capsys.readouterr().out
+    assert_same_weights(resumed.model, whole.model)
+    assert resumed.top1 == whole.top1
+    assert [p.name for p in (tmp_path / "killed").iterdir()] == ["teacher.pt"]
+
+    # A finished run is not trained again, and another run does not replace it.
+    assert_same_weights(short_finetune(tmp_path / "whole").model, whole.model)
+    with pytest.raises(InputError, match=r"other settings \(epochs 2, now 3\)"):
+        short_finetune(tmp_path / "whole", epochs=3)
+
+
+def test_given_weights_are_stored_as_they_are_in_no_epochs(teacher, tmp_path):
+    classifiers.save(tmp_path / "teacher.pt", teacher)
+    weights = str(tmp_path / "teacher.pt")
+    stored = short_finetune(
+        tmp_path / "run", arch="resnet18", weights=weights, epochs=0
+    )
+    assert_same_weights(stored.model, teacher.model)
+    assert 0 <= classifiers.load(tmp_path / "run").top1 <= 1
+
+
+def test_half_precision_trains(tmp_path):
+    trained = short_finetune(tmp_path, arch="resnet18", precision="bfloat16", epochs=1)
+    state = trained.model.state_dict()
+    assert all(tensor.dtype != torch.bfloat16 for tensor in state.values())
+    assert all(tensor.isfinite().all() for tensor in state.values())
+
+
+def test_non_finite_loss_stops(tmp_path):
+    with pytest.raises(InputError, match=r"the loss is nan.*Lower --learning_rate"):
+        short_finetune(tmp_path, arch="resnet18", learning_rate=1e30, epochs=1)
+    assert not (tmp_path / "teacher.pt").exists()
+
+
+def test_schedule_is_one_cycle():
+    rates = [finetune.schedule(p) for p in np.linspace(0, 1, 101)]
+    assert np.argmax(rates) == 20
+    assert max(rates) == 1
+    assert rates[0] > 0
+    assert rates[-1] == 0
+
+
+# Export
+
+
+def exported(teacher, train, held_out, out, **options):
+    export_logits.export(
+        teacher,
+        train,
+        held_out,
+        out,
+        batch_size=10,
+        **{"allow_weak_teacher": True} | options,
+    )
+    return teacher_logits.open_cache(out)
+
+
+def test_cache_holds_the_forward_pass(teacher, train, held_out, tmp_path):
+    cache = exported(teacher, train, held_out, tmp_path / "cache")
+    cache.check(train, view="plain")
+    assert cache.logits.shape == (1, 48, 10)
+    with torch.inference_mode():
+        x = classifiers.preprocess(train.images, 32, teacher.mean, teacher.std, CPU)
+        expected = teacher.model.eval()(x).numpy()
+    np.testing.assert_allclose(cache.logits[0], expected, rtol=1e-3, atol=1e-3)
+    stated = cache.manifest["teacher"]
+    top1, _ = classifiers.evaluate(
+        teacher, held_out, batch_size=32, device=CPU, dtype=torch.float32
+    )
+    assert stated["top1"] == top1
+    assert stated["top1_split"] == "test[:32]"
+    assert stated["weights_sha256"] == classifiers.weights_sha256(teacher.model)
+
+
+def test_export_is_repeatable_and_resumable(
+    teacher, train, held_out, tmp_path, monkeypatch
+):
+    exported(teacher, train, held_out, tmp_path / "whole")
+    exported(teacher, train, held_out, tmp_path / "again")
+    real = teacher_logits.Writer.append
+
+    def killed_after_two_blocks(writer, logits):
+        if writer.rows_done == 20:
+            raise KeyboardInterrupt
+        real(writer, logits)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(teacher_logits.Writer, "append", killed_after_two_blocks)
+        with pytest.raises(KeyboardInterrupt):
+            exported(teacher, train, held_out, tmp_path / "killed")
+    assert (
+        json.loads((tmp_path / "killed/progress.json").read_text())["rows_done"] == 20
+    )
+    exported(teacher, train, held_out, tmp_path / "killed")
+    for name in ("logits.npy", "manifest.json"):
+        expected = (tmp_path / "whole" / name).read_bytes()
+        assert (tmp_path / "again" / name).read_bytes() == expected
+        assert (tmp_path / "killed" / name).read_bytes() == expected
+
+
+def test_export_refuses_weak_and_foreign_teachers(teacher, train, held_out, tmp_path):
+    with pytest.raises(InputError, match="near chance"):
+        exported(teacher, train, held_out, tmp_path / "cache", allow_weak_teacher=False)
+    reverse = dataclasses.replace(teacher, class_names=train.class_names[::-1])
+    with pytest.raises(InputError, match="in another order"):
+        exported(reverse, train, held_out, tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_export_refuses_a_finished_cache_before_it_works(
+    teacher, train, held_out, tmp_path, monkeypatch
+):
+    exported(teacher, train, held_out, tmp_path / "cache")
+    monkeypatch.setattr(classifiers, "logits", None)  # no forward pass can happen
+    with pytest.raises(InputError, match="already holds a finished teacher cache"):
+        exported(teacher, train, held_out, tmp_path / "cache")
+
+
+# The commands
+
+
+def run_command(module, *arguments):
+    return subprocess.run(
+        [sys.executable, "-m", f"teacher.{module}", *arguments],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_commands_from_data_to_cache(tmp_path):
+    trained = run_command(
+        "finetune",
+        "--dataset=digits",
+        "--arch=resnet18",
+        "--train_split=train[:48]",
+        "--eval_split=test[:32]",
+        "--epochs=1",
+        "--batch_size=16",
+        f"--out={tmp_path}/teacher",
+    )
+    assert trained.returncode == 0, trained.stderr
+    assert "64 px" in trained.stdout  # the default for images of 32
+    assert f"--teacher={tmp_path}/teacher" in trained.stdout
+    splits = (
+        "--config.dataset.train_split=train[:48]",
+        "--config.dataset.eval_split=test[:32]",
+        f"--config.distillation.logits_dir={tmp_path}/cache",
+    )
+    arguments = ("--config=configs/deit.py:digits", *splits)
+    arguments += (f"--teacher={tmp_path}/teacher", "--allow_weak_teacher")
+    done = run_command("export_logits", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert "48 images x 1 plain view x 10 classes" in done.stdout
+    cache = teacher_logits.open_cache(tmp_path / "cache")
+    cache.check(sources.load("digits", "train[:48]"), view="plain")
+
+    repeated = run_command("export_logits", *arguments)
+    assert repeated.returncode == 2
+    assert repeated.stderr.startswith("error: ")
+    assert "Traceback" not in repeated.stderr
+
+
+def test_committed_cache_belongs_to_digits():
+    cache = teacher_logits.open_cache(ROOT / "teacher/logits/digits")
+    source = sources.load("digits", "train")
+    cache.check(source, view="plain")
+    assert cache.manifest["teacher"]["top1"] >= 0.98
+    assert (cache.logits[0].argmax(-1) == source.labels).mean() >= 0.98
+
+
+def test_every_torchvision_classifier_is_supported_or_refused():
+    known = set(torchvision.models.list_models(module=torchvision.models))
+    refused = known - set(classifiers.architectures())
+    assert {"googlenet", "inception_v3", "squeezenet1_0", "squeezenet1_1"} == refused

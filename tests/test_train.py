@@ -1,0 +1,262 @@
+"""The whole loop on digits: outputs, resume, and what it refuses."""
+
+import itertools
+import json
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from deit_jax import train
+from deit_jax.distillation import teacher_logits
+from deit_jax.errors import InputError
+from deit_jax.training import step, writers
+
+
+@pytest.fixture
+def cache(tmp_path):
+    """A teacher that knows the labels, for any source."""
+
+    def make(source, directory=tmp_path / "cache", described_as=None):
+        classes = source.num_classes
+        described = described_as or teacher_logits.describe_source(source)
+        teacher = {"arch": "oracle", "top1": 1.0, "top1_split": "test"}
+        writer = teacher_logits.Writer(
+            directory,
+            {
+                "source": described,
+                "views": {"count": 1, "view": "plain", "mixing": "none"},
+                "teacher": teacher,
+            },
+            (1, len(source), classes),
+        )
+        writer.append(5 * np.eye(classes)[source.labels])
+        writer.finish()
+        return directory
+
+    return make
+
+
+@pytest.fixture
+def small(digits_config, cache):
+    """A run of 12 steps in 3 epochs, with everything on."""
+    from deit_jax.data import sources
+
+    config = digits_config
+    config.dataset.train_split = "train[:128]"
+    config.dataset.eval_split = "test[:50]"
+    config.epochs = 3.0
+    config.model.drop_path = 0.1
+    config.log.every_steps = 2
+    config.checkpoint.every_steps = 5
+    config.eval.every_epochs = 1.0
+    config.distillation.logits_dir = str(cache(sources.load("digits", "train[:128]")))
+    return config
+
+
+def final_state(workdir):
+    with ocp.CheckpointManager(workdir / "checkpoints") as manager:
+        return manager.restore(
+            manager.latest_step(),
+            args=ocp.args.Composite(state=ocp.args.StandardRestore()),
+        )["state"]
+
+
+@pytest.fixture
+def stop_after(monkeypatch):
+    """Makes the run die, as if killed, when it dispatches its n-th step."""
+
+    def arm(number):
+        real = step.pmap_train_step
+
+        def counting(*args, **kwargs):
+            mapped = real(*args, **kwargs)
+            calls = itertools.count(1)
+
+            def one(*step_args):
+                if next(calls) > number:
+                    raise KeyboardInterrupt
+                return mapped(*step_args)
+
+            return one
+
+        monkeypatch.setattr(step, "pmap_train_step", counting)
+        return lambda: monkeypatch.setattr(step, "pmap_train_step", real)
+
+    return arm
+
+
+def test_a_run_leaves_what_the_readme_says(small, tmp_path, capsys):
+    summary = train.train_and_evaluate(small, tmp_path / "run", config_file="a.py")
+    run = tmp_path / "run"
+    assert json.loads((run / "summary.json").read_text()) == summary
+    assert json.loads((run / "config.json").read_text())["batch_size"] == 32
+    assert (run / "checkpoints" / "12").is_dir()
+    assert list(run.glob("events.out.tfevents.*"))
+    assert summary["steps"] == 12
+    assert summary["eval_images"] == 50
+    assert set(summary["eval"]) == set(summary["eval_ema"]) == {
+        "class",
+        "distill",
+        "mean",
+    }
+    assert set(summary["eval"]["mean"]) == {"loss", "top1", "top5"}
+
+    rows = writers.read(run)
+    trained = [row for row in rows if "train/loss" in row]
+    assert [row["step"] for row in trained] == [2, 4, 6, 8, 10, 12]
+    evaluated = [row for row in rows if "eval/mean/top1" in row]
+    assert [row["step"] for row in evaluated] == [4, 8, 12]
+    assert evaluated[-1]["eval_ema/class/loss"] == summary["eval_ema"]["class"]["loss"]
+    for row in trained:
+        mix = 0.5 * row["train/loss_ce"] + 0.5 * row["train/loss_distill"]
+        assert row["train/loss"] == pytest.approx(mix, abs=1e-5)
+    out = capsys.readouterr().out
+    assert "step 12/12" in out
+    assert "top-1" in out
+
+
+def test_a_finished_run_is_not_trained_again(small, tmp_path, capsys, stop_after):
+    first = train.train_and_evaluate(small, tmp_path / "run")
+    stop_after(0)
+    assert train.train_and_evaluate(small, tmp_path / "run") == first
+    assert "finished" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("steps", [3, 7, 11])
+def test_a_stopped_run_resumes_to_the_same_bits(small, tmp_path, steps, stop_after):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train.train_and_evaluate(small, whole)
+    undo = stop_after(steps)
+    with pytest.raises(KeyboardInterrupt):
+        train.train_and_evaluate(small, parts)
+    undo()
+    summary = train.train_and_evaluate(small, parts)
+    assert summary["resumed_at_step"] == steps // 5 * 5
+    jax.tree.map(np.testing.assert_array_equal, final_state(whole), final_state(parts))
+
+    def rows(run):
+        times = ("train/images_per_sec",)
+        return [
+            {k: v for k, v in row.items() if k not in times}
+            for row in writers.read(run)
+            if row["step"] % 4 == 0  # whole intervals on both sides
+        ]
+
+    steps_seen = [row["step"] for row in writers.read(parts)]
+    assert steps_seen == [row["step"] for row in writers.read(whole)]
+    assert [r for r in rows(whole) if "eval/class/top1" in r] == [
+        r for r in rows(parts) if "eval/class/top1" in r
+    ]
+
+
+def test_another_config_does_not_resume(small, tmp_path, stop_after):
+    undo = stop_after(6)
+    with pytest.raises(KeyboardInterrupt):
+        train.train_and_evaluate(small, tmp_path / "run")
+    undo()
+    small.optimizer.learning_rate = 0.5
+    small.log.every_steps = 3
+    with pytest.raises(InputError, match="another config") as caught:
+        train.train_and_evaluate(small, tmp_path / "run")
+    assert "optimizer.learning_rate: 0.002 -> 0.5" in str(caught.value)
+    assert "log" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["hard", "cosine", "none"])
+def test_every_kind_trains(small, tmp_path, kind):
+    small.distillation.kind = kind
+    if kind == "none":
+        small.model.variant = "vit_nano_patch8_32"
+    small.epochs = 1.0
+    summary = train.train_and_evaluate(small, tmp_path / kind)
+    assert ("mean" in summary["eval"]) == (kind != "none")
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(small, tmp_path):
+    small.optimizer.learning_rate = 1e30
+    small.optimizer.clip_norm = 0.0
+    small.checkpoint.every_steps = 1
+    with pytest.raises(InputError, match=r"(loss|grad_norm) is .* at step \d+") as caught:
+        train.train_and_evaluate(small, tmp_path / "run")
+    assert "learning_rate" in str(caught.value)
+    kept = final_state(tmp_path / "run")
+    assert np.isfinite(np.concatenate([x.ravel() for x in jax.tree.leaves(kept)])).all()
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("model.variant", "deit_tiny_distiled_patch16_224", "deit_tiny_distilled"),
+        ("model.variant", "deit_nano_patch8_32", "needs a model with a distillation"),
+        ("model.dtype", "float64", "dtype"),
+        ("dataset.name", "digitz", "digits"),
+        ("dataset.train_split", "training", "unknown split 'training'"),
+        ("dataset.image_size", 30, "patch"),
+        ("distillation.kind", "softt", "Known: none, soft, hard, cosine"),
+        ("distillation.logits_dir", "", "needs the logits of a teacher"),
+        ("distillation.logits_dir", "nowhere", "python -m teacher.finetune"),
+        ("distillation.view", "same", "plain"),
+        ("batch_size", 30, "not a multiple of 8"),
+        ("optimizer.accumulation", 3, "not a multiple of 24"),
+        ("optimizer.name", "lamb", "adam, adamw, sgd"),
+        ("schedule.warmup_epochs", 9.0, "does not fit"),
+        ("epochs", 0.0, "epochs=0.0"),
+        ("checkpoint.keep", 0, "checkpoint.keep=0"),
+    ],
+)
+def test_bad_settings_end_in_a_message(small, tmp_path, field, value, message):
+    section, _, name = field.rpartition(".")
+    node = small[section] if section else small
+    node[name] = value
+    with pytest.raises(InputError) as caught:
+        train.train_and_evaluate(small, tmp_path / "run")
+    assert message in str(caught.value)
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_cache_of_other_data_is_refused(small, tmp_path, cache):
+    from deit_jax.data import sources
+
+    source = sources.load("digits", "train[:128]")
+    described = teacher_logits.describe_source(source)
+
+    for number, (field, value, message) in enumerate(
+        [
+            ("name", "cifar10", "name='cifar10'"),
+            ("length", 127, "(1, 127, 10)"),
+            ("num_classes", 9, "(1, 128, 9)"),
+            ("class_names", list("abcdefghij"), "class_names=['a', 'b'"),
+            ("fingerprint", "0" * 64, "other images"),
+        ]
+    ):
+        directory = tmp_path / f"cache-{number}"
+        cache(source, directory, described_as=described | {field: value})
+        small.distillation.logits_dir = str(directory)
+        with pytest.raises(InputError) as caught:
+            train.train_and_evaluate(small, tmp_path / "run")
+        assert message in str(caught.value)
+        assert "python -m teacher.export_logits" in str(caught.value)
+
+
+def test_a_truncated_cache_is_refused(small, tmp_path):
+    from pathlib import Path
+
+    path = Path(small.distillation.logits_dir) / teacher_logits.LOGITS
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(InputError, match="truncated") as caught:
+        train.train_and_evaluate(small, tmp_path / "run")
+    assert "teacher.export_logits" in str(caught.value)
+
+
+def test_without_tensorflow_a_run_goes_on(small, tmp_path, monkeypatch):
+    import sys
+
+    for name in [n for n in sys.modules if n.split(".")[0] in ("tensorflow", "clu")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+    small.epochs = 1.0
+    train.train_and_evaluate(small, tmp_path / "run")
+    assert list((tmp_path / "run").glob("events.out.tfevents.*"))
