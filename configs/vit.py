@@ -1,6 +1,9 @@
 """ViT: the recipe of configs/deit.py without a teacher and without its token.
 
+    python -m deit_jax.main --config=configs/vit.py             # CIFAR-10
     python -m deit_jax.main --config=configs/vit.py:digits
+    python -m deit_jax.main --config=configs/vit.py:folder \\
+        --config.dataset.name=folder:/path/to/pictures
 """
 
 from ml_collections import ConfigDict
@@ -8,7 +11,7 @@ from ml_collections import ConfigDict
 from configs import deit
 
 
-def get_config(dataset: str = "digits") -> ConfigDict:
+def get_config(dataset: str = "cifar10") -> ConfigDict:
     """The recipe for `dataset`."""
     config = deit.get_config(dataset)
     config.model.variant = config.model.variant.replace("deit_", "vit_", 1).replace(

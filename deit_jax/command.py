@@ -24,7 +24,9 @@ def run(main) -> None:
     def guarded(argv):
         try:
             if len(argv) > 1:
-                raise InputError(f"unexpected argument {argv[1]!r}: flags start with --")
+                raise InputError(
+                    f"unexpected argument {argv[1]!r}: flags start with --"
+                )
             return main(argv)
         except InputError as error:
             fail(error)
@@ -44,7 +46,9 @@ def _parse_flags(argv):
         if "config" in flags.FLAGS and flags.FLAGS.config is not None:
             flags.FLAGS.config.keys()  # a file that does not load is reported here only
         if not flags.FLAGS["verbosity"].present:
-            logging.set_verbosity(logging.WARNING)  # orbax tells every save's life story
+            logging.set_verbosity(
+                logging.WARNING
+            )  # orbax tells every save's life story
         return rest
     except flags.Error as error:
         fail(_shorten(str(error)))

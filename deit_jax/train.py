@@ -1,6 +1,7 @@
 """The host loop, in reading order: check, build, restore, step, log, evaluate, save."""
 
 import collections
+import contextlib
 import functools
 import importlib.metadata
 import json
@@ -15,6 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from deit_jax.data import batches, sources, views
+from deit_jax.data.host_pipeline import HostPipeline
 from deit_jax.distillation import losses, teacher_logits
 from deit_jax.errors import InputError
 from deit_jax.models import variants
@@ -24,6 +26,9 @@ from deit_jax.training.checkpoint import Checkpoints
 SUMMARY = "summary.json"
 # Steps that run ahead of the host: enough to hide it, few enough to bound the memory.
 IN_FLIGHT = 2
+# Of each of the two splits. ImageNet at 32 px (3.9 GB) fits, at 64 px it streams; a
+# machine that trains on such sets has several times as much.
+IN_MEMORY_BYTES = 4 * 2**30
 
 
 def train_and_evaluate(config, workdir, *, config_file: str = "<config>") -> dict:
@@ -51,8 +56,12 @@ def train_and_evaluate(config, workdir, *, config_file: str = "<config>") -> dic
     )
 
     # Data, and the order in which it comes.
-    train_source = sources.load(config.dataset.name, config.dataset.train_split)
-    eval_source = sources.load(config.dataset.name, config.dataset.eval_split)
+    train_source, eval_source = (
+        sources.load(
+            config.dataset.name, split, data_dir=config.dataset.data_dir or None
+        )
+        for split in (config.dataset.train_split, config.dataset.eval_split)
+    )
     plan = views.BatchPlan(
         length=len(train_source),
         batch_size=config.batch_size,
@@ -68,9 +77,10 @@ def train_and_evaluate(config, workdir, *, config_file: str = "<config>") -> dic
     model = variants.create(
         config.model.variant,
         num_classes=train_source.num_classes,
-        image_size=config.dataset.image_size,
+        image_size=config.dataset.image_size or None,
         drop_path=config.model.drop_path,
         dropout=config.model.dropout,
+        position_std=config.model.position_std,
         dtype=config.model.dtype,
     )
     teacher = _open_teacher(config, train_source, model, config_file)
@@ -111,6 +121,15 @@ def train_and_evaluate(config, workdir, *, config_file: str = "<config>") -> dic
     if start >= total_steps and (workdir / SUMMARY).exists():
         checkpoints.close()
         return _report_finished(workdir)
+
+    # Pictures: in memory, or read by a pipeline that has to be closed.
+    pipelines = contextlib.ExitStack()
+    train_pictures, eval_pictures = (
+        _pictures(config, source, model.image_size, pipelines)
+        for source in (train_source, eval_source)
+    )
+
+    # The run directory.
     (workdir / "config.json").write_text(json.dumps(saved_config, indent=1) + "\n")
     metrics_file = writers.MetricsFile(workdir, start)
     tensorboard = writers.create(workdir)
@@ -120,6 +139,8 @@ def train_and_evaluate(config, workdir, *, config_file: str = "<config>") -> dic
 
     parameters = state.count_parameters(train_state.params)
     described = _describe(config, train_source, eval_source, devices, teacher)
+    if isinstance(train_pictures, HostPipeline):
+        described += f"\npictures are read by {config.dataset.workers} worker processes"
     print(
         f"{config.model.variant}: {parameters:,} parameters\n{described}\n"
         f"{total_steps:,} steps of {config.batch_size} images "
@@ -128,19 +149,21 @@ def train_and_evaluate(config, workdir, *, config_file: str = "<config>") -> dic
         flush=True,
     )
 
-    normalise = functools.partial(
-        step.normalise, mean=config.dataset.mean, std=config.dataset.std
-    )
-    smooth = functools.partial(
-        losses.smooth_labels,
+    inputs = functools.partial(
+        step.inputs,
         num_classes=train_source.num_classes,
-        smoothing=config.loss.label_smoothing,
+        label_smoothing=config.loss.label_smoothing,
+        mean=config.dataset.mean,
+        std=config.dataset.std,
+        augment_seed=config.augment.seed,
+        crop_padding=config.augment.crop_padding,
+        flip=config.augment.flip,
     )
     train_step = step.pmap_train_step(
         devices,
         model=model,
         optimizer=gradient_transformation,
-        inputs=lambda images, labels: (normalise(images), smooth(labels)),
+        inputs=inputs,
         loss=functools.partial(losses.training_loss, **_loss_settings(config)),
         seed=config.seed,
         ema_decay=config.ema.decay,
@@ -152,7 +175,7 @@ def train_and_evaluate(config, workdir, *, config_file: str = "<config>") -> dic
     evaluate = functools.partial(
         evaluation.evaluate,
         eval_step,
-        source=eval_source,
+        source=eval_pictures,
         batch_size=config.eval.batch_size,
         devices=len(devices),
     )
@@ -162,9 +185,10 @@ def train_and_evaluate(config, workdir, *, config_file: str = "<config>") -> dic
         tensorboard.write_scalars(done, values)
 
     def evaluate_and_write(done: int) -> dict:
-        results = {"eval": evaluate(train_state.params)}
+        params = {"eval": train_state.params}
         if train_state.ema_params is not None:
-            results["eval_ema"] = evaluate(train_state.ema_params)
+            params["eval_ema"] = train_state.ema_params
+        results = evaluate(params)
         write(done, _flatten(results))
         return results
 
@@ -174,7 +198,7 @@ def train_and_evaluate(config, workdir, *, config_file: str = "<config>") -> dic
     every_save = config.checkpoint.every_steps
     stream = batches.prefetch(
         batches.train_batches(
-            train_source,
+            train_pictures,
             plan,
             start=start,
             stop=total_steps,
@@ -198,6 +222,8 @@ def train_and_evaluate(config, workdir, *, config_file: str = "<config>") -> dic
             if last or (every_save and done % every_save == 0):
                 log.drain()  # a state that is not finite must not be saved
                 checkpoints.save(train_state, saved_config)
+        if results is None:  # killed between the last checkpoint and the summary
+            results = evaluate_and_write(total_steps)
     except FloatingPointError as error:
         checkpoints.wait()
         kept = checkpoints.latest_step
@@ -207,13 +233,12 @@ def train_and_evaluate(config, workdir, *, config_file: str = "<config>") -> dic
             + (f"The checkpoint of step {kept} is kept." if kept else "No checkpoint.")
         ) from error
     finally:
+        pipelines.close()  # first: what the stream waits for will not come
         stream.close()
         log.close()
         tensorboard.flush()
         metrics_file.close()
     seconds = time.monotonic() - began
-    if results is None:  # killed between the last checkpoint and the summary
-        results = evaluate_and_write(total_steps)
     checkpoints.wait()
     checkpoints.close()
     tensorboard.close()
@@ -241,6 +266,26 @@ def train_and_evaluate(config, workdir, *, config_file: str = "<config>") -> dic
     (workdir / SUMMARY).write_text(json.dumps(summary, indent=1) + "\n")
     print_summary(summary, workdir)
     return summary
+
+
+def _pictures(config, source, size: int, pipelines: contextlib.ExitStack):
+    """The source in memory, if all images have the model's size and fit; or a pipeline."""
+    shape = (size, size, 3)
+    if (
+        source.image_shape == shape
+        and len(source) * math.prod(shape) <= IN_MEMORY_BYTES
+    ):
+        return sources.load_into_memory(source)
+    return pipelines.enter_context(
+        HostPipeline(
+            source,
+            size=size,
+            workers=config.dataset.workers,
+            area=config.augment.crop_area,
+            aspect=config.augment.crop_aspect,
+            crop_ratio=config.dataset.eval_crop_ratio,
+        )
+    )
 
 
 def _loss_settings(config) -> dict:
@@ -283,6 +328,11 @@ def _describe(config, train_source, eval_source, devices, teacher) -> str:
         f"{len(devices)} x {devices[0].device_kind}, jax {jax.__version__}, "
         f"{config.model.dtype}",
     ]
+    for source in (train_source, eval_source):
+        # Silently without the HEIC files of a phone, a class could be half of itself.
+        if passed_over := getattr(source, "passed_over", None):
+            counted = ", ".join(f"{n:,} {ending}" for ending, n in passed_over.items())
+            lines.append(f"{source.split}: files passed over, not pictures: {counted}")
     if teacher is not None:
         about = teacher.manifest["teacher"]
         lines.append(

@@ -51,14 +51,9 @@ def centre_square(image: np.ndarray, size: int) -> np.ndarray:
     """The middle square of uint8 [H, W, 3], resized to `size` (Pillow, bilinear)."""
     height, width, _ = image.shape
     side = min(height, width)
-    left, top = (width - side) / 2, (height - side) / 2
-    return np.asarray(
-        Image.fromarray(image).resize(
-            (size, size),
-            Image.Resampling.BILINEAR,
-            box=(left, top, left + side, top + side),
-        )
-    )
+    top, left = (height - side) // 2, (width - side) // 2
+    middle = Image.fromarray(image[top : top + side, left : left + side])
+    return np.asarray(middle.resize((size, size), Image.Resampling.BILINEAR))
 
 
 def _stack(futures) -> tuple[np.ndarray, np.ndarray]:

@@ -121,9 +121,6 @@ def _create(arch: str, image_size: int, *, pretrained: bool) -> nn.Module:
         )
     # A vision transformer's position embeddings fix the input size.
     options = {"image_size": image_size} if arch.startswith("vit_") else {}
-    if arch.startswith(("resnet", "resnext", "wide_resnet")) and not pretrained:
-        # Residual branches that begin at zero train faster (Goyal et al. 2017, 5.1).
-        options["zero_init_residual"] = True
     try:
         return torchvision.models.get_model(
             arch, weights="DEFAULT" if pretrained else None, **options

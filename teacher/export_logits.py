@@ -106,19 +106,25 @@ def export(
     writer = teacher_logits.Writer(out, manifest, shape)
     if writer.rows_done:
         print(f"going on after {writer.rows_done:,} images", flush=True)
-    with tqdm(
+    # On a terminal a bar; elsewhere a line a minute.
+    bar = tqdm(
         total=len(train),
         initial=writer.rows_done,
         desc="export",
         unit="images",
         disable=not sys.stderr.isatty(),
-    ) as bar:
+    )
+    said = time.monotonic()
+    with bar:
         blocks = consecutive(writer.rows_done, len(train), batch_size)
         for images, _ in read_blocks(train, blocks, teacher.image_size):
             writer.append(
                 classifiers.logits(teacher, images, device=device, dtype=dtype)
             )
             bar.update(len(images))
+            if bar.disable and time.monotonic() - said > 60:
+                said = time.monotonic()
+                print(f"{writer.rows_done:,} of {len(train):,} images", flush=True)
     writer.finish()
 
 

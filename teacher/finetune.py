@@ -30,7 +30,7 @@ from teacher import classifier as classifiers
 from teacher.blocks import read_blocks
 
 CHECKPOINT = "checkpoint.pt"
-SMALL_IMAGE = 64  # pixels: the default size for images up to it; 224 for larger ones
+SMALL_IMAGE = 64  # pixels: images up to it keep their size if none is given
 WARMUP = 0.2  # of all steps
 
 
@@ -76,7 +76,7 @@ def finetune(
     if image_size is None:
         shape = train.image_shape
         small = shape is not None and max(shape) <= SMALL_IMAGE
-        image_size = SMALL_IMAGE if small else 224
+        image_size = max(shape) if small else 224
     settings |= {
         "image_size": image_size,
         "precision": str(dtype).removeprefix("torch."),
@@ -171,12 +171,12 @@ def finetune(
                 f"the loss is {train_loss} in epoch {epoch + 1}. Lower --learning_rate "
                 f"(now {learning_rate:g}) and delete {out} or give another --out."
             )
-        top1, _ = classifiers.evaluate(
+        teacher.top1, _ = classifiers.evaluate(
             teacher, test, batch_size=batch_size, device=device, dtype=dtype
         )
         print(
-            f"epoch {epoch + 1}/{epochs}: loss {train_loss:.4f}, top-1 {top1:.4f} on "
-            f"{eval_split}, {time.perf_counter() - began:.1f} s",
+            f"epoch {epoch + 1}/{epochs}: loss {train_loss:.4f}, top-1 "
+            f"{teacher.top1:.4f} on {eval_split}, {time.perf_counter() - began:.1f} s",
             flush=True,
         )
         checkpoint = {
@@ -188,10 +188,11 @@ def finetune(
         }
         classifiers.replace_file(out / CHECKPOINT, checkpoint)
 
+    if teacher.top1 is None:  # no epoch was left to train
+        teacher.top1, _ = classifiers.evaluate(
+            teacher, test, batch_size=batch_size, device=device, dtype=dtype
+        )
     teacher.top1_split = eval_split
-    teacher.top1, _ = classifiers.evaluate(
-        teacher, test, batch_size=batch_size, device=device, dtype=dtype
-    )
     classifiers.save(out / classifiers.TEACHER, teacher, settings=settings)
     (out / CHECKPOINT).unlink(missing_ok=True)
     return teacher
@@ -279,13 +280,13 @@ def define_flags() -> None:
     flags.DEFINE_integer(
         "image_size",
         None,
-        "Pixels that images are resized to; if not given, 64 where the data set's are "
-        "no larger, else 224.",
+        "Pixels that images are resized to; if not given, their own size up to 64, "
+        "else 224.",
         lower_bound=1,
     )
-    flags.DEFINE_integer("epochs", 20, "Epochs in all.", lower_bound=0)
-    flags.DEFINE_integer("batch_size", 64, "Images a step.", lower_bound=2)
-    flags.DEFINE_float("learning_rate", 0.05, "Peak of the one-cycle schedule.")
+    flags.DEFINE_integer("epochs", 30, "Epochs in all.", lower_bound=0)
+    flags.DEFINE_integer("batch_size", 32, "Images a step.", lower_bound=2)
+    flags.DEFINE_float("learning_rate", 0.01, "Peak of the one-cycle schedule.")
     flags.DEFINE_float("weight_decay", 5e-4, "L2 penalty of SGD.")
     flags.DEFINE_float("label_smoothing", 0.0, "0 .. 1.", 0.0, 1.0)
     flags.DEFINE_integer(

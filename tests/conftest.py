@@ -25,7 +25,6 @@ def digits_config():
 
     config = deit.get_config("digits")
     config.epochs = 2.0
-    config.dataset.train_split = "train"
     config.schedule.warmup_epochs = 0.0
     config.log.every_steps = 10
     config.checkpoint.every_steps = 20

@@ -47,7 +47,9 @@ def test_train_batches_hold_the_images_of_the_plan():
     assert done == 8
 
 
-@pytest.mark.parametrize(("batch_size", "devices"), [(16, 1), (16, 4), (50, 4), (999, 4)])
+@pytest.mark.parametrize(
+    ("batch_size", "devices"), [(16, 1), (16, 4), (50, 4), (999, 4)]
+)
 def test_eval_batches_count_every_image_once(batch_size, devices):
     source = sources.load("digits", "test[:50]")
     seen = []

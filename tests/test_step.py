@@ -45,9 +45,9 @@ def statics(model, tx, **changes):
     return {
         "model": model,
         "optimizer": tx,
-        "inputs": lambda images, labels: (
-            step.normalise(images, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)),
-            losses.smooth_labels(labels, C, 0.1),
+        "inputs": lambda batch: (
+            step.normalise(batch["image"], (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)),
+            losses.smooth_labels(batch["label"], C, 0.1),
         ),
         "loss": functools.partial(losses.training_loss, **DISTILLATION),
         "seed": 3,
@@ -136,7 +136,9 @@ def test_replicas_stay_equal():
     new_state, metrics = mapped(start, batch)
     for leaf in jax.tree.leaves((new_state, metrics)):
         assert leaf.shape[0] == len(devices)
-        np.testing.assert_array_equal(leaf[1:], np.broadcast_to(leaf[:1], leaf[1:].shape))
+        np.testing.assert_array_equal(
+            leaf[1:], np.broadcast_to(leaf[:1], leaf[1:].shape)
+        )
 
 
 @pytest.mark.parametrize("devices", [0, 2])

@@ -657,7 +657,7 @@ def test_commands_from_data_to_cache(tmp_path):
         f"--out={tmp_path}/teacher",
     )
     assert trained.returncode == 0, trained.stderr
-    assert "64 px" in trained.stdout  # the default for images of 32
+    assert "32 px" in trained.stdout  # the default: the size that digits have
     assert f"--teacher={tmp_path}/teacher" in trained.stdout
     splits = (
         "--config.dataset.train_split=train[:48]",

@@ -96,11 +96,15 @@ def test_a_run_leaves_what_the_readme_says(small, tmp_path, capsys):
     assert list(run.glob("events.out.tfevents.*"))
     assert summary["steps"] == 12
     assert summary["eval_images"] == 50
-    assert set(summary["eval"]) == set(summary["eval_ema"]) == {
-        "class",
-        "distill",
-        "mean",
-    }
+    assert (
+        set(summary["eval"])
+        == set(summary["eval_ema"])
+        == {
+            "class",
+            "distill",
+            "mean",
+        }
+    )
     assert set(summary["eval"]["mean"]) == {"loss", "top1", "top5"}
 
     rows = writers.read(run)
@@ -178,7 +182,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(small, tmp_path):
     small.optimizer.learning_rate = 1e30
     small.optimizer.clip_norm = 0.0
     small.checkpoint.every_steps = 1
-    with pytest.raises(InputError, match=r"(loss|grad_norm) is .* at step \d+") as caught:
+    with pytest.raises(
+        InputError, match=r"(loss|grad_norm) is .* at step \d+"
+    ) as caught:
         train.train_and_evaluate(small, tmp_path / "run")
     assert "learning_rate" in str(caught.value)
     kept = final_state(tmp_path / "run")

@@ -97,7 +97,9 @@ def test_golden_order():
     """The same on every JAX version: caches and resumed runs depend on it."""
     a_plan = plan(length=1001, batch_size=50, num_views=4, repeats=2)
     data = b"".join(
-        part.astype("<i4").tobytes() for step in range(60) for part in a_plan.batch(step)
+        part.astype("<i4").tobytes()
+        for step in range(60)
+        for part in a_plan.batch(step)
     )
     assert hashlib.sha256(data).hexdigest()[:16] == GOLDEN
 

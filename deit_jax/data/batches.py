@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from deit_jax.data.views import BatchPlan
+from deit_jax.data.host_pipeline import HostPipeline
+from deit_jax.data.views import BatchPlan, crop_draws
 from deit_jax.errors import InputError
 
 
@@ -29,18 +30,26 @@ def train_batches(
     """The batches of steps `start` .. `stop` - 1.
 
     Args:
-      source: A source in memory.
+      source: An `ArraySource`, or a `HostPipeline`, which crops at random.
       plan: Says which images make a step.
       devices: The batch is laid out as [devices, batch_size / devices, ...].
       teacher: An open `TeacherLogits`, or None.
 
     Yields:
-      image uint8 [d, b, H, W, 3], label int32 [d, b] and, with a teacher,
+      image uint8 [d, b, H, W, 3], label, index and view int32 [d, b] and, with a teacher,
       teacher_logits float16 [d, b, C].
     """
-    for step in range(start, stop):
+    planned = map(plan.batch, range(start, stop))
+    if isinstance(source, HostPipeline):
+        read = source.batches(
+            (index, crop_draws(plan.augment_seed, view, index))
+            for index, view in planned
+        )
+    else:
+        read = ((source.images[index], source.labels[index]) for index, _ in planned)
+    for step, (images, labels) in enumerate(read, start):
         index, view = plan.batch(step)
-        batch = {"image": source.images[index], "label": source.labels[index]}
+        batch = {"image": images, "label": labels, "index": index, "view": view}
         if teacher is not None:
             batch["teacher_logits"] = teacher.batch(view, index)
         yield split(batch, devices)
@@ -48,18 +57,31 @@ def train_batches(
 
 def eval_batches(
     source, *, batch_size: int, devices: int
-) -> Iterator[tuple[dict, int]]:
+) -> Iterator[tuple[dict, np.ndarray]]:
     """All images once, in order; the last batch is padded with its first image.
 
+    Args:
+      source: An `ArraySource`, or a `HostPipeline`, which takes the centre.
+      batch_size: Global, rounded up to a multiple of `devices`.
+      devices: The batch is laid out as [devices, batch_size / devices, ...].
+
     Yields:
-      ({"image": uint8 [d, b, H, W, 3]}, how many of the d * b rows are real).
+      ({"image": uint8 [d, b, H, W, 3]}, the labels, int32 [n], of its n first rows:
+      the others are padding).
     """
-    batch_size = -(-min(batch_size, len(source)) // devices) * devices
-    for first in range(0, len(source), batch_size):
-        rows = np.arange(first, first + batch_size)
-        real = int((rows < len(source)).sum())
-        rows[real:] = first
-        yield split({"image": source.images[rows]}, devices), real
+    length = len(source)
+    batch_size = -(-min(batch_size, length) // devices) * devices
+    blocks = (
+        np.arange(first, min(first + batch_size, length))
+        for first in range(0, length, batch_size)
+    )
+    if isinstance(source, HostPipeline):
+        read = source.batches((rows, None) for rows in blocks)
+    else:
+        read = ((source.images[rows], source.labels[rows]) for rows in blocks)
+    for images, labels in read:
+        padding = images[:1].repeat(batch_size - len(images), axis=0)
+        yield split({"image": np.concatenate([images, padding])}, devices), labels
 
 
 def split(batch: dict, devices: int) -> dict:
@@ -89,6 +111,9 @@ def prefetch(iterator: Iterator, size: int = 2) -> Iterator:
             put((end, None))
         except BaseException as error:  # handed over, not swallowed
             put((end, error))
+        finally:
+            if hasattr(iterator, "close"):  # a generator's own `finally` runs here
+                iterator.close()
 
     thread = threading.Thread(target=work, daemon=True, name="prefetch")
     thread.start()

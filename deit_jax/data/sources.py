@@ -4,7 +4,8 @@ A source has `len(source)`, `source[i] -> {"image": uint8 [H, W, 3], "label": in
 `source.name`, `source.split`, `source.num_classes`, `source.class_names`,
 `source.labels` (int32 [N]), `source.image_shape` ((H, W, 3), or None where sizes
 differ) and `source.fingerprint`: the sha256 of everything that makes the data set what
-it is. A teacher cache belongs to one fingerprint.
+it is, and `source.picture(i) -> (RGB Pillow image, label)`. A teacher cache belongs to
+one fingerprint.
 
 There are two kinds. `ArraySource` lies in memory. `EncodedSource`
 (`deit_jax.data.encoded_source`) reads encoded pictures from disk, and pickles to its
@@ -14,6 +15,7 @@ paths; `load_into_memory` makes the first of the second.
 import dataclasses
 
 import numpy as np
+from PIL import Image
 
 from deit_jax.data import folder_source, tfds_source
 from deit_jax.data.encoded_source import EncodedSource
@@ -59,6 +61,10 @@ class ArraySource:
 
     def __getitem__(self, index: int) -> dict:
         return {"image": self.images[index], "label": int(self.labels[index])}
+
+    def picture(self, index: int) -> tuple[Image.Image, int]:
+        """The image as a Pillow image, and its label."""
+        return Image.fromarray(self.images[index]), int(self.labels[index])
 
 
 def load(name: str, split: str, *, data_dir: str | None = None):

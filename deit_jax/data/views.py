@@ -17,6 +17,7 @@ import functools
 import jax
 import numpy as np
 
+from deit_jax.data.crops import CROP_WORDS
 from deit_jax.errors import InputError
 
 
@@ -27,11 +28,40 @@ class Stream(enum.IntEnum):
     ORDER = 2
     PAIRS = 3
     DROP = 4
+    AUGMENT = 5
+    CROP = 6
 
 
 def stream_key(stream: Stream, seed: int) -> jax.Array:
     """The root key of a stream. Threefry is pinned: rbg is not batch-invariant."""
     return jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), stream)
+
+
+def image_keys(
+    augment_seed: int,
+    view: jax.Array,
+    index: jax.Array,
+    stream: Stream = Stream.AUGMENT,
+) -> jax.Array:
+    """The key [B] of each image's augmentation, from its view and index (int [B])."""
+    root = stream_key(stream, augment_seed)
+    by_view = jax.vmap(jax.random.fold_in, (None, 0))(root, view)
+    return jax.vmap(jax.random.fold_in)(by_view, index)
+
+
+def crop_draws(augment_seed: int, view: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """The draws of `crops.random_resized_crop_box`: uint32 [B, CROP_WORDS].
+
+    Each row follows from (augment_seed, view, index) alone; view and index int [B].
+    """
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        return np.asarray(_crop_draws(augment_seed, view, index))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _crop_draws(augment_seed: int, view: jax.Array, index: jax.Array) -> jax.Array:
+    keys = image_keys(augment_seed, view, index, Stream.CROP)
+    return jax.vmap(lambda key: jax.random.bits(key, (CROP_WORDS,), np.uint32))(keys)
 
 
 def pairs(augment_seed: int, block: int, length: int) -> np.ndarray:

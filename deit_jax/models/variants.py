@@ -41,12 +41,14 @@ def create(
     image_size: int | None = None,
     drop_path: float = 0.0,
     dropout: float = 0.0,
+    position_std: float = 0.02,
     dtype: str = "float32",
 ) -> VisionTransformer:
     """Build a model of the table `VARIANTS`; its parameters come from `model.init`.
 
     `image_size` is the side in pixels, by default the one in the variant's name;
-    `drop_path` and `dropout` are rates in [0, 1); `dtype` is that of the products.
+    `drop_path` and `dropout` are rates in [0, 1); `position_std` is the initial
+    standard deviation of the position embeddings; `dtype` is that of the products.
 
     Raises InputError for an unknown variant or dtype, a rate out of range, or an
     image size that the patch does not divide.
@@ -72,6 +74,7 @@ def create(
         num_classes=num_classes,
         drop_path=drop_path,
         dropout=dropout,
+        position_std=position_std,
         dtype=DTYPES[dtype],
         **shape,
     )

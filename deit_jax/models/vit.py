@@ -19,7 +19,8 @@ from jaxtyping import Array, Float, Float32, Key
 # timm's trunc_normal_(std=0.02) cuts at +-2.0, which is 100 standard deviations and
 # so no cut at all. JAX cuts at two, which would leave a standard deviation of 0.8796
 # times the one asked for: divide, so that the weights really have 0.02.
-trunc_normal = nn.initializers.truncated_normal(0.02 / 0.87962566103423978)
+TRUNCATED_STD = 0.87962566103423978
+trunc_normal = nn.initializers.truncated_normal(0.02 / TRUNCATED_STD)
 
 # DeiT leaves the patch projection at torch's default for a convolution:
 # U(-1/sqrt(fan_in), 1/sqrt(fan_in)). Deviation: torch draws its bias from the same
@@ -169,8 +170,9 @@ class VisionTransformer(nn.Module):
 
     `image_size` and `patch_size` are sides in pixels, the first a multiple of the
     second. `drop_path` is the rate of stochastic depth in the last block; it grows
-    linearly over the blocks from 0 in the first. `dtype` is that of the products;
-    parameters, norms, softmax, the residual stream and the heads are float32.
+    linearly over the blocks from 0 in the first. `position_std` is the initial standard
+    deviation of the position embeddings. `dtype` is that of the products; parameters,
+    norms, softmax, the residual stream and the heads are float32.
     """
 
     num_classes: int
@@ -183,6 +185,7 @@ class VisionTransformer(nn.Module):
     distilled: bool = False
     drop_path: float = 0.0
     dropout: float = 0.0
+    position_std: float = 0.02
     dtype: Any = jnp.float32
 
     @property
@@ -221,7 +224,8 @@ class VisionTransformer(nn.Module):
         tokens = [self.param(name, trunc_normal, (1, 1, self.width)) for name in names]
         tokens = jnp.tile(jnp.concatenate(tokens, axis=1), (len(x), 1, 1))
         x = jnp.concatenate([tokens, x], axis=1)  # [B, 1 or 2 + N, D], float32
-        x = x + self.param("pos_embed", trunc_normal, (1, *x.shape[1:]))
+        positions = nn.initializers.truncated_normal(self.position_std / TRUNCATED_STD)
+        x = x + self.param("pos_embed", positions, (1, *x.shape[1:]))
         x = drop(x, drop_keys, site=0, rate=self.dropout)
 
         rates = np.linspace(0, self.drop_path, self.depth).tolist()

@@ -18,6 +18,7 @@ FREE_FIELDS = (
     "eval.",
     "log.",
     "dataset.data_dir",
+    "dataset.workers",
     "distillation.logits_dir",
 )
 

@@ -1,6 +1,6 @@
-"""Evaluation over a whole split: every image once, every head."""
+"""Evaluation over a whole split: every image once, every head, all sets of parameters."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
@@ -10,35 +10,51 @@ from deit_jax.training import metrics
 
 
 def collect_logits(
-    eval_step: Callable, params, source, *, batch_size: int, devices: int
-) -> dict[str, np.ndarray]:
-    """Logits float32 [N, C] of each head, in the order of the source.
+    eval_step: Callable, params: Mapping, source, *, batch_size: int, devices: int
+) -> tuple[dict[str, dict[str, np.ndarray]], np.ndarray]:
+    """Logits and labels, in the order of the source, from one pass over it.
 
     Args:
       eval_step: `step.pmap_eval_step`'s: (params, images) -> logits [d, b, C].
+      params: Sets of parameters by name; each sees every batch.
+      source: An `ArraySource` or a `HostPipeline`.
       batch_size: Global, rounded up to a multiple of `devices`.
+
+    Returns:
+      {name: {head: float32 [N, C]}} and the labels, int32 [N].
     """
-    parts = []
-    for batch, real in batches.eval_batches(
+    parts, labels = [], []
+    for batch, real_labels in batches.eval_batches(
         source, batch_size=batch_size, devices=devices
     ):
-        logits = eval_step(params, batch["image"])
+        logits = {name: eval_step(p, batch["image"]) for name, p in params.items()}
         parts.append(
             jax.tree.map(
-                lambda x, n=real: np.asarray(x).reshape(-1, x.shape[-1])[:n], logits
+                lambda x, n=len(real_labels): np.asarray(x).reshape(-1, x.shape[-1])[
+                    :n
+                ],
+                logits,
             )
         )
-    return {head: np.concatenate([part[head] for part in parts]) for head in parts[0]}
+        labels.append(real_labels)
+    whole = jax.tree.map(lambda *x: np.concatenate(x), *parts)
+    return whole, np.concatenate(labels)
 
 
 def evaluate(
-    eval_step: Callable, params, source, *, batch_size: int, devices: int
-) -> dict[str, dict[str, float]]:
-    """{head: {"loss", "top1", "top5"}} for `class` and, with the token, `distill`, `mean`."""
-    logits = collect_logits(
+    eval_step: Callable, params: Mapping, source, *, batch_size: int, devices: int
+) -> dict[str, dict[str, dict[str, float]]]:
+    """{name: {head: {"loss", "top1", "top5"}}} for each of the sets in `params`.
+
+    The heads are `class` and, with the token, `distill` and `mean`.
+    """
+    logits, labels = collect_logits(
         eval_step, params, source, batch_size=batch_size, devices=devices
     )
     return {
-        head: metrics.classification(scores, source.labels)
-        for head, scores in metrics.heads(logits).items()
+        name: {
+            head: metrics.classification(scores, labels)
+            for head, scores in metrics.heads(per_head).items()
+        }
+        for name, per_head in logits.items()
     }

@@ -91,9 +91,7 @@ def create(
             optax.sgd(learning_rate, momentum=momentum, nesterov=momentum > 0),
         ]
     else:
-        raise InputError(
-            f"unknown optimizer.name={name!r}. Known: {', '.join(NAMES)}."
-        )
+        raise InputError(f"unknown optimizer.name={name!r}. Known: {', '.join(NAMES)}.")
     if clip_norm:
         steps.insert(0, optax.clip_by_global_norm(clip_norm))
     return optax.chain(*steps)

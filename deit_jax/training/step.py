@@ -9,7 +9,9 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, UInt8
 
-from deit_jax.data.views import Stream, stream_key
+from deit_jax.data.augment import augment
+from deit_jax.data.views import Stream, image_keys, stream_key
+from deit_jax.distillation import losses
 from deit_jax.training.state import TrainState
 
 AXIS = "batch"
@@ -22,7 +24,34 @@ def normalise(
     # As one multiplication and one addition, which XLA fuses into the patch product.
     scale = 1 / (255 * jnp.asarray(std, jnp.float32))
     shift = -jnp.asarray(mean, jnp.float32) / jnp.asarray(std, jnp.float32)
-    return images.astype(jnp.float32) * scale[None, None, None] + shift[None, None, None]
+    return (
+        images.astype(jnp.float32) * scale[None, None, None] + shift[None, None, None]
+    )
+
+
+def inputs(
+    batch: dict[str, jax.Array],
+    *,
+    num_classes: int,
+    label_smoothing: float,
+    mean: Sequence[float],
+    std: Sequence[float],
+    augment_seed: int,
+    crop_padding: int,
+    flip: bool,
+) -> tuple[Float[Array, "b h w 3"], Float[Array, "b c"]]:
+    """What the student sees: augmented, normalised images and target distributions.
+
+    Args:
+      batch: image uint8 [b, H, W, 3], label, index and view int32 [b]. The augmented
+        image is a pure function of (augment_seed, view, index).
+      crop_padding, flip: See `augment`.
+    """
+    keys = image_keys(augment_seed, batch["view"], batch["index"])
+    one = functools.partial(augment, crop_padding=crop_padding, flip=flip)
+    images = jax.vmap(one)(keys, batch["image"])
+    targets = losses.smooth_labels(batch["label"], num_classes, label_smoothing)
+    return normalise(images, mean, std), targets
 
 
 def train_step(
@@ -42,9 +71,9 @@ def train_step(
 
     Args:
       state: Donated by `pmap_train_step`.
-      batch: image uint8 [b, H, W, 3], label int32 [b] and, under distillation,
-        teacher_logits [b, C]. Rows are in the order of the global batch.
-      inputs: (image, label) -> (normalised images, target distributions [b, C]).
+      batch: image uint8 [b, H, W, 3], label, index and view int32 [b] and, under
+        distillation, teacher_logits [b, C]. Rows are in the order of the global batch.
+      inputs: batch -> (normalised images, target distributions [b, C]).
       loss: (logits, targets, teacher_logits) -> per-example losses, see
         `distillation.losses.training_loss`.
       seed: Of dropout and stochastic depth. Their masks follow from (seed, step, the
@@ -64,7 +93,7 @@ def train_step(
     drop_keys = jax.vmap(jax.random.fold_in, (None, 0))(step_key, positions)
 
     def mean_loss(params, batch, drop_keys):
-        images, targets = inputs(batch["image"], batch["label"])
+        images, targets = inputs(batch)
         logits = model.apply({"params": params}, images, drop_keys=drop_keys)
         losses = loss(logits, targets, batch.get("teacher_logits"))
         predicted = jnp.argmax(logits["class"], axis=-1)

@@ -74,9 +74,7 @@ class EventWriter:
     def _write(self, step: int, summary) -> None:
         from tensorboard.compat.proto.event_pb2 import Event
 
-        self._writer.add_event(
-            Event(step=step, summary=summary, wall_time=time.time())
-        )
+        self._writer.add_event(Event(step=step, summary=summary, wall_time=time.time()))
 
 
 class MetricsFile:

@@ -1,0 +1,128 @@
+"""Which part of a picture is seen, and its resizing on the host.
+
+The boxes are computed in integers only, from integer draws, so that a training image
+is the same on every machine. Pillow, whose resizing is integer arithmetic too, does
+the pixels: equal bit for bit to torchvision's transforms of Pillow images.
+
+Worker processes import this module: it must not import JAX.
+"""
+
+import functools
+import itertools
+import math
+
+import numpy as np
+from PIL import Image
+
+# Attempts of torchvision's RandomResizedCrop before it takes the centre.
+ATTEMPTS = 10
+# uint32 draws of a box: area and aspect ratio of every attempt, and the position.
+CROP_WORDS = 2 * ATTEMPTS + 2
+FIXED = 16  # bits after the point
+ASPECTS = 1024  # on 800 pixels, half a pixel between neighbours
+# Times the shorter side. Of a longer picture only the middle is resized for the centre
+# view: the whole, resized, could take more memory than the machine has.
+LONGEST = 16
+
+
+def random_resized_crop_box(
+    draws: np.ndarray,
+    width: int,
+    height: int,
+    *,
+    area: tuple[float, float] = (0.08, 1.0),
+    aspect: tuple[float, float] = (3 / 4, 4 / 3),
+) -> tuple[int, int, int, int]:
+    """A random part of a picture (Szegedy et al. 2014, as torchvision computes it).
+
+    Args:
+      draws: uint32 [CROP_WORDS], uniform.
+      width: Of the picture, in pixels.
+      height: Of the picture, in pixels.
+      area: Bounds of the part's share of the picture; uniform between them.
+      aspect: Bounds of its width / height; log-uniform between them. Where no attempt
+        fits into the picture, the largest central part within these bounds is taken.
+
+    Returns:
+      (left, top, right, bottom), as `Image.crop` takes it.
+    """
+    draws = [int(draw) for draw in draws]
+    low, high = (round(bound * 2**FIXED) for bound in area)
+    table = _aspects(*aspect)
+    for attempt in range(ATTEMPTS):
+        share = (low << 32) + (high - low) * draws[2 * attempt]  # 32 + FIXED bits
+        ratio = table[draws[2 * attempt + 1] * ASPECTS >> 32]  # FIXED bits
+        part = width * height * share
+        # round(sqrt(x)) is (isqrt(4 x) + 1) // 2, for a fraction x too.
+        w = (math.isqrt(4 * part * ratio >> 32 + 2 * FIXED) + 1) // 2
+        h = (math.isqrt(4 * part // ratio >> 32) + 1) // 2
+        if 0 < w <= width and 0 < h <= height:
+            left = (width - w + 1) * draws[-2] >> 32
+            top = (height - h + 1) * draws[-1] >> 32
+            return left, top, left + w, top + h
+
+    low, high = (round(bound * 2**FIXED) for bound in aspect)
+    w, h = width, height
+    if width << FIXED < height * low:
+        h = max(1, ((width << FIXED) + low // 2) // low)
+    elif width << FIXED > height * high:
+        w = max(1, (height * high + 2 ** (FIXED - 1)) >> FIXED)
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h
+
+
+@functools.cache
+def _aspects(low: float, high: float) -> tuple[int, ...]:
+    """`ASPECTS` evenly spaced values of a log-uniform distribution, `FIXED` bits.
+
+    Without logarithms, whose last bit depends on the machine: the value between two
+    others is their geometric mean, an integer square root.
+    """
+    more = 2**FIXED
+    values = [round(low * more) * more, round(high * more) * more]
+    while len(values) <= 2 * ASPECTS:
+        between = [math.isqrt(a * b) for a, b in itertools.pairwise(values)]
+        values = sorted(values + between)
+    return tuple((v + more // 2) // more for v in values[1::2])
+
+
+def crop_and_resize(
+    image: Image.Image, box: tuple[int, int, int, int], size: int
+) -> np.ndarray:
+    """The part `box` of an RGB picture, bicubically resized: uint8 [size, size, 3].
+
+    Cropped first: no pixel outside of the box is seen.
+    """
+    part = image.crop(box).resize((size, size), Image.Resampling.BICUBIC)
+    return np.asarray(part)
+
+
+def centre_view(image: Image.Image, size: int, crop_ratio: float) -> np.ndarray:
+    """What DeiT evaluates: the centre of an RGB picture, uint8 [size, size, 3].
+
+    Args:
+      image: Its shorter side is resized (bicubic) to `int(size / crop_ratio)`, and the
+        centre is cropped.
+      size: Pixels a side.
+      crop_ratio: In (0, 1]; timm takes 0.9 for DeiT at 224 px, which makes 248.
+    """
+    image = _without_far_ends(image)
+    shorter = int(size / crop_ratio)
+    width, height = image.size
+    if width <= height:
+        resized = shorter, shorter * height // width
+    else:
+        resized = shorter * width // height, shorter
+    image = image.resize(resized, Image.Resampling.BICUBIC)
+    # A half is rounded to the even neighbour, as in torchvision's CenterCrop.
+    left, top = (round((side - size) / 2) for side in resized)
+    return np.asarray(image.crop((left, top, left + size, top + size)))
+
+
+def _without_far_ends(image: Image.Image) -> Image.Image:
+    width, height = image.size
+    w, h = min(width, LONGEST * height), min(height, LONGEST * width)
+    if (w, h) == (width, height):
+        return image
+    left, top = (width - w) // 2, (height - h) // 2
+    return image.crop((left, top, left + w, top + h))

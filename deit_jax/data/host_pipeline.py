@@ -1,0 +1,223 @@
+"""Pictures that do not fit into memory: decoded, cropped and resized by workers.
+
+The workers are processes, each with its own handles on the source. A request names its
+pictures and brings the random draws of their crops, so that order and pixels do not
+depend on the number of workers.
+
+Worker processes import this module: it must not import JAX.
+"""
+
+import collections
+import concurrent.futures
+import contextlib
+import dataclasses
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import threading
+from collections.abc import Iterable, Iterator
+from concurrent.futures.process import BrokenProcessPool
+
+import numpy as np
+
+from deit_jax.data.crops import centre_view, crop_and_resize, random_resized_crop_box
+from deit_jax.errors import InputError
+
+# Batches that are decoded while the one before them is used: they bound the memory.
+BATCHES_AHEAD = 2
+# Pictures a worker takes at once: few enough that closing does not wait long for them.
+CHUNK = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Pictures:
+    """What a worker has to know.
+
+    Attributes:
+      source: Has `picture(index) -> (Pillow image, label)` and `image_shape`.
+      size: Pixels a side.
+      area: Of `random_resized_crop_box`, as `aspect`.
+      aspect: See `area`.
+      crop_ratio: Of `centre_view`.
+    """
+
+    source: object
+    size: int
+    area: tuple[float, float]
+    aspect: tuple[float, float]
+    crop_ratio: float
+
+    def read(
+        self, indices: np.ndarray, draws: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Images uint8 [n, size, size, 3] and labels int32 [n]; see `HostPipeline`."""
+        images = np.empty((len(indices), self.size, self.size, 3), np.uint8)
+        labels = np.empty(len(indices), np.int32)
+        for row, index in enumerate(indices):
+            image, labels[row] = self.source.picture(int(index))
+            if self.source.image_shape and image.size == (self.size, self.size):
+                images[row] = image
+            elif draws is None:
+                images[row] = centre_view(image, self.size, self.crop_ratio)
+            else:
+                box = random_resized_crop_box(
+                    draws[row], *image.size, area=self.area, aspect=self.aspect
+                )
+                images[row] = crop_and_resize(image, box, self.size)
+        return images, labels
+
+
+class HostPipeline:
+    """Reads batches of a source ahead of their use; a context manager.
+
+    Args:
+      source: A source (`deit_jax.data.sources`). It is pickled to the workers.
+      size: Pixels a side of the images.
+      workers: Processes; with 0 the pictures are read in a thread of this one.
+      area: Bounds of a random crop's share of the picture.
+      aspect: Bounds of its width / height.
+      crop_ratio: The share of the centre view, see `deit_jax.data.crops.centre_view`.
+
+    Raises:
+      InputError: A setting is out of its range.
+    """
+
+    def __init__(
+        self,
+        source,
+        *,
+        size: int,
+        workers: int,
+        area: tuple[float, float] = (0.08, 1.0),
+        aspect: tuple[float, float] = (3 / 4, 4 / 3),
+        crop_ratio: float = 0.9,
+    ):
+        if workers < 0:
+            raise InputError(f"dataset.workers={workers} is less than 0.")
+        if not 0 < crop_ratio <= 1:
+            raise InputError(
+                f"dataset.eval_crop_ratio={crop_ratio} is not above 0 and at most 1."
+            )
+        for name, (low, high), limit in (
+            ("crop_area", area, 1),
+            ("crop_aspect", aspect, np.inf),
+        ):
+            if not 0 < low <= high <= limit:
+                raise InputError(
+                    f"augment.{name}=({low}, {high}): expected two ascending positive "
+                    "numbers" + (", at most 1." if limit == 1 else ".")
+                )
+        self.source = source
+        self._workers = workers
+        pictures = Pictures(source, size, tuple(area), tuple(aspect), crop_ratio)
+        if workers:
+            # Not forked: a fork of a process in which JAX has threads can deadlock.
+            self._pool = concurrent.futures.ProcessPoolExecutor(
+                workers,
+                mp_context=multiprocessing.get_context("spawn"),
+                initializer=_start_worker,
+                initargs=(pictures,),
+            )
+            self._read = _read_in_worker
+        else:
+            self._pool = concurrent.futures.ThreadPoolExecutor(1, "pictures")
+            self._read = pictures.read
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __enter__(self) -> "HostPipeline":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def batches(
+        self, requests: Iterable[tuple[np.ndarray, np.ndarray | None]]
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Reads one batch for each request, in their order.
+
+        Args:
+          requests: (index int [B], draws uint32 [B, CROP_WORDS] of random crops, or
+            None for centre views). They are asked for only `BATCHES_AHEAD` ahead of
+            the use. A picture that has the size already, in a source where all have
+            it, is taken as it is.
+
+        Yields:
+          Images uint8 [B, size, size, 3] and labels int32 [B].
+
+        Raises:
+          InputError: A picture is damaged (it is named), or a worker has died.
+        """
+        ahead = collections.deque()
+        try:
+            for indices, draws in requests:
+                ahead.append(self._submit(indices, draws))
+                if len(ahead) > BATCHES_AHEAD:
+                    yield _collect(ahead.popleft())
+            while ahead:
+                yield _collect(ahead.popleft())
+        except BrokenProcessPool as error:
+            raise InputError(
+                f"a process that read pictures of {self.source.name} has died. If the "
+                "memory ran out, lower --config.dataset.workers or "
+                "--config.batch_size; with --config.dataset.workers=0 the pictures are "
+                "read without other processes."
+            ) from error
+        finally:
+            for chunks in ahead:
+                for chunk in chunks:
+                    chunk.cancel()
+
+    def close(self) -> None:
+        """Ends the workers, at once but for the pictures they have in hand."""
+        self._pool.shutdown(cancel_futures=True)
+
+    def _submit(self, indices: np.ndarray, draws: np.ndarray | None) -> list:
+        size = min(CHUNK, -(-len(indices) // max(self._workers, 1)))
+        parts = [slice(n, n + size) for n in range(0, len(indices), size)]
+        with _without_interrupts():  # submitting starts the workers
+            return [
+                self._pool.submit(
+                    self._read, indices[part], None if draws is None else draws[part]
+                )
+                for part in parts
+            ]
+
+
+@contextlib.contextmanager
+def _without_interrupts():
+    """Processes that start inside never see Ctrl-C: the main process ends them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _collect(chunks: list) -> tuple[np.ndarray, np.ndarray]:
+    images, labels = zip(*(chunk.result() for chunk in chunks), strict=True)
+    return np.concatenate(images), np.concatenate(labels)
+
+
+# What runs in a worker.
+
+_pictures: Pictures | None = None
+
+
+def _start_worker(pictures: Pictures) -> None:
+    global _pictures
+    _pictures = pictures
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A parent that was killed cannot say goodbye."""
+    parent = multiprocessing.parent_process()
+    multiprocessing.connection.wait([parent.sentinel])
+    os._exit(1)
+
+
+def _read_in_worker(indices, draws):
+    return _pictures.read(indices, draws)
