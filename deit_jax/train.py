@@ -269,12 +269,9 @@ def train_and_evaluate(config, workdir, *, config_file: str = "<config>") -> dic
 
 
 def _pictures(config, source, size: int, pipelines: contextlib.ExitStack):
-    """The source in memory, if all images have the model's size and fit; or a pipeline."""
-    shape = (size, size, 3)
-    if (
-        source.image_shape == shape
-        and len(source) * math.prod(shape) <= IN_MEMORY_BYTES
-    ):
+    """In memory where the images have the model's size and fit, otherwise streamed."""
+    total_bytes = len(source) * size * size * 3
+    if source.image_shape == (size, size, 3) and total_bytes <= IN_MEMORY_BYTES:
         return sources.load_into_memory(source)
     return pipelines.enter_context(
         HostPipeline(

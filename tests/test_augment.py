@@ -38,7 +38,7 @@ def augment_all(view, index, pictures):
 
 
 def shift_of(original, cropped):
-    """(top, left) of the crop in the padded image; the originals have no black pixel."""
+    """(top, left) of the crop in the padded image; the original has no black pixel."""
     padded = np.pad(original, ((4, 4), (4, 4), (0, 0)))
     side = original.shape[0]
     for top in range(9):

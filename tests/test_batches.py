@@ -2,8 +2,10 @@ import threading
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from deit_jax.data import batches, sources, views
+from deit_jax.data import batches, crops, sources, views
+from deit_jax.data.host_pipeline import HostPipeline
 from deit_jax.errors import InputError
 
 
@@ -52,13 +54,66 @@ def test_train_batches_hold_the_images_of_the_plan():
 )
 def test_eval_batches_count_every_image_once(batch_size, devices):
     source = sources.load("digits", "test[:50]")
-    seen = []
-    for batch, real in batches.eval_batches(
+    seen, seen_labels = [], []
+    for batch, labels in batches.eval_batches(
         source, batch_size=batch_size, devices=devices
     ):
         assert batch["image"].shape[0] == devices
-        seen.append(batch["image"].reshape(-1, 32, 32, 3)[:real])
+        images = batch["image"].reshape(-1, 32, 32, 3)
+        real = len(labels)
+        seen.append(images[:real])
+        seen_labels.append(labels)
+        assert (images[real:] == images[0]).all(), "padding"
+    np.testing.assert_array_equal(np.concatenate(seen_labels), source.labels)
     np.testing.assert_array_equal(np.concatenate(seen), source.images)
+
+
+@pytest.fixture
+def mixed(tmp_path):
+    """A source of 20 pictures that differ in size."""
+    for number in range(20):
+        path = tmp_path / "train" / f"class-{number % 2}" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.RandomState(number).randint(0, 256, (20 + number, 30, 3))
+        Image.fromarray(pixels.astype(np.uint8)).save(path)
+    return sources.load(f"folder:{tmp_path}", "train")
+
+
+def test_streamed_train_batches_are_random_crops_of_the_plan(mixed):
+    plan = views.BatchPlan(length=20, batch_size=8, seed=0, augment_seed=3)
+    with HostPipeline(mixed, size=16, workers=0) as pipeline:
+        read = list(
+            batches.train_batches(
+                pipeline, plan, start=1, stop=4, devices=2, teacher=None
+            )
+        )
+    assert len(read) == 3
+    for done, batch in enumerate(read, start=1):
+        index, view = plan.batch(done)
+        assert batch["image"].shape == (2, 4, 16, 16, 3)
+        np.testing.assert_array_equal(batch["label"].ravel(), mixed.labels[index])
+        np.testing.assert_array_equal(batch["index"].ravel(), index)
+        np.testing.assert_array_equal(batch["view"].ravel(), view)
+        draws = views.crop_draws(3, view, index)
+        for row, image in enumerate(batch["image"].reshape(8, 16, 16, 3)):
+            picture, _ = mixed.picture(index[row])
+            box = crops.random_resized_crop_box(draws[row], *picture.size)
+            expected = crops.crop_and_resize(picture, box, 16)
+            np.testing.assert_array_equal(image, expected)
+
+
+@pytest.mark.parametrize(("batch_size", "devices"), [(8, 1), (6, 4), (99, 3)])
+def test_streamed_eval_batches_are_all_centre_views(mixed, batch_size, devices):
+    seen, seen_labels = [], []
+    with HostPipeline(mixed, size=16, workers=0, crop_ratio=0.8) as pipeline:
+        for batch, labels in batches.eval_batches(
+            pipeline, batch_size=batch_size, devices=devices
+        ):
+            seen.append(batch["image"].reshape(-1, 16, 16, 3)[: len(labels)])
+            seen_labels.append(labels)
+    np.testing.assert_array_equal(np.concatenate(seen_labels), mixed.labels)
+    expected = [crops.centre_view(mixed.picture(i)[0], 16, 0.8) for i in range(20)]
+    np.testing.assert_array_equal(np.concatenate(seen), np.stack(expected))
 
 
 def test_prefetch_keeps_the_order():
@@ -83,3 +138,19 @@ def test_prefetch_stops_its_thread_when_closed_early():
     assert threading.active_count() == before + 1
     stream.close()
     assert threading.active_count() == before
+
+
+def test_prefetch_closes_the_generator_that_it_reads():
+    closed = []
+
+    def endless():
+        try:
+            while True:
+                yield 1
+        finally:
+            closed.append(threading.current_thread().name)
+
+    stream = batches.prefetch(endless())
+    next(stream)
+    stream.close()
+    assert closed == ["prefetch"]

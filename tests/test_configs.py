@@ -1,3 +1,4 @@
+import itertools
 import re
 from pathlib import Path
 
@@ -66,7 +67,7 @@ def test_vit_is_deit_without_the_teacher():
 def test_every_field_has_a_comment():
     base = (CONFIGS / "deit.py").read_text().partition("def _base()")[2]
     lines = base.splitlines()
-    for above, line in zip(lines, lines[1:], strict=False):
+    for above, line in itertools.pairwise(lines):
         if re.match(r"    config\.[\w.]+ = (?!ConfigDict)", line):
             assert above.startswith("    # ") or re.match(
                 r"    config\.[\w.]+ = ", above

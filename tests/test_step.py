@@ -92,7 +92,7 @@ def assert_close(got, expected, atol=1e-5):
 
 
 def gradient_of(new_state):
-    """With SGD's momentum trace, the first step's gradient is in the optimizer state."""
+    """After one step of SGD its momentum trace is the gradient."""
     traces = [
         leaf.trace
         for leaf in jax.tree.leaves(
@@ -196,7 +196,7 @@ def test_only_the_first_step_compiles():
 
 
 def test_ema_follows_the_parameters():
-    model, tx, start = build()
+    _, _, start = build()
     new_state, _ = run(0)
     assert_close(
         new_state.ema_params,

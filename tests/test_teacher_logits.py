@@ -183,6 +183,19 @@ def test_cache_of_another_source_is_refused(cache, source, field, change, messag
     assert "python -m teacher.export_logits --config=c.py:x" in str(caught.value)
 
 
+def test_a_cache_follows_a_folder_that_was_moved(tmp_path, source):
+    here = dataclasses.replace(source, name="folder:/a")
+    cache = teacher_logits.open_cache(write(tmp_path / "cache", here))
+    cache.check(dataclasses.replace(source, name="folder:/b"), view="plain")
+    with pytest.raises(
+        InputError, match="name='folder:/a', this run has name='digits'"
+    ):
+        cache.check(source, view="plain")
+    other = dataclasses.replace(source, name="folder:/b", fingerprint="f" * 64)
+    with pytest.raises(InputError, match="other images or labels of folder:/b"):
+        cache.check(other, view="plain")
+
+
 def test_cache_of_another_view_is_refused(cache, source):
     with pytest.raises(InputError, match=r"distillation.view=plain, or make another"):
         teacher_logits.open_cache(cache).check(source, view="same")

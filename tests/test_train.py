@@ -2,11 +2,13 @@
 
 import itertools
 import json
+import multiprocessing
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from PIL import Image
 
 from deit_jax import train
 from deit_jax.distillation import teacher_logits
@@ -266,3 +268,82 @@ def test_without_tensorflow_a_run_goes_on(small, tmp_path, monkeypatch):
     small.epochs = 1.0
     train.train_and_evaluate(small, tmp_path / "run")
     assert list((tmp_path / "run").glob("events.out.tfevents.*"))
+
+
+@pytest.fixture
+def pictures(tmp_path, digits_config):
+    """An epoch on 60 pictures as people have them: streamed, and without a teacher."""
+    random = np.random.RandomState(0)
+    kinds = [("RGB", "JPG"), ("L", "png"), ("RGBA", "webp"), ("RGB", "bmp")]
+    for number in range(60):
+        mode, ending = kinds[number % 4]
+        height, width = random.randint(8, 80, 2)
+        pixels = random.randint(0, 256, (height, width, 4)).astype(np.uint8)
+        split, name = (
+            ("train", "val")[number % 5 == 0],
+            ("cat", "dog", "owl")[number % 3],
+        )
+        path = tmp_path / "pictures" / split / name / f"{number}.{ending}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).convert(mode).save(path)
+    (tmp_path / "pictures" / "train" / "owl" / "IMG_1.HEIC").write_bytes(b"heic")
+    config = digits_config
+    config.dataset.name = f"folder:{tmp_path / 'pictures'}"
+    config.dataset.eval_split = "val"
+    config.dataset.workers = 0
+    config.epochs = 1.0
+    config.batch_size = 8
+    config.eval.batch_size = 8
+    config.checkpoint.every_steps = 2
+    config.model.variant = "vit_nano_patch8_32"
+    config.distillation.kind = "none"
+    config.distillation.head = "class"
+    config.distillation.logits_dir = ""
+    return config
+
+
+def test_a_folder_trains_to_the_same_bits_with_any_workers(
+    pictures, tmp_path, capsys, stop_after
+):
+    alone = train.train_and_evaluate(pictures, tmp_path / "alone")
+    assert alone["steps"] == 6
+    assert alone["eval_images"] == 12
+    out = capsys.readouterr().out
+    assert "3 classes" in out
+    assert "train: files passed over, not pictures: 1 .heic" in out
+
+    pictures.dataset.workers = 2
+    undo = stop_after(3)
+    with pytest.raises(KeyboardInterrupt):
+        train.train_and_evaluate(pictures, tmp_path / "workers")
+    undo()
+    assert not multiprocessing.active_children()
+    pictures.dataset.workers = 1
+    resumed = train.train_and_evaluate(pictures, tmp_path / "workers")
+    assert resumed["resumed_at_step"] == 2
+    assert not multiprocessing.active_children()
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        final_state(tmp_path / "alone"),
+        final_state(tmp_path / "workers"),
+    )
+    assert resumed["eval"] == alone["eval"]
+    assert resumed["eval_ema"] == alone["eval_ema"]
+
+
+@pytest.mark.parametrize(("split", "workers"), [("train", 2), ("val", 0)])
+def test_a_damaged_picture_ends_the_run_by_its_name(pictures, tmp_path, split, workers):
+    path = next((tmp_path / "pictures" / split / "cat").iterdir())
+    path.write_bytes(path.read_bytes()[:200])
+    pictures.dataset.workers = workers
+    with pytest.raises(InputError, match="Replace or remove it") as caught:
+        train.train_and_evaluate(pictures, tmp_path / "run")
+    assert str(path) in str(caught.value)
+    assert not multiprocessing.active_children()
+
+
+def test_digits_train_at_another_size_than_theirs(small, tmp_path):
+    small.dataset.image_size = 16
+    small.dataset.workers = 0
+    small.epochs = 0.5
+    assert train.train_and_evaluate(small, tmp_path / "run")["steps"] == 2

@@ -3,7 +3,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from deit_jax.data import views
+from deit_jax.data import crops, views
 from deit_jax.errors import InputError
 
 
@@ -105,6 +105,37 @@ def test_golden_order():
 
 
 GOLDEN = "d4412e0206fc10f5"
+
+
+def test_crop_draws_follow_from_seed_view_and_index_alone():
+    view, index = np.array([0, 0, 1, 5], np.int32), np.array([3, 4, 3, 9], np.int32)
+    draws = views.crop_draws(7, view, index)
+    assert draws.dtype == np.uint32
+    assert draws.shape == (4, crops.CROP_WORDS)
+    assert len(np.unique(draws)) == draws.size
+    for row in range(4):
+        alone = views.crop_draws(7, view[row : row + 1], index[row : row + 1])
+        np.testing.assert_array_equal(alone[0], draws[row])
+    np.testing.assert_array_equal(
+        views.crop_draws(7, view[::-1], index[::-1])[::-1], draws
+    )
+    assert (views.crop_draws(8, view, index) != draws).all()
+
+
+def test_golden_crop_draws():
+    """The same on every JAX version: a teacher's cache depends on it."""
+    index = np.arange(100, dtype=np.int32)
+    draws = views.crop_draws(2, index % 7, index)
+    assert hashlib.sha256(draws.astype("<u4").tobytes()).hexdigest()[:16] == CROPS
+
+
+CROPS = "7ae2bd61ca729000"
+
+
+def test_streams_have_their_own_constants():
+    """A changed or shared number would change every run, or correlate two uses."""
+    numbers = [stream.value for stream in views.Stream]
+    assert numbers == list(range(1, len(numbers) + 1))
 
 
 @pytest.mark.parametrize(

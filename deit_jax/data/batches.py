@@ -36,8 +36,8 @@ def train_batches(
       teacher: An open `TeacherLogits`, or None.
 
     Yields:
-      image uint8 [d, b, H, W, 3], label, index and view int32 [d, b] and, with a teacher,
-      teacher_logits float16 [d, b, C].
+      image uint8 [d, b, H, W, 3], label, index and view int32 [d, b] and, with a
+      teacher, teacher_logits float16 [d, b, C].
     """
     planned = map(plan.batch, range(start, stop))
     if isinstance(source, HostPipeline):

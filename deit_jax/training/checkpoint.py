@@ -1,4 +1,4 @@
-"""Checkpoints: `<workdir>/checkpoints/<step>/` with the state and the config (orbax)."""
+"""Checkpoints: `<workdir>/checkpoints/<step>/` with state and config (orbax)."""
 
 import json
 from collections.abc import Mapping

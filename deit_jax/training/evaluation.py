@@ -1,5 +1,6 @@
-"""Evaluation over a whole split: every image once, every head, all sets of parameters."""
+"""Evaluation over a whole split: every image once, every head, raw and EMA weights."""
 
+import functools
 from collections.abc import Callable, Mapping
 
 import jax
@@ -28,17 +29,15 @@ def collect_logits(
         source, batch_size=batch_size, devices=devices
     ):
         logits = {name: eval_step(p, batch["image"]) for name, p in params.items()}
-        parts.append(
-            jax.tree.map(
-                lambda x, n=len(real_labels): np.asarray(x).reshape(-1, x.shape[-1])[
-                    :n
-                ],
-                logits,
-            )
-        )
+        parts.append(jax.tree.map(functools.partial(_rows, len(real_labels)), logits))
         labels.append(real_labels)
     whole = jax.tree.map(lambda *x: np.concatenate(x), *parts)
     return whole, np.concatenate(labels)
+
+
+def _rows(real: int, logits: jax.Array) -> np.ndarray:
+    """[d, b, C] to [real, C]: without the padding."""
+    return np.asarray(logits).reshape(-1, logits.shape[-1])[:real]
 
 
 def evaluate(
