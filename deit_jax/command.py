@@ -30,6 +30,9 @@ def run(main) -> None:
             return main(argv)
         except InputError as error:
             fail(error)
+        except KeyboardInterrupt:
+            print("stopped; the same command goes on from here", file=sys.stderr)
+            sys.exit(130)
 
     app.run(guarded, flags_parser=_parse_flags)
 

@@ -1,31 +1,24 @@
 """The host loop, in reading order: check, build, restore, step, log, evaluate, save."""
 
-import collections
 import contextlib
 import functools
-import importlib.metadata
 import json
 import math
-import platform
-import sys
 import time
 from pathlib import Path
 
 import jax
-import numpy as np
-from tqdm import tqdm
+from flax.traverse_util import flatten_dict
 
 from deit_jax.data import batches, sources, views
 from deit_jax.data.host_pipeline import HostPipeline
 from deit_jax.distillation import losses, teacher_logits
 from deit_jax.errors import InputError
 from deit_jax.models import variants
-from deit_jax.training import evaluation, optimizer, state, step, writers
+from deit_jax.training import evaluation, optimizer, state, step, summary, writers
 from deit_jax.training.checkpoint import Checkpoints
+from deit_jax.training.progress import Progress
 
-SUMMARY = "summary.json"
-# Steps that run ahead of the host: enough to hide it, few enough to bound the memory.
-IN_FLIGHT = 2
 # Of each of the two splits. ImageNet at 32 px (3.9 GB) fits, at 64 px it streams; a
 # machine that trains on such sets has several times as much.
 IN_MEMORY_BYTES = 4 * 2**30
@@ -118,9 +111,15 @@ def train_and_evaluate(config, workdir, *, config_file: str = "<config>") -> dic
         train_state = checkpoints.restore(train_state, saved_config)
     start = int(train_state.step)
     train_state = step.replicate(train_state, devices)
-    if start >= total_steps and (workdir / SUMMARY).exists():
+    finished = summary.read(workdir)
+    if start >= total_steps and finished:
         checkpoints.close()
-        return _report_finished(workdir)
+        print(
+            f"{workdir} holds this run, finished. To train it again, delete the "
+            "directory or give another --workdir."
+        )
+        summary.show(finished, workdir)
+        return finished
 
     # Pictures: in memory, or read by a pipeline that has to be closed.
     pipelines = contextlib.ExitStack()
@@ -189,11 +188,11 @@ def train_and_evaluate(config, workdir, *, config_file: str = "<config>") -> dic
         if train_state.ema_params is not None:
             params["eval_ema"] = train_state.ema_params
         results = evaluate(params)
-        write(done, _flatten(results))
+        write(done, flatten_dict(results, sep="/"))
         return results
 
     # The loop. Everything is written before the checkpoint that covers it is saved.
-    log = _TrainLog(start, total_steps, plan, config.batch_size, schedule)
+    log = Progress(start, total_steps, plan, config.batch_size, schedule)
     every_eval = round(config.eval.every_epochs * plan.steps_per_epoch)
     every_save = config.checkpoint.every_steps
     stream = batches.prefetch(
@@ -218,7 +217,7 @@ def train_and_evaluate(config, workdir, *, config_file: str = "<config>") -> dic
             if last or (every_eval and done % every_eval == 0):
                 log.pause()
                 results = evaluate_and_write(done)
-                log.resume(_headline(results))
+                log.resume(summary.headline(results))
             if last or (every_save and done % every_save == 0):
                 log.drain()  # a state that is not finite must not be saved
                 checkpoints.save(train_state, saved_config)
@@ -243,29 +242,27 @@ def train_and_evaluate(config, workdir, *, config_file: str = "<config>") -> dic
     checkpoints.close()
     tensorboard.close()
 
-    summary = {
-        "config_file": config_file,
-        "variant": config.model.variant,
-        "dataset": config.dataset.name,
-        "eval_split": config.dataset.eval_split,
-        "eval_images": len(eval_source),
-        "seed": config.seed,
-        "steps": total_steps,
-        "epochs": config.epochs,
-        "batch_size": config.batch_size,
-        "parameters": parameters,
-        "seconds": round(seconds, 1),
-        "images_per_sec": log.images_per_sec,
-        "resumed_at_step": start,
-        **results,
-        "teacher": teacher.manifest["teacher"] if teacher else None,
-        "devices": [str(device.device_kind) for device in devices],
-        "versions": {"python": platform.python_version()}
-        | {p: importlib.metadata.version(p) for p in ("jax", "flax", "optax")},
-    }
-    (workdir / SUMMARY).write_text(json.dumps(summary, indent=1) + "\n")
-    print_summary(summary, workdir)
-    return summary
+    return summary.write(
+        workdir,
+        {
+            "config_file": config_file,
+            "variant": config.model.variant,
+            "dataset": config.dataset.name,
+            "eval_split": eval_source.split,
+            "eval_images": len(eval_source),
+            "seed": config.seed,
+            "steps": total_steps,
+            "epochs": config.epochs,
+            "batch_size": config.batch_size,
+            "parameters": parameters,
+            "seconds": round(seconds, 1),
+            "images_per_sec": log.images_per_sec,
+            "resumed_at_step": start,
+            **results,
+            "teacher": teacher.manifest["teacher"] if teacher else None,
+            "devices": [device.device_kind for device in devices],
+        },
+    )
 
 
 def _pictures(config, source, size: int, pipelines: contextlib.ExitStack):
@@ -340,156 +337,3 @@ def _describe(config, train_source, eval_source, devices, teacher) -> str:
             f"tau {config.distillation.tau}"
         )
     return "\n".join(lines)
-
-
-class _TrainLog:
-    """Metrics of finished steps, and the progress on the terminal.
-
-    The metrics of a step are fetched when `IN_FLIGHT` later ones are dispatched, so
-    that the device never waits for the host; each is checked to be finite.
-    """
-
-    def __init__(self, start, total, plan, batch_size, schedule):
-        self._plan, self._batch_size, self._schedule = plan, batch_size, schedule
-        self._total, self._first = total, start
-        self._pending = collections.deque()
-        self._rows = []
-        self._rates = []
-        self._clock = time.monotonic()
-        self._bar = tqdm(
-            total=total,
-            initial=start,
-            unit="step",
-            dynamic_ncols=True,
-            disable=not sys.stderr.isatty(),
-        )
-
-    @property
-    def images_per_sec(self) -> float | None:
-        """Median over the logged intervals; the first, which compiles, is left out."""
-        rates = self._rates[1:] or self._rates
-        return round(float(np.median(rates)), 1) if rates else None
-
-    def dispatched(self, done: int, metrics: dict) -> None:
-        self._pending.append((done, metrics))
-        while len(self._pending) > IN_FLIGHT:
-            self._fetch()
-        self._bar.update()
-
-    def drain(self) -> None:
-        while self._pending:
-            self._fetch()
-
-    def interval(self) -> dict[str, float]:
-        """Means since the last call, and prints them."""
-        self.drain()
-        now = time.monotonic()
-        done, rows = self._rows[-1][0], [row for _, row in self._rows]
-        rate = len(rows) * self._batch_size / max(now - self._clock, 1e-9)
-        self._rates.append(rate)
-        values = {
-            f"train/{name}": float(np.mean([row[name] for row in rows]))
-            for name in rows[0]
-        }
-        values["train/learning_rate"] = float(self._schedule(done - 1))
-        values["train/images_per_sec"] = rate
-        self._rows, self._clock = [], now
-        left = (self._total - done) * self._batch_size / rate
-        self._show(
-            f"step {done}/{self._total}  epoch {done / self._plan.steps_per_epoch:.1f}"
-            f"  loss {values['train/loss']:.4f}"
-            + "".join(
-                f"  {name.removeprefix('loss_')} {values['train/' + name]:.4f}"
-                for name in ("loss_ce", "loss_distill")
-                if "train/" + name in values and "loss_distill" in rows[0]
-            )
-            + f"  top-1 {values['train/top1']:.3f}  {rate:,.0f} images/s",
-            f"  ETA {_clock(left)}",
-        )
-        return values
-
-    def pause(self) -> None:
-        """An evaluation begins: its time is not the training's."""
-        self.drain()
-        self._paused = time.monotonic()
-
-    def resume(self, headline: str) -> None:
-        self._clock += time.monotonic() - self._paused
-        self._show(headline, "")
-
-    def close(self) -> None:
-        self._bar.close()
-
-    def _fetch(self) -> None:
-        done, metrics = self._pending.popleft()
-        row = {name: float(value) for name, value in metrics.items()}
-        for name in ("loss", "grad_norm"):
-            if not math.isfinite(row[name]):
-                raise FloatingPointError(
-                    f"{name} is {row[name]} at step {done} (learning rate "
-                    f"{float(self._schedule(done - 1)):.3g})."
-                )
-        self._rows.append((done, row))
-
-    def _show(self, line: str, rest: str) -> None:
-        # The bar has its own ETA; lines in a log file need one.
-        if self._bar.disable:
-            print(line + rest, flush=True)
-        else:
-            self._bar.write(line)
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(int(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
-
-
-def _flatten(results: dict) -> dict[str, float]:
-    """{"eval": {"class": {"top1": x}}} to {"eval/class/top1": x}."""
-    return {
-        f"{prefix}/{head}/{name}": value
-        for prefix, per_head in results.items()
-        for head, values in per_head.items()
-        for name, value in values.items()
-    }
-
-
-def _headline(results: dict) -> str:
-    parts = []
-    for prefix, per_head in results.items():
-        scores = "  ".join(f"{h} {v['top1']:.4f}" for h, v in per_head.items())
-        parts.append(f"{prefix} top-1: {scores}")
-    return "  ".join(parts)
-
-
-def print_summary(summary: dict, workdir) -> None:
-    """The final table: each head, raw and EMA."""
-    rate = summary["images_per_sec"]
-    print(
-        f"\n{summary['variant']} on {summary['dataset']} "
-        f"({summary['eval_split']}, {summary['eval_images']:,} images), after step "
-        f"{summary['steps']:,}, {_clock(summary['seconds'])} of training"
-        + (f" at {rate:,.0f} images/s" if rate else "")
-    )
-    print(f"{'weights':<10}{'head':<10}{'loss':>9}{'top-1':>9}{'top-5':>9}")
-    for key, weights in (("eval", "raw"), ("eval_ema", "EMA")):
-        for head, values in summary.get(key, {}).items():
-            print(
-                f"{weights:<10}{head:<10}{values['loss']:>9.4f}"
-                f"{100 * values['top1']:>8.2f}%{100 * values['top5']:>8.2f}%"
-            )
-    print(
-        f"\nSummary  {Path(workdir) / SUMMARY}\n"
-        f"Curves   tensorboard --logdir={workdir}",
-        flush=True,
-    )
-
-
-def _report_finished(workdir: Path) -> dict:
-    summary = json.loads((workdir / SUMMARY).read_text())
-    print(
-        f"{workdir} holds this run, finished. To train it again, delete the directory "
-        "or give another --workdir."
-    )
-    print_summary(summary, workdir)
-    return summary

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import ml_collections
 import pytest
+from flax.traverse_util import flatten_dict
 
 from configs import deit, study, vit
 from deit_jax.models import variants
-from deit_jax.training.checkpoint import flatten
 
 CONFIGS = Path(deit.__file__).parent
 
@@ -44,7 +44,10 @@ def test_study_is_the_seeds_setting():
     assert (vit_config.epochs, vit_config.batch_size) == (20.0, 64)
     assert vit_config.optimizer.name == "adam"
     assert vit_config.distillation.kind == "none"
-    ours, theirs = flatten(deit_config.to_dict()), flatten(augmented.to_dict())
+    ours, theirs = (
+        flatten_dict(deit_config.to_dict(), sep="."),
+        flatten_dict(augmented.to_dict(), sep="."),
+    )
     assert {field for field in ours if ours[field] != theirs[field]} == {
         "augment.crop_padding",
         "augment.flip",
@@ -53,8 +56,8 @@ def test_study_is_the_seeds_setting():
 
 def test_vit_is_deit_without_the_teacher():
     ours, theirs = (
-        flatten(vit.get_config().to_dict()),
-        flatten(deit.get_config().to_dict()),
+        flatten_dict(vit.get_config().to_dict(), sep="."),
+        flatten_dict(deit.get_config().to_dict(), sep="."),
     )
     assert {field for field in ours if ours[field] != theirs[field]} == {
         "model.variant",

@@ -106,6 +106,17 @@ def test_an_image_that_has_the_size_is_taken_as_it_is(as_training):
     np.testing.assert_array_equal(labels, digits.labels[index])
 
 
+def test_a_set_in_memory_can_have_another_size_than_the_model():
+    digits = sources.load("digits", "train[:40]")
+    index = np.array([3, 5, 39])
+    with HostPipeline(digits, size=48, workers=1) as pipeline:
+        [(images, labels)] = pipeline.batches([(index, None)])
+    for row, i in enumerate(index):
+        original = Image.fromarray(digits.images[i])
+        np.testing.assert_array_equal(images[row], crops.centre_view(original, 48, 0.9))
+    np.testing.assert_array_equal(labels, digits.labels[index])
+
+
 def test_a_picture_of_a_mixed_source_is_cropped_though_it_has_the_size(tmp_path):
     for name in ("a", "b"):
         (tmp_path / "train" / name).mkdir(parents=True)

@@ -1,7 +1,7 @@
 """Labelled pictures that stay encoded on disk until they are asked for."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from PIL import Image
@@ -59,9 +59,16 @@ class EncodedSource:
         Raises:
           InputError: The file is missing, damaged or no picture; it is named.
         """
-        index = range(len(self))[index]  # negative ones count from the end
-        [(encoded, label)] = self.records.read([index])
-        return open_rgb(encoded, self.where(index)), label
+        return next(self.pictures([range(len(self))[index]]))
+
+    def pictures(self, indices: Sequence[int]) -> Iterator[tuple[Image.Image, int]]:
+        """As `picture`, of each of `indices`, all of which are read at once.
+
+        A set of TFDS takes half a millisecond for each reading.
+        """
+        read = self.records.read(indices)
+        for index, (encoded, label) in zip(indices, read, strict=True):
+            yield open_rgb(encoded, self.where(index)), label
 
     def encoded(self, index: int) -> bytes:
         """The picture as it lies on disk."""

@@ -35,7 +35,7 @@ class Pictures:
     """What a worker has to know.
 
     Attributes:
-      source: Has `picture(index) -> (Pillow image, label)` and `image_shape`.
+      source: Has `pictures(indices)` and `image_shape` (`deit_jax.data.sources`).
       size: Pixels a side.
       area: Of `random_resized_crop_box`, as `aspect`.
       aspect: See `area`.
@@ -54,8 +54,8 @@ class Pictures:
         """Images uint8 [n, size, size, 3] and labels int32 [n]; see `HostPipeline`."""
         images = np.empty((len(indices), self.size, self.size, 3), np.uint8)
         labels = np.empty(len(indices), np.int32)
-        for row, index in enumerate(indices):
-            image, labels[row] = self.source.picture(int(index))
+        for row, (image, label) in enumerate(self.source.pictures(indices.tolist())):
+            labels[row] = label
             if self.source.image_shape and image.size == (self.size, self.size):
                 images[row] = image
             elif draws is None:

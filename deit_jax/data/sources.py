@@ -1,11 +1,11 @@
 """Labelled images with random access.
 
 A source has `len(source)`, `source[i] -> {"image": uint8 [H, W, 3], "label": int}`,
+`source.pictures(indices)` (yields Pillow images, RGB and upright, with their labels),
 `source.name`, `source.split`, `source.num_classes`, `source.class_names`,
 `source.labels` (int32 [N]), `source.image_shape` ((H, W, 3), or None where sizes
 differ) and `source.fingerprint`: the sha256 of everything that makes the data set what
-it is, and `source.picture(i) -> (RGB Pillow image, label)`. A teacher cache belongs to
-one fingerprint.
+it is. A teacher cache belongs to one fingerprint.
 
 There are two kinds. `ArraySource` lies in memory. `EncodedSource`
 (`deit_jax.data.encoded_source`) reads encoded pictures from disk, and pickles to its
@@ -13,6 +13,7 @@ paths; `load_into_memory` makes the first of the second.
 """
 
 import dataclasses
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from PIL import Image
@@ -62,9 +63,10 @@ class ArraySource:
     def __getitem__(self, index: int) -> dict:
         return {"image": self.images[index], "label": int(self.labels[index])}
 
-    def picture(self, index: int) -> tuple[Image.Image, int]:
-        """The image as a Pillow image, and its label."""
-        return Image.fromarray(self.images[index]), int(self.labels[index])
+    def pictures(self, indices: Sequence[int]) -> Iterator[tuple[Image.Image, int]]:
+        """Yields each image as a Pillow image, with its label."""
+        for index in indices:
+            yield Image.fromarray(self.images[index]), int(self.labels[index])
 
 
 def load(name: str, split: str, *, data_dir: str | None = None):

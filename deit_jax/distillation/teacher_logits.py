@@ -31,6 +31,7 @@ from pathlib import Path
 import numpy as np
 
 from deit_jax.errors import InputError
+from deit_jax.files import replace_file
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -300,22 +301,12 @@ class Writer:
         if self.rows_done != len(self._rows):
             raise ValueError(f"{self.rows_done=} of {len(self._rows)} rows")
         manifest = dict(self._manifest, logits_sha256=_sha256(self._path))
-        _replace(self.directory / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+        replace_file(self.directory / MANIFEST, json.dumps(manifest, indent=1) + "\n")
         (self.directory / PROGRESS).unlink()
 
     def _save_progress(self) -> None:
         progress = {"identity": self._identity, "rows_done": self.rows_done}
-        _replace(self.directory / PROGRESS, json.dumps(progress))
-
-
-def _replace(path: Path, text: str) -> None:
-    """Writes a file that is either the old one or the new one, never a half."""
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+        replace_file(self.directory / PROGRESS, json.dumps(progress))
 
 
 def _sha256(path: Path) -> str:

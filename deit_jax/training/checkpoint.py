@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jax
 import orbax.checkpoint as ocp
+from flax.traverse_util import flatten_dict
 from orbax.checkpoint import checkpoint_managers
 
 from deit_jax.errors import InputError
@@ -96,7 +97,9 @@ def check_resumable(saved: Mapping, config: Mapping, *, where: str) -> None:
     Raises:
       InputError: Names every field that differs, with both values.
     """
-    old, new = flatten(saved), flatten(json.loads(json.dumps(config)))
+    # Through JSON, where a tuple is a list, as in the saved one.
+    config = json.loads(json.dumps(config))
+    old, new = flatten_dict(saved, sep="."), flatten_dict(config, sep=".")
     changed = [
         f"  {field}: {old.get(field, 'absent')!r} -> {new.get(field, 'absent')!r}"
         for field in sorted(old.keys() | new.keys())
@@ -107,14 +110,3 @@ def check_resumable(saved: Mapping, config: Mapping, *, where: str) -> None:
             f"{where} holds a run with another config:\n" + "\n".join(changed) + "\n"
             "Take these changes back to resume it, or give another --workdir."
         )
-
-
-def flatten(config: Mapping, prefix: str = "") -> dict:
-    """{"a": {"b": 1}} to {"a.b": 1}."""
-    flat = {}
-    for name, value in config.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat

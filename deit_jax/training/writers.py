@@ -7,6 +7,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from deit_jax.files import replace_file
+
 METRICS = "metrics.jsonl"
 
 
@@ -87,9 +89,7 @@ class MetricsFile:
     def __init__(self, workdir: str | os.PathLike, restored_step: int):
         path = Path(workdir) / METRICS
         kept = [row for row in read(workdir) if row["step"] <= restored_step]
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        os.replace(partial, path)
+        replace_file(path, "".join(json.dumps(row) + "\n" for row in kept))
         self._file = open(path, "a")  # noqa: SIM115 - closed by close()
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
