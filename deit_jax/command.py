@@ -49,16 +49,14 @@ def _parse_flags(argv):
         if "config" in flags.FLAGS and flags.FLAGS.config is not None:
             flags.FLAGS.config.keys()  # a file that does not load is reported here only
         if not flags.FLAGS["verbosity"].present:
-            logging.set_verbosity(
-                logging.WARNING
-            )  # orbax tells every save's life story
+            logging.set_verbosity(logging.WARNING)  # orbax tells of every save
         return rest
     except flags.Error as error:
         fail(_shorten(str(error)))
     except (AttributeError, KeyError) as error:
         fail(_unknown_field(argv, error))
     except OSError as error:
-        fail(f"cannot read the config file: {error}")
+        fail(f"cannot read the config file: {_shorten(str(error))}")
 
 
 def _shorten(text: str) -> str:
@@ -66,25 +64,32 @@ def _shorten(text: str) -> str:
     lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
     if any(line.startswith("Traceback") for line in lines):
         return re.sub(r"^[\w.]*(Error|Exception): ", "", lines[-1])
-    return " ".join(lines)
+    return " ".join(lines).replace(
+        "Configuration is not available because of an earlier failure to load: ", ""
+    )
 
 
 def _unknown_field(argv: list[str], error: Exception) -> str:
     """Names the field of `--config.a.b=...` that does not exist, and its neighbours."""
-    for argument in argv[1:]:
-        match = re.match(r"--?config\.([\w.]+)", argument)
-        if not match:
-            continue
-        node, path = flags.FLAGS["config"].value, []
-        for part in match[1].split("."):
-            if not hasattr(node, "keys") or part not in node:
-                where = ".".join(["config", *path])
-                names = sorted(node.keys()) if hasattr(node, "keys") else []
+    arguments = " ".join(argv[1:])
+    file = re.search(r"(?:^| )--?config[= ](\S+)", arguments)
+    fields = re.findall(r"(?:^| )--?config\.([\w.]+)", arguments)
+    if not file or not fields:
+        return f"the config does not load: {error}"
+    # The flag itself has no value yet: its overrides are looked up first.
+    config = flags.FLAGS["config"].parser.parse(file[1])
+    for field in fields:
+        node, path = config, ["config"]
+        for part in field.split("."):
+            names = sorted(node.keys()) if hasattr(node, "keys") else []
+            if part not in names:
+                where = ".".join(path)
                 close = difflib.get_close_matches(part, names, n=1)
                 hint = f" Did you mean {where}.{close[0]}?" if close else ""
                 return (
-                    f"unknown config field --config.{match[1]}.{hint} "
+                    f"unknown config field --config.{field}.{hint} "
                     f"Fields of {where}: {', '.join(names) or 'none, it is a value'}."
                 )
-            node, path = node[part], [*path, part]
+            node = node[part]
+            path.append(part)
     return f"the config does not load: {error}"
