@@ -2,7 +2,7 @@
 
 import collections
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -13,23 +13,23 @@ THREADS = min(8, os.cpu_count() or 1)  # image decoders release Python's lock
 
 
 def read_blocks(
-    source, blocks: Iterable[np.ndarray], image_size: int
+    source,
+    blocks: Iterable[np.ndarray],
+    view: Callable[[Image.Image, int], np.ndarray],
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yields images uint8 [B, H, W, 3] and labels int64 [B] for each block, in order.
 
     Args:
       source: See `deit_jax.data.sources`.
       blocks: Positions in the source, int [B] each.
-      image_size: What pictures are brought to that are not all square and of one
-        size (`centre_square`); others keep theirs.
+      view: (RGB picture, position) -> uint8 [S, S, 3], the part of a picture that is
+        seen. It is not asked where `seen_whole`.
     """
-    shape = source.image_shape
-    uniform = shape is not None and shape[0] == shape[1]
+    whole = seen_whole(source)
 
     def read(index: int) -> tuple[np.ndarray, int]:
-        example = source[index]
-        image = example["image"]
-        return image if uniform else centre_square(image, image_size), example["label"]
+        picture, label = source.picture(index)
+        return np.asarray(picture) if whole else view(picture, index), label
 
     with ThreadPoolExecutor(THREADS) as pool:
         ahead = collections.deque()
@@ -41,19 +41,16 @@ def read_blocks(
             yield _stack(ahead.popleft())
 
 
+def seen_whole(source) -> bool:
+    """Whether the images are all squares of one size: nothing is cut off of them."""
+    shape = source.image_shape
+    return shape is not None and shape[0] == shape[1]
+
+
 def consecutive(start: int, stop: int, size: int) -> Iterator[np.ndarray]:
     """Cuts the positions `start .. stop - 1` into blocks of at most `size`."""
     for first in range(start, stop, size):
         yield np.arange(first, min(first + size, stop))
-
-
-def centre_square(image: np.ndarray, size: int) -> np.ndarray:
-    """The middle square of uint8 [H, W, 3], resized to `size` (Pillow, bilinear)."""
-    height, width, _ = image.shape
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    middle = Image.fromarray(image[top : top + side, left : left + side])
-    return np.asarray(middle.resize((size, size), Image.Resampling.BILINEAR))
 
 
 def _stack(futures) -> tuple[np.ndarray, np.ndarray]:

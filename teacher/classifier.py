@@ -1,9 +1,11 @@
 """The torchvision classifier: built by name, stored, checked and asked for logits."""
 
+import contextlib
 import dataclasses
 import difflib
 import hashlib
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +14,13 @@ import torchvision
 from torch import nn
 from torch.nn import functional
 
+from deit_jax.data.crops import centre_view
 from deit_jax.errors import InputError
 from teacher.blocks import consecutive, read_blocks
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+CROP_RATIO = 0.875  # 224 of 256 px: how ImageNet weights are evaluated
 STEMS = ("standard", "cifar")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 TEACHER = "teacher.pt"  # in the run directory of teacher.finetune
@@ -34,6 +38,8 @@ class Classifier:
       stem: `standard`, or `cifar` (`replace_stem`).
       image_size: Side in pixels of what the network sees.
       mean, std: Of the RGB channels, in 0 .. 1.
+      crop_ratio: Of the `deit_jax.data.crops.centre_view` of pictures that are not all
+        squares of one size.
       class_names: In the order of the logits; None where a file does not say.
       top1: Accuracy in 0 .. 1 on `top1_split`; None where it was not measured.
       top1_split: e.g. `test`.
@@ -45,6 +51,7 @@ class Classifier:
     image_size: int
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
+    crop_ratio: float = CROP_RATIO
     class_names: tuple[str, ...] | None = None
     top1: float | None = None
     top1_split: str | None = None
@@ -249,7 +256,7 @@ def load(
         stored = {
             field.name: content[field.name]
             for field in dataclasses.fields(Classifier)
-            if field.name != "model"
+            if field.name in content and field.name != "model"
         }
     else:
         if arch is None or image_size is None:
@@ -304,9 +311,13 @@ def load_file(path: Path) -> dict:
 def _read(path: Path) -> tuple[dict, dict]:
     """What a file says beside its weights (nothing if it is bare), and the weights."""
     content = load_file(path)
-    known = {field.name for field in dataclasses.fields(Classifier)}
+    needed = {
+        field.name
+        for field in dataclasses.fields(Classifier)
+        if field.default is dataclasses.MISSING
+    }
     if "arch" in content:
-        if missing := sorted(known - content.keys()):
+        if missing := sorted(needed - content.keys()):
             raise InputError(f"{path} is no teacher: it lacks {', '.join(missing)}.")
         state = content["model"]
     else:
@@ -428,6 +439,30 @@ def logits(
         return classifier.model(x).float().cpu().numpy()
 
 
+def read_plain(
+    classifier: Classifier, source, blocks: Iterable[np.ndarray]
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """`read_blocks` of images without augmentation: whole, or their centre view."""
+
+    def view(picture, _):
+        return centre_view(picture, classifier.image_size, classifier.crop_ratio)
+
+    return read_blocks(source, blocks, view)
+
+
+@contextlib.contextmanager
+def explain_out_of_memory():
+    """Makes an InputError of a GPU whose memory runs out inside; a decorator too."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        what, _, _ = str(error).partition(". GPU")  # what follows is for developers
+        raise InputError(
+            f"the memory of the GPU ran out ({what}). Lower --batch_size, or free it of "
+            "other programs."
+        ) from error
+
+
 def evaluate(
     classifier: Classifier,
     source,
@@ -439,7 +474,7 @@ def evaluate(
     """Top-1 accuracy in 0 .. 1 over all of `source`, and its labels' counts [C]."""
     correct, counts = 0, np.zeros(source.num_classes, np.int64)
     blocks = consecutive(0, len(source), batch_size)
-    for images, labels in read_blocks(source, blocks, classifier.image_size):
+    for images, labels in read_plain(classifier, source, blocks):
         predicted = logits(classifier, images, device=device, dtype=dtype).argmax(-1)
         correct += int((predicted == labels).sum())
         counts += np.bincount(labels, minlength=source.num_classes)

@@ -12,6 +12,7 @@ given weights as they are, with their accuracy.
 import inspect
 import math
 import os
+import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -20,20 +21,25 @@ from pathlib import Path
 import numpy as np
 import torch
 from absl import flags
+from PIL import Image
 from torch.nn import functional
 from tqdm import tqdm
 
 from deit_jax import command
 from deit_jax.data import sources
+from deit_jax.data.crops import CROP_WORDS, crop_and_resize, random_resized_crop_box
 from deit_jax.errors import InputError
 from teacher import classifier as classifiers
-from teacher.blocks import read_blocks
+from teacher.blocks import read_blocks, seen_whole
 
 CHECKPOINT = "checkpoint.pt"
 SMALL_IMAGE = 64  # pixels: images up to it keep their size if none is given
 WARMUP = 0.2  # of all steps
+# Arguments of configs/deit.py for the data sets that it names.
+RECIPES = {"digits": "digits", "cifar10": "cifar10", "imagenet2012": "imagenet"}
 
 
+@classifiers.explain_out_of_memory()
 def finetune(
     *,
     dataset: str,
@@ -62,8 +68,8 @@ def finetune(
     state; on a CPU it equals an uninterrupted one bit for bit.
 
     Raises:
-      InputError: An argument cannot work, `out` holds another run, or the loss is not
-        finite.
+      InputError: An argument cannot work, `out` holds another run, the loss is not
+        finite, or a GPU's memory runs out.
     """
     settings = {k: v for k, v in locals().items() if k not in ("out", "data_dir")}
     out = Path(out)
@@ -136,7 +142,8 @@ def finetune(
             image_size=image_size,
             crop_padding=crop_padding,
             flip=flip,
-            generator=np.random.default_rng([seed, epoch]),
+            seed=seed,
+            epoch=epoch,
         )
         bar = tqdm(
             batches,
@@ -212,34 +219,53 @@ def augmented_batches(
     image_size: int,
     crop_padding: int,
     flip: bool,
-    generator: np.random.Generator,
+    seed: int,
+    epoch: int,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yields one shuffled epoch of whole batches: uint8 [B, H, W, 3], int64 [B].
 
+    Images that are all squares of one size are padded and cropped, in their own size.
+    Of other pictures a random part is resized to `image_size`.
+
     Args:
-      image_size: See `read_blocks`.
       crop_padding: Black pixels added on each side before a random crop of the
         original size, in pixels of the source.
       flip: Mirror half of the images.
-      generator: Makes all draws.
+      seed, epoch: Order and augmentation are a function of them.
     """
+    generator = np.random.default_rng([seed, epoch])
     count = len(source) // batch_size * batch_size
     order = generator.permutation(len(source))[:count].reshape(-1, batch_size)
-    for images, labels in read_blocks(source, order, image_size):
-        b, h, w, _ = images.shape
-        p = crop_padding
-        padded = np.pad(images, ((0, 0), (p, p), (p, p), (0, 0)))
-        top, left = generator.integers(0, 2 * p + 1, (2, b))
-        images = np.stack(
-            [
-                image[y : y + h, x : x + w]
-                for image, y, x in zip(padded, top, left, strict=True)
-            ]
-        )
+    padding = crop_padding if seen_whole(source) else 0
+
+    def view(picture: Image.Image, index: int) -> np.ndarray:
+        # + 1, since NumPy takes a zero at the end for nothing: (seed, epoch) alone.
+        draws = np.random.default_rng([seed, epoch, index + 1])
+        draws = draws.integers(0, 2**32, CROP_WORDS, np.uint32)
+        box = random_resized_crop_box(draws, *picture.size)
+        return crop_and_resize(picture, box, image_size)
+
+    for images, labels in read_blocks(source, order, view):
+        if padding:
+            images = _pad_and_crop(images, padding, generator)
         if flip:
-            mirrored = generator.random(b) < 0.5
+            mirrored = generator.random(len(images)) < 0.5
             images[mirrored] = images[mirrored, :, ::-1]
         yield images, labels
+
+
+def _pad_and_crop(
+    images: np.ndarray, padding: int, generator: np.random.Generator
+) -> np.ndarray:
+    b, h, w, _ = images.shape
+    padded = np.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    top, left = generator.integers(0, 2 * padding + 1, (2, b))
+    return np.stack(
+        [
+            image[y : y + h, x : x + w]
+            for image, y, x in zip(padded, top, left, strict=True)
+        ]
+    )
 
 
 def _stored(out: Path, settings: dict) -> dict:
@@ -290,7 +316,11 @@ def define_flags() -> None:
     flags.DEFINE_float("weight_decay", 5e-4, "L2 penalty of SGD.")
     flags.DEFINE_float("label_smoothing", 0.0, "0 .. 1.", 0.0, 1.0)
     flags.DEFINE_integer(
-        "crop_padding", 4, "Pixels padded before a random crop; 0: none.", lower_bound=0
+        "crop_padding",
+        4,
+        "Pixels padded before a random crop; 0: none. Of pictures that are not all "
+        "squares of one size a random part is seen instead.",
+        lower_bound=0,
     )
     flags.DEFINE_bool("flip", False, "Mirror at random; wrong for digits and text.")
     flags.DEFINE_enum(
@@ -304,14 +334,35 @@ def main(_) -> None:
     names = inspect.signature(finetune).parameters
     values = {name: flags.FLAGS[name].value for name in names}
     teacher = finetune(**values)
-    dataset, out = values["dataset"], values["out"]
+    out = values["out"]
     print(
         f"{out}/{classifiers.TEACHER}: {teacher.arch}, top-1 {teacher.top1:.4f} on "
         f"{teacher.top1_split}\n"
         "Next, cache its logits for the student:\n"
-        f"  python -m teacher.export_logits --config=configs/deit.py:{dataset} "
-        f"--teacher={out}"
+        f"  python -m teacher.export_logits --teacher={shlex.quote(out)} "
+        + student_flags(
+            values["dataset"],
+            values["data_dir"],
+            values["train_split"],
+            values["eval_split"],
+        )
     )
+
+
+def student_flags(
+    dataset: str, data_dir: str | None, train_split: str, eval_split: str
+) -> str:
+    """The flags of a student's command that name the same data."""
+    recipe = "folder" if dataset.startswith("folder:") else RECIPES.get(dataset)
+    result = [f"--config=configs/deit.py:{recipe or 'cifar10'}"]
+    fields = {
+        "name": None if dataset in RECIPES else dataset,
+        "data_dir": data_dir,
+        "train_split": None if train_split == "train" else train_split,
+        "eval_split": None if eval_split == "test" else eval_split,
+    }
+    result += [f"--config.dataset.{k}={v}" for k, v in fields.items() if v]
+    return shlex.join(result)
 
 
 if __name__ == "__main__":

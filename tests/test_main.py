@@ -31,7 +31,10 @@ def main(*flags):
         (["--config=configs/nothing.py"], "configs/nothing.py"),
         (["--config=configs/deit.py:cifar11"], "'cifar11'. Known: "),
         ([DIGITS, "--config.epoch=3"], "Did you mean config.epochs?"),
-        ([DIGITS, "--config.model.size=3"], "Fields of config.model: drop_path, dropout"),
+        (
+            [DIGITS, "--config.model.size=3"],
+            "Fields of config.model: drop_path, dropout",
+        ),
         ([DIGITS, "--config.seed.x=3"], "none, it is a value"),
         ([DIGITS, "--config.epochs=many"], "could not convert"),
         ([DIGITS, "--work_dir=x"], "workdir"),

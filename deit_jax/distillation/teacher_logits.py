@@ -12,11 +12,14 @@ The manifest:
     source          {name, split, length, num_classes, class_names, fingerprint}
     views           {count, view, mixing}: `view` is what the teacher saw, `plain`
                     (the image without augmentation, one view); `mixing` is `none`
-    teacher         {arch, stem, weights_sha256, image_size, mean, std, precision,
-                    top1, top1_split}
+    teacher         {arch, stem, weights_sha256, image_size, mean, std, crop_ratio,
+                    precision, top1, top1_split}; `crop_ratio` is that of
+                    `deit_jax.data.crops.centre_view`, null where images of one size
+                    were seen whole
 
 A cache is written in chunks (`Writer`) and can be resumed after a kill: the rows that
-`progress.json` names are on disk before it says so.
+`progress.json` names are on disk before it says so. Several processes can write one in
+parts (`deit_jax.distillation.teacher_parts`).
 """
 
 import dataclasses
@@ -24,6 +27,7 @@ import hashlib
 import json
 import math
 import os
+import shlex
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,21 +41,29 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 LOGITS = "logits.npy"
 PROGRESS = "progress.json"
+PARTS = "shard-*-of-*"  # directories beside these files
 # Hashing runs at about 1 GB/s: a start-up should not wait longer than a blink for it.
 CHECKSUM_LIMIT_BYTES = 256 * 2**20
 FOLDER = "folder:"  # what the name of a folder of pictures starts with
 SPARE_BYTES = 2**20  # for the small files beside the logits
 EXPORT_COMMANDS = """\
   python -m teacher.finetune --dataset={name} --arch=resnet50 --out={teacher}
-  python -m teacher.export_logits --config={config} --teacher={teacher} --out={out}"""
+  python -m teacher.export_logits --config={config} --teacher={teacher} --out={out}\
+{more}"""
 
 
 def export_commands(
     name: str, logits_dir: str, config: str = "configs/deit.py:<data set>"
 ) -> str:
     """The two commands that make a cache for the data set `name`."""
+    folder = name.startswith(FOLDER)
+    short = Path(name.removeprefix(FOLDER)).name if folder else name
     return EXPORT_COMMANDS.format(
-        name=name, config=config, teacher=f"runs/teacher-{name}", out=logits_dir
+        name=shlex.quote(name),
+        config=config,
+        teacher=shlex.quote(f"runs/teacher-{short}"),
+        out=shlex.quote(logits_dir),
+        more=f" --config.dataset.name={shlex.quote(name)}" if folder else "",
     )
 
 
@@ -151,7 +163,11 @@ def open_cache(directory: str | os.PathLike) -> TeacherLogits:
     """
     directory = Path(directory)
     if not (directory / MANIFEST).is_file():
-        state = "an unfinished export" if (directory / PROGRESS).exists() else "none"
+        state = "none"
+        if (directory / PROGRESS).exists():
+            state = "an unfinished export"
+        elif any(directory.glob(PARTS)):
+            state = "parts, to be joined by python -m teacher.export_logits --join"
         raise InputError(f"no teacher cache at {directory} (found: {state}).")
     again = "Export it again with python -m teacher.export_logits."
     try:
@@ -161,6 +177,11 @@ def open_cache(directory: str | os.PathLike) -> TeacherLogits:
             raise InputError(
                 f"{directory} has cache format {version}, this program reads "
                 f"{FORMAT_VERSION}. {again}"
+            )
+        if "shard" in manifest:
+            raise InputError(
+                f"{directory} is a part of a teacher cache. Join the parts with "
+                f"python -m teacher.export_logits --join --out={directory.parent}"
             )
         shape = tuple(int(n) for n in manifest["shape"])
         checksum = manifest["logits_sha256"]
@@ -178,22 +199,28 @@ def open_cache(directory: str | os.PathLike) -> TeacherLogits:
             f"({type(error).__name__}: {error}). {again}"
         ) from error
     path = directory / LOGITS
-    try:
-        logits = np.lib.format.open_memmap(path, mode="r")
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path} is missing, truncated or no .npy file ({error}). {again}"
-        ) from error
-    if logits.dtype != np.float16 or logits.shape != shape:
-        raise InputError(
-            f"{path} holds {logits.dtype} {logits.shape}, its manifest says float16 "
-            f"{shape}. {again}"
-        )
-    if path.stat().st_size <= CHECKSUM_LIMIT_BYTES and _sha256(path) != checksum:
+    logits = open_logits(path, shape, again)
+    if path.stat().st_size <= CHECKSUM_LIMIT_BYTES and sha256(path) != checksum:
         raise InputError(
             f"{path} is not the file its manifest was written for. {again}"
         )
     return TeacherLogits(directory, manifest, logits)
+
+
+def open_logits(path: Path, shape: tuple[int, ...], mend: str) -> np.ndarray:
+    """Memory-maps a file of float16 logits, or says in an InputError what it is."""
+    try:
+        logits = np.lib.format.open_memmap(path, mode="r")
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path} is missing, truncated or no .npy file ({error}). {mend}"
+        ) from error
+    if logits.dtype != np.float16 or logits.shape != shape:
+        raise InputError(
+            f"{path} holds {logits.dtype} {logits.shape}, its manifest says float16 "
+            f"{shape}. {mend}"
+        )
+    return logits
 
 
 def check_unused(directory: str | os.PathLike) -> None:
@@ -205,6 +232,53 @@ def check_unused(directory: str | os.PathLike) -> None:
         )
 
 
+def identity(manifest: Mapping) -> dict:
+    """What is known of an export before it starts: two of one identity give one cache.
+
+    The teacher's accuracy is not: it is measured on the way, and follows from the rest.
+    """
+    about = {"format_version": FORMAT_VERSION} | dict(manifest)
+    about["teacher"] = dict(about["teacher"], top1=None)
+    names = ("format_version", "source", "views", "teacher", "shard")
+    return json.loads(json.dumps({name: about.get(name) for name in names}))
+
+
+def find_unfinished(directory, manifest: Mapping) -> tuple[int, float | None]:
+    """How far an earlier start of the export came: rows done, and measured top-1.
+
+    Args:
+      directory: Of the cache; nothing in it is changed.
+      manifest: As the `Writer` takes it; its top-1 may be None.
+
+    Raises:
+      InputError: The directory holds a finished cache, another unfinished export or
+        damaged files.
+    """
+    check_unused(directory)
+    path = Path(directory) / PROGRESS
+    if not path.exists():
+        return 0, None
+    try:
+        progress = json.loads(path.read_text())
+        rows_done, begun = int(progress["rows_done"]), progress["manifest"]
+        top1, same = begun["teacher"]["top1"], identity(begun) == identity(manifest)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(directory, error) from error
+    if not same:
+        raise InputError(
+            f"{directory} holds an unfinished export of another teacher, data set or "
+            "setting. Delete it or give another --out."
+        )
+    return rows_done, top1
+
+
+def _damaged(directory, error: Exception) -> InputError:
+    return InputError(
+        f"{directory} holds a damaged unfinished export ({type(error).__name__}: "
+        f"{error}). Delete it or give another --out."
+    )
+
+
 class Writer:
     """Writes a cache row block by row block, so that a kill loses at most one block.
 
@@ -213,7 +287,7 @@ class Writer:
     Args:
       directory: Made when missing. A finished cache in it is refused.
       manifest: All of the manifest but `format_version`, `shape`, `logits_sha256`.
-      shape: (views, N, C).
+      shape: (views, N, C), or (rows, C) of a part.
 
     Attributes:
       rows_done: Rows already on disk, from an earlier start of the same export.
@@ -223,24 +297,25 @@ class Writer:
         damaged files, cannot be written, or has too little space.
     """
 
-    def __init__(self, directory, manifest: Mapping, shape: tuple[int, int, int]):
+    def __init__(self, directory, manifest: Mapping, shape: tuple[int, ...]):
         self.directory = Path(directory)
-        check_unused(self.directory)
         self._manifest = dict(
             manifest, format_version=FORMAT_VERSION, shape=list(shape)
         )
-        identity = json.dumps(self._manifest, sort_keys=True)
-        self._identity = hashlib.sha256(identity.encode()).hexdigest()
         self._path = self.directory / LOGITS
+        self.rows_done, _ = find_unfinished(self.directory, self._manifest)
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            self.rows_done, self._map = self._resume(shape) or self._begin(shape)
+            if (self.directory / PROGRESS).exists():
+                self._map = self._resume(shape)
+            else:
+                self._map = self._begin(shape)
         except OSError as error:
             raise InputError(f"cannot write {self.directory}: {error}") from error
-        self._rows = self._map.reshape(-1, shape[2])
+        self._rows = self._map.reshape(-1, shape[-1])
         self._save_progress()
 
-    def _begin(self, shape) -> tuple[int, np.ndarray]:
+    def _begin(self, shape) -> np.ndarray:
         # A memory map on a full disk ends in SIGBUS, which no handler can explain.
         needed = 2 * math.prod(shape)
         free = shutil.disk_usage(self.directory).free
@@ -249,35 +324,22 @@ class Writer:
                 f"the cache takes {needed:,} bytes, and {self.directory} has "
                 f"{free:,} free."
             )
-        return 0, np.lib.format.open_memmap(
+        return np.lib.format.open_memmap(
             self._path, mode="w+", dtype=np.float16, shape=shape
         )
 
-    def _resume(self, shape) -> tuple[int, np.ndarray] | None:
-        path = self.directory / PROGRESS
-        if not path.exists():
-            return None
-        mend = "Delete it or give another --out."
+    def _resume(self, shape) -> np.ndarray:
         try:
-            progress = json.loads(path.read_text())
-            identity, rows_done = progress["identity"], int(progress["rows_done"])
             logits = np.lib.format.open_memmap(self._path, mode="r+")
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(
-                f"{self.directory} holds a damaged unfinished export "
-                f"({type(error).__name__}: {error}). {mend}"
-            ) from error
-        if identity != self._identity:
-            raise InputError(
-                f"{self.directory} holds an unfinished export of another teacher, "
-                f"data set or setting. {mend}"
-            )
+        except (OSError, ValueError) as error:
+            raise _damaged(self.directory, error) from error
         if logits.dtype != np.float16 or logits.shape != tuple(shape):
             raise InputError(
                 f"{self._path} of an unfinished export holds {logits.dtype} "
-                f"{logits.shape} instead of float16 {tuple(shape)}. {mend}"
+                f"{logits.shape} instead of float16 {tuple(shape)}. Delete it or give "
+                "another --out."
             )
-        return rows_done, logits
+        return logits
 
     def append(self, logits: np.ndarray) -> None:
         """Writes the next rows, any float [n, C], and puts them on disk."""
@@ -300,15 +362,16 @@ class Writer:
         """Writes the manifest: from here on the directory is a cache."""
         if self.rows_done != len(self._rows):
             raise ValueError(f"{self.rows_done=} of {len(self._rows)} rows")
-        manifest = dict(self._manifest, logits_sha256=_sha256(self._path))
+        manifest = dict(self._manifest, logits_sha256=sha256(self._path))
         replace_file(self.directory / MANIFEST, json.dumps(manifest, indent=1) + "\n")
-        (self.directory / PROGRESS).unlink()
+        (self.directory / PROGRESS).unlink(missing_ok=True)
 
     def _save_progress(self) -> None:
-        progress = {"identity": self._identity, "rows_done": self.rows_done}
+        progress = {"rows_done": self.rows_done, "manifest": self._manifest}
         replace_file(self.directory / PROGRESS, json.dumps(progress))
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """Of a file, in hex."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -30,7 +30,8 @@ class Progress:
         self._bar = tqdm(
             total=total,
             initial=start,
-            unit="step",
+            unit=" images",
+            unit_scale=batch_size,
             dynamic_ncols=True,
             disable=not sys.stderr.isatty(),
         )

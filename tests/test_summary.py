@@ -1,0 +1,34 @@
+import json
+
+from deit_jax.training import summary
+
+FACTS = {
+    "variant": "deit_nano_distilled_patch8_32",
+    "dataset": "digits",
+    "eval_split": "test",
+    "eval_images": 357,
+    "steps": 2700,
+    "seconds": 3725.0,
+    "images_per_sec": 1234.5,
+    "eval": {"class": {"loss": 0.5, "top1": 0.9, "top5": 1.0}},
+    "eval_ema": {"class": {"loss": 0.25, "top1": 0.95, "top5": 1.0}},
+}
+
+
+def test_what_is_written_is_read_and_printed(tmp_path, capsys):
+    written = summary.write(tmp_path, FACTS)
+    assert summary.read(tmp_path) == written
+    assert json.loads((tmp_path / summary.SUMMARY).read_text()) == written
+    assert {"python", "jax", "flax", "optax"} == set(written["versions"])
+    lines = capsys.readouterr().out.splitlines()
+    assert "after step 2,700, 1:02:05 of training at 1,234 images/s" in lines[1]
+    assert lines[3].split() == ["raw", "class", "0.5000", "90.00%", "100.00%"]
+    assert lines[4].split() == ["EMA", "class", "0.2500", "95.00%", "100.00%"]
+
+
+def test_an_unfinished_run_has_none(tmp_path):
+    assert summary.read(tmp_path) is None
+
+
+def test_headline_names_weights_and_heads():
+    assert summary.headline({"eval": FACTS["eval"]}) == "eval top-1: class 0.9000"
