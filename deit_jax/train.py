@@ -235,12 +235,10 @@ def train_and_evaluate(config, workdir, *, config_file: str = "<config>") -> dic
         pipelines.close()  # first: what the stream waits for will not come
         stream.close()
         log.close()
-        tensorboard.flush()
+        checkpoints.close()  # waits for the saves under way
         metrics_file.close()
+        tensorboard.close()
     seconds = time.monotonic() - began
-    checkpoints.wait()
-    checkpoints.close()
-    tensorboard.close()
 
     return summary.write(
         workdir,
