@@ -4,6 +4,7 @@ import contextlib
 import functools
 import json
 import math
+import textwrap
 import time
 from pathlib import Path
 
@@ -246,6 +247,7 @@ def train_and_evaluate(config, workdir, *, config_file: str = "<config>") -> dic
             "config_file": config_file,
             "variant": config.model.variant,
             "dataset": config.dataset.name,
+            "class_names": list(train_source.class_names),
             "eval_split": eval_source.split,
             "eval_images": len(eval_source),
             "seed": config.seed,
@@ -316,7 +318,10 @@ def _describe(config, train_source, eval_source, devices, teacher) -> str:
     lines = [
         f"{config.dataset.name}: {len(train_source):,} training images "
         f"({train_source.split}), {len(eval_source):,} for evaluation "
-        f"({eval_source.split}), {train_source.num_classes} classes",
+        f"({eval_source.split}), {train_source.num_classes} classes: "
+        + textwrap.shorten(
+            ", ".join(train_source.class_names), 200, placeholder=" ..."
+        ),
         f"{len(devices)} x {devices[0].device_kind}, jax {jax.__version__}, "
         f"{config.model.dtype}",
     ]

@@ -458,8 +458,8 @@ def explain_out_of_memory():
     except torch.OutOfMemoryError as error:
         what, _, _ = str(error).partition(". GPU")  # what follows is for developers
         raise InputError(
-            f"the memory of the GPU ran out ({what}). Lower --batch_size, or free it of "
-            "other programs."
+            f"the memory of the GPU ran out ({what}). Lower --batch_size, or end other "
+            "programs that use it."
         ) from error
 
 

@@ -9,11 +9,22 @@ one stopped. A bare state dict of a torchvision network is a teacher too:
 
     python -m teacher.export_logits --config=configs/deit.py:digits \\
         --teacher=resnet50.pt --arch=resnet50 --image_size=64
+
+Several processes, on one machine or on many, can each export a part; then one joins
+them. Each part resumes by itself.
+
+    for i in 0 1 2 3; do
+        CUDA_VISIBLE_DEVICES=$i python -m teacher.export_logits \\
+            --config=configs/deit.py:imagenet --teacher=DIR --shard=$i/4 &
+    done; wait
+    python -m teacher.export_logits --config=configs/deit.py:imagenet --join
 """
 
 import os
+import shlex
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,33 +34,38 @@ from tqdm import tqdm
 
 from deit_jax import command
 from deit_jax.data import sources
-from deit_jax.distillation import teacher_logits
+from deit_jax.distillation import teacher_logits, teacher_parts
 from deit_jax.errors import InputError
 from teacher import classifier as classifiers
-from teacher.blocks import consecutive, read_blocks
+from teacher.blocks import consecutive, seen_whole
 
 
+@classifiers.explain_out_of_memory()
 def export(
     teacher: classifiers.Classifier,
     train,
     test,
     out: str | os.PathLike,
     *,
+    shard: teacher_parts.Shard | None = None,
     batch_size: int = 64,
     precision: str = "float32",
     device: str | None = None,
     allow_weak_teacher: bool = False,
 ) -> None:
-    """Writes the logits of every image of `train` as it is (one plain view).
+    """Writes the logits of every image of `train` without augmentation (plain view).
 
     The same arguments give byte-identical files on the same machine. Memory holds a
-    few batches, whatever the length of the source.
+    few batches, whatever the length of the source. The teacher is measured on `test`
+    once: not again by an export that goes on, and of several shards by the first.
 
     Args:
       teacher: Of the classes of `train`.
       train: The source to cache (`deit_jax.data.sources`).
       test: The source that the teacher's own top-1 is measured on.
       out: The cache's directory; an unfinished export in it is continued.
+      shard: Write this part of the rows only, into a directory of its own in `out`
+        (`deit_jax.distillation.teacher_parts`).
       batch_size: Images a forward pass.
       precision: See `classifier.choose_dtype`.
       device: See `classifier.choose_device`.
@@ -57,7 +73,7 @@ def export(
 
     Raises:
       InputError: The classes differ, the teacher is near chance, `out` holds another
-        cache, or the logits do not fit float16.
+        cache, the logits do not fit float16, or a GPU's memory runs out.
     """
     classifiers.check_classes(teacher, train)
     teacher_logits.check_unused(out)
@@ -66,27 +82,6 @@ def export(
     # Autotuning picks kernels by the clock: two exports could differ in rounding.
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
-
-    shape = (1, len(train), train.num_classes)
-    print(
-        f"{train.name} {train.split}: {shape[1]:,} images x 1 plain view x "
-        f"{shape[2]:,} classes, {np.prod(shape) * 2 / 1e6:,.2f} MB in {out}\n"
-        f"{teacher.arch}, {teacher.stem} stem, {teacher.image_size} px, on {device} in "
-        f"{str(dtype).removeprefix('torch.')}",
-        flush=True,
-    )
-    rate = _images_per_second(teacher, train, batch_size, device, dtype)
-    print(
-        f"about {rate:,.0f} images/s: {len(test) / rate / 60:.1f} minutes to measure "
-        f"the teacher on {test.split}, then {len(train) / rate / 60:.1f} to export",
-        flush=True,
-    )
-    top1, counts = classifiers.evaluate(
-        teacher, test, batch_size=batch_size, device=device, dtype=dtype
-    )
-    print(f"the teacher's top-1 on {test.split}: {top1:.4f}", flush=True)
-    if not allow_weak_teacher:
-        classifiers.check_strength(top1, counts, f"{test.name} {test.split}")
 
     manifest = {
         "source": teacher_logits.describe_source(train),
@@ -98,17 +93,56 @@ def export(
             "image_size": teacher.image_size,
             "mean": list(teacher.mean),
             "std": list(teacher.std),
+            "crop_ratio": None if seen_whole(train) else teacher.crop_ratio,
             "precision": str(dtype).removeprefix("torch."),
-            "top1": top1,
+            "top1": None,
             "top1_split": test.split,
         },
     }
-    writer = teacher_logits.Writer(out, manifest, shape)
-    if writer.rows_done:
-        print(f"going on after {writer.rows_done:,} images", flush=True)
+    directory, part = Path(out), ""
+    first, last = 0, len(train)
+    shape = (1, len(train), train.num_classes)
+    if shard:
+        manifest["shard"] = shard.describe(len(train), batch_size)
+        first, last = manifest["shard"]["start"], manifest["shard"]["stop"]
+        shape = (last - first, train.num_classes)
+        directory = directory / shard.name
+        part = f" (part {shard}: {first:,} to {last - 1:,})"
+        if teacher_parts.is_written(directory, manifest):
+            print(f"{directory} is written already")
+            return
+    rows_done, top1 = teacher_logits.find_unfinished(directory, manifest)
+    measure = top1 is None and (shard is None or shard.number == 0)
+    print(
+        f"{train.name} {train.split}: {len(train):,} images{part} x 1 plain view x "
+        f"{train.num_classes:,} classes, {np.prod(shape) * 2 / 1e6:,.2f} MB in "
+        f"{directory}\n"
+        f"{teacher.arch}, {teacher.stem} stem, {teacher.image_size} px, on {device} in "
+        f"{str(dtype).removeprefix('torch.')}"
+        + (f"\ngoing on after {rows_done:,} images" if rows_done else ""),
+        flush=True,
+    )
+    rate = _images_per_second(teacher, train, batch_size, device, dtype)
+    minutes = f"{(last - first - rows_done) / rate / 60:.1f} minutes to export"
+    if measure:
+        minutes = (
+            f"{len(test) / rate / 60:.1f} minutes to measure the teacher on "
+            f"{test.split}, then {minutes}"
+        )
+    print(f"about {rate:,.0f} images/s: {minutes}", flush=True)
+    if measure:
+        top1, counts = classifiers.evaluate(
+            teacher, test, batch_size=batch_size, device=device, dtype=dtype
+        )
+        print(f"the teacher's top-1 on {test.split}: {top1:.4f}", flush=True)
+        if not allow_weak_teacher:
+            classifiers.check_strength(top1, counts, f"{test.name} {test.split}")
+    manifest["teacher"]["top1"] = top1
+
+    writer = teacher_logits.Writer(directory, manifest, shape)
     # On a terminal a bar; elsewhere a line a minute.
     bar = tqdm(
-        total=len(train),
+        total=last - first,
         initial=writer.rows_done,
         desc="export",
         unit="images",
@@ -116,15 +150,15 @@ def export(
     )
     said = time.monotonic()
     with bar:
-        blocks = consecutive(writer.rows_done, len(train), batch_size)
-        for images, _ in read_blocks(train, blocks, teacher.image_size):
+        blocks = consecutive(first + writer.rows_done, last, batch_size)
+        for images, _ in classifiers.read_plain(teacher, train, blocks):
             writer.append(
                 classifiers.logits(teacher, images, device=device, dtype=dtype)
             )
             bar.update(len(images))
             if bar.disable and time.monotonic() - said > 60:
                 said = time.monotonic()
-                print(f"{writer.rows_done:,} of {len(train):,} images", flush=True)
+                print(f"{writer.rows_done:,} of {last - first:,} images", flush=True)
     writer.finish()
 
 
@@ -133,7 +167,7 @@ def _images_per_second(teacher, source, batch_size, device, dtype) -> float:
     block = np.arange(min(batch_size, len(source)))
     for _ in range(2):
         began = time.perf_counter()
-        for images, _labels in read_blocks(source, [block], teacher.image_size):
+        for images, _labels in classifiers.read_plain(teacher, source, [block]):
             classifiers.logits(teacher, images, device=device, dtype=dtype)
     return len(block) / (time.perf_counter() - began)
 
@@ -144,12 +178,12 @@ def define_flags() -> None:
         "config", None, "The student's recipe, e.g. configs/deit.py:digits."
     )
     flags.mark_flag_as_required("config")
-    flags.DEFINE_string(
-        "teacher", None, "Run of teacher.finetune, or a .pt file.", required=True
-    )
+    flags.DEFINE_string("teacher", None, "Run of teacher.finetune, or a .pt file.")
     flags.DEFINE_string(
         "out", None, "The config's distillation.logits_dir if not given."
     )
+    flags.DEFINE_string("shard", None, "i/n: only part i (from 0) of n.")
+    flags.DEFINE_bool("join", False, "Make one cache of the parts, when all are there.")
     flags.DEFINE_string("arch", None, "Of a bare state dict: torchvision's name.")
     flags.DEFINE_string("stem", None, "Of a bare state dict: standard or cifar.")
     flags.DEFINE_integer("image_size", None, "Of a bare state dict, in pixels.", 1)
@@ -174,6 +208,16 @@ def main(_) -> None:
             "the config has no distillation.logits_dir: say with --out=DIR where the "
             "cache goes."
         )
+    if values.join:
+        teacher_parts.join(out, command=exporting_command(sys.argv[1:]))
+        print(f"cached in {out}")
+        return
+    if not values.teacher:
+        raise InputError(
+            "say with --teacher whose logits to cache: a run directory of "
+            "teacher.finetune, or a file of weights."
+        )
+    shard = teacher_parts.parse_shard(values.shard) if values.shard else None
     teacher = classifiers.load(
         values.teacher,
         arch=values.arch,
@@ -185,12 +229,28 @@ def main(_) -> None:
         sources.load(dataset.name, dataset.train_split, data_dir=data_dir),
         sources.load(dataset.name, dataset.eval_split, data_dir=data_dir),
         out,
+        shard=shard,
         batch_size=values.batch_size,
         precision=values.precision,
         device=values.device,
         allow_weak_teacher=values.allow_weak_teacher,
     )
-    print(f"cached in {out}")
+    if shard:
+        print(
+            f"part {shard} is in {out}. When all {shard.count} are there, repeat the "
+            f"command with --join instead of --shard={shard}."
+        )
+    else:
+        print(f"cached in {out}")
+
+
+def exporting_command(arguments: list[str]) -> str:
+    """What exports a part but for its `--shard`, made of a command with `--join`."""
+    names = [argument.lstrip("-").partition("=")[0] for argument in arguments]
+    kept = [a for a, name in zip(arguments, names, strict=True) if name != "join"]
+    if "teacher" not in names:
+        kept.append("--teacher=...")
+    return shlex.join(["python", "-m", "teacher.export_logits", *kept])
 
 
 if __name__ == "__main__":

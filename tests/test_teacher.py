@@ -16,8 +16,8 @@ import torch
 import torchvision
 from PIL import Image
 
-from deit_jax.data import sources
-from deit_jax.distillation import teacher_logits
+from deit_jax.data import crops, sources
+from deit_jax.distillation import teacher_logits, teacher_parts
 from deit_jax.errors import InputError
 from teacher import blocks, export_logits, finetune
 from teacher import classifier as classifiers
@@ -203,55 +203,104 @@ def test_image_of_the_right_size_is_not_resampled():
     np.testing.assert_allclose(x.permute(0, 2, 3, 1), expected, atol=1e-6)
 
 
+class Squares:
+    """A long source of small images; counts what has been read of it."""
+
+    name, split, fingerprint = "squares", "train", "0"
+    image_shape = (4, 4, 3)
+    class_names, num_classes = ("even", "odd"), 2
+
+    def __init__(self, length):
+        self.length, self.read = length, 0
+
+    def __len__(self):
+        return self.length
+
+    def pictures(self, indices):
+        for i in indices:
+            self.read += 1
+            yield Image.new("RGB", (4, 4), (i % 256, i // 256, 0)), i % 2
+
+
 def test_blocks_come_in_order_and_are_read_a_few_ahead():
-    size, read = 4, []
-
-    class Counting:
-        image_shape = (2, 2, 3)
-
-        def __getitem__(self, i):
-            read.append(i)
-            return {"image": np.full((2, 2, 3), i, np.uint8), "label": i}
-
-    stream = blocks.read_blocks(Counting(), blocks.consecutive(3, 103, size), 2)
+    source, size = Squares(1000), 4
+    stream = blocks.read_blocks(source, blocks.consecutive(3, 103, size), None)
     for number in range(5):
         images, labels = next(stream)
-        assert labels.tolist() == list(range(3 + number * size, 7 + number * size))
-        assert images[:, 0, 0, 0].tolist() == labels.tolist()
-        assert len(read) <= (number + 1 + blocks.READ_AHEAD) * size
+        positions = np.arange(3 + number * size, 7 + number * size)
+        np.testing.assert_array_equal(images[:, 0, 0, 0], positions)
+        np.testing.assert_array_equal(labels, positions % 2)
+        assert source.read <= (number + 1 + blocks.READ_AHEAD) * size
     stream.close()
 
 
-@pytest.mark.parametrize(("height", "width"), [(40, 90), (90, 40), (64, 64)])
-def test_pictures_of_any_size_become_their_middle_square(height, width):
-    image = np.zeros((height, width, 3), np.uint8)
-    side, top, left = min(height, width), (height - 40) // 2, (width - 40) // 2
-    if side == 40:
-        image[top : top + 40, left : left + 40] = 200
-    else:
-        image[:] = 200
+@pytest.fixture
+def folder(tmp_path):
+    """40 pictures as people have them, in bright and dark classes."""
+    random = np.random.default_rng(0)
+    kinds = [("RGB", "jpg"), ("L", "png"), ("RGBA", "WEBP"), ("CMYK", "JPEG")]
+    for number in range(40):
+        mode, ending = kinds[number % 4]
+        height, width = random.integers(20, 90, 2)
+        bright = number // 4 % 2
+        pixels = random.integers(128 * bright, 128 + 128 * bright, (height, width, 4))
+        pixels[..., 3] = 255
+        split, name = ("val" if number >= 32 else "train"), ("dark", "bright")[bright]
+        path = tmp_path / "pictures" / split / name / f"{number}.{ending}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.astype(np.uint8)).convert(mode).save(path)
+    return f"folder:{tmp_path / 'pictures'}"
 
-    class Pictures:
-        image_shape = None
 
-        def __getitem__(self, i):
-            return {"image": image, "label": i}
+def test_pictures_of_any_size_are_seen_as_their_centre_view(teacher, folder):
+    source = sources.load(folder, "train")
+    teacher = dataclasses.replace(teacher, image_size=24, crop_ratio=0.5)
+    [(images, labels)] = classifiers.read_plain(teacher, source, [np.arange(9)])
+    assert images.shape == (9, 24, 24, 3)
+    for index, (picture, label) in enumerate(source.pictures(range(9))):
+        expected = crops.centre_view(picture, 24, 0.5)
+        np.testing.assert_array_equal(images[index], expected)
+        assert labels[index] == label
 
-    [(images, labels)] = blocks.read_blocks(Pictures(), [np.array([1, 2])], 24)
-    assert images.shape == (2, 24, 24, 3)
-    assert images.min() == 200
-    assert labels.tolist() == [1, 2]
+
+def test_random_crops_follow_from_seed_epoch_and_index(folder, monkeypatch):
+    """Not from the batches, nor from the order in which threads read them."""
+    source = sources.load(folder, "train")
+    boxes, drawn = {}, set()
+    real = crops.random_resized_crop_box
+
+    def recorded(draws, width, height):
+        boxes[width, height] = real(draws, width, height)
+        drawn.add(draws.tobytes())
+        return boxes[width, height]
+
+    monkeypatch.setattr(finetune, "random_resized_crop_box", recorded)
+
+    def epoch_of(seed, epoch, batch_size):
+        boxes.clear()
+        options = {"image_size": 16, "crop_padding": 4, "flip": True}
+        batches = finetune.augmented_batches(
+            source, batch_size, seed=seed, epoch=epoch, **options
+        )
+        images, _ = zip(*batches, strict=True)
+        assert np.concatenate(images).shape == (32, 16, 16, 3)
+        return dict(boxes), np.concatenate(images)
+
+    first, images = epoch_of(0, 0, 8)
+    assert len(drawn) == len(first) == 32
+    again, images_again = epoch_of(0, 0, 8)
+    assert again == first
+    np.testing.assert_array_equal(images, images_again)
+    assert epoch_of(0, 0, 16)[0] == first
+    for other in ((0, 1), (1, 0)):
+        assert all(box != first[size] for size, box in epoch_of(*other, 8)[0].items())
 
 
 def test_augmentation_shifts_within_the_padding_and_keeps_pairs(train):
     options = {"image_size": 32, "crop_padding": 2, "flip": False}
     epoch = [
-        list(
-            finetune.augmented_batches(
-                train, 10, generator=np.random.default_rng(seed), **options
-            )
-        )
-        for seed in (0, 0, 1)
+        list(finetune.augmented_batches(train, 10, seed=0, epoch=number, **options))
+        for number in (0, 0, 1)
     ]
     for (a, b), (c, d), (e, _) in zip(*epoch, strict=True):
         np.testing.assert_array_equal(a, c)
@@ -280,6 +329,15 @@ def test_saved_teacher_is_loaded(teacher, tmp_path):
             if field.name != "model":
                 assert getattr(loaded, field.name) == getattr(teacher, field.name)
     assert [p.name for p in tmp_path.iterdir()] == ["teacher.pt"]
+
+
+def test_what_a_file_may_leave_out_is_of_imagenet(teacher, tmp_path):
+    """Files from before a field was added stay readable."""
+    classifiers.save(tmp_path / "teacher.pt", teacher)
+    content = torch.load(tmp_path / "teacher.pt")
+    assert content.pop("crop_ratio") == 0.875
+    torch.save(content, tmp_path / "teacher.pt")
+    assert classifiers.load(tmp_path).crop_ratio == 0.875
 
 
 def test_bare_half_precision_state_dict_is_loaded(teacher, tmp_path):
@@ -386,7 +444,7 @@ def test_truncated_file_is_refused(teacher, tmp_path, keep):
         ([1, 2], "holds a list, not a state dict"),
         ({}, "holds a dict, not a state dict"),
         ({"state_dict": {"a": torch.zeros(1)}, "epoch": 3}, "keys state_dict, epoch"),
-        ({"arch": "resnet18", "model": {}}, "it lacks class_names, image_size"),
+        ({"arch": "resnet18", "model": {}}, "it lacks image_size, stem"),
     ],
 )
 def test_files_of_another_kind_are_refused(tmp_path, content, message):
@@ -556,6 +614,46 @@ def test_schedule_is_one_cycle():
     assert rates[-1] == 0
 
 
+def test_memory_that_runs_out_names_the_batch_size(tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity"
+        )
+
+    monkeypatch.setattr(classifiers, "preprocess", full)
+    with pytest.raises(
+        InputError, match=r"Tried to allocate 2.00 GiB\). Lower --batch_size"
+    ):
+        short_finetune(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("digits", None, "train", "test"), "--config=configs/deit.py:digits"),
+        (
+            ("cifar10", "data", "train[:9]", "test"),
+            "--config=configs/deit.py:cifar10 --config.dataset.data_dir=data "
+            "'--config.dataset.train_split=train[:9]'",
+        ),
+        (
+            ("imagenet2012", None, "train", "validation"),
+            "--config=configs/deit.py:imagenet --config.dataset.eval_split=validation",
+        ),
+        (
+            ("folder:my pets", None, "train", "test"),
+            "--config=configs/deit.py:folder '--config.dataset.name=folder:my pets'",
+        ),
+        (
+            ("svhn_cropped", None, "train", "test"),
+            "--config=configs/deit.py:cifar10 --config.dataset.name=svhn_cropped",
+        ),
+    ],
+)
+def test_the_next_command_names_the_same_data(arguments, expected):
+    assert finetune.student_flags(*arguments) == expected
+
+
 # Export
 
 
@@ -586,6 +684,7 @@ def test_cache_holds_the_forward_pass(teacher, train, held_out, tmp_path):
     assert stated["top1"] == top1
     assert stated["top1_split"] == "test[:32]"
     assert stated["weights_sha256"] == classifiers.weights_sha256(teacher.model)
+    assert stated["crop_ratio"] is None  # digits are seen whole
 
 
 def test_export_is_repeatable_and_resumable(
@@ -607,11 +706,102 @@ def test_export_is_repeatable_and_resumable(
     assert (
         json.loads((tmp_path / "killed/progress.json").read_text())["rows_done"] == 20
     )
-    exported(teacher, train, held_out, tmp_path / "killed")
+    # What the first start has measured is not measured again.
+    with monkeypatch.context() as patch:
+        patch.setattr(classifiers, "evaluate", None)
+        exported(teacher, train, held_out, tmp_path / "killed")
     for name in ("logits.npy", "manifest.json"):
         expected = (tmp_path / "whole" / name).read_bytes()
         assert (tmp_path / "again" / name).read_bytes() == expected
         assert (tmp_path / "killed" / name).read_bytes() == expected
+
+
+def test_joined_shards_are_the_undivided_export(
+    teacher, train, held_out, tmp_path, monkeypatch
+):
+    exported(teacher, train, held_out, tmp_path / "whole")
+    measured = []
+    real = classifiers.evaluate
+
+    def counted(*args, **kwargs):
+        measured.append(1)
+        return real(*args, **kwargs)
+
+    def export_shard(number):
+        export_logits.export(
+            teacher,
+            train,
+            held_out,
+            tmp_path / "cache",
+            shard=teacher_parts.Shard(number, 3),
+            batch_size=10,
+            allow_weak_teacher=True,
+        )
+
+    monkeypatch.setattr(classifiers, "evaluate", counted)
+    for number in (1, 0, 2):
+        export_shard(number)
+    assert len(measured) == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(classifiers, "logits", None)  # no forward pass can happen
+        export_shard(1)  # is there already
+    teacher_parts.join(tmp_path / "cache")
+    for name in ("logits.npy", "manifest.json"):
+        expected = (tmp_path / "whole" / name).read_bytes()
+        assert (tmp_path / "cache" / name).read_bytes() == expected
+
+
+def test_a_long_export_holds_a_few_blocks(tmp_path, monkeypatch):
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 2))
+    teacher = classifiers.Classifier(model, "linear", "standard", 4)
+    source, seen, ahead = Squares(3000), [], []
+    real = teacher_logits.Writer.append
+
+    def counted(writer, logits):
+        seen.append(len(logits))
+        ahead.append(source.read - before - sum(seen))
+        real(writer, logits)
+
+    before = 2 * 20  # to measure the speed
+    monkeypatch.setattr(teacher_logits.Writer, "append", counted)
+    export_logits.export(
+        teacher,
+        source,
+        Squares(20),
+        tmp_path,
+        batch_size=20,
+        allow_weak_teacher=True,
+    )
+    assert sum(seen) == 3000
+    assert 0 <= max(ahead) <= 20 * blocks.READ_AHEAD
+
+
+def test_a_folder_of_pictures_gets_a_teacher_and_a_cache(folder, tmp_path):
+    trained = short_finetune(
+        tmp_path / "teacher",
+        dataset=folder,
+        train_split="train",
+        eval_split="test",
+        arch="regnet_y_400mf",
+        epochs=1,
+        batch_size=8,
+    )
+    assert trained.class_names == ("bright", "dark")
+    train, held_out = sources.load(folder, "train"), sources.load(folder, "val")
+    teacher = classifiers.load(tmp_path / "teacher")
+    cache = exported(teacher, train, held_out, tmp_path / "cache")
+    cache.check(train, view="plain")
+    assert cache.logits.shape == (1, 32, 2)
+    assert np.isfinite(cache.logits).all()
+    stated = cache.manifest["teacher"]
+    assert stated["crop_ratio"] == classifiers.CROP_RATIO
+    assert stated["top1"] == trained.top1
+    [(picture, _)] = train.pictures([3])
+    picture = np.array(crops.centre_view(picture, 32, classifiers.CROP_RATIO))
+    expected = classifiers.logits(
+        teacher, picture[None], device=CPU, dtype=torch.float32
+    )
+    np.testing.assert_allclose(cache.logits[0, 3], expected[0], rtol=1e-3, atol=1e-3)
 
 
 def test_export_refuses_weak_and_foreign_teachers(teacher, train, held_out, tmp_path):
@@ -665,17 +855,28 @@ def test_commands_from_data_to_cache(tmp_path):
         f"--config.distillation.logits_dir={tmp_path}/cache",
     )
     arguments = ("--config=configs/deit.py:digits", *splits)
-    arguments += (f"--teacher={tmp_path}/teacher", "--allow_weak_teacher")
-    done = run_command("export_logits", *arguments)
+    exporting = (f"--teacher={tmp_path}/teacher", "--allow_weak_teacher")
+    done = run_command("export_logits", *arguments, *exporting, "--shard=0/1")
     assert done.returncode == 0, done.stderr
-    assert "48 images x 1 plain view x 10 classes" in done.stdout
+    assert "48 images (part 0/1: 0 to 47) x 1 plain view x 10 classes" in done.stdout
+    assert "with --join instead of --shard=0/1" in done.stdout
+    joined = run_command("export_logits", *arguments, "--join")
+    assert joined.returncode == 0, joined.stderr
     cache = teacher_logits.open_cache(tmp_path / "cache")
     cache.check(sources.load("digits", "train[:48]"), view="plain")
 
-    repeated = run_command("export_logits", *arguments)
+    repeated = run_command("export_logits", *arguments, *exporting)
     assert repeated.returncode == 2
     assert repeated.stderr.startswith("error: ")
     assert "Traceback" not in repeated.stderr
+
+
+def test_messages_of_a_join_say_how_to_export_a_part():
+    arguments = ["--config=a.py:b c", "--join", "--out=d", "--teacher", "e"]
+    assert export_logits.exporting_command(arguments) == (
+        "python -m teacher.export_logits '--config=a.py:b c' --out=d --teacher e"
+    )
+    assert export_logits.exporting_command(["--join=true"]).endswith(" --teacher=...")
 
 
 def test_committed_cache_belongs_to_digits():

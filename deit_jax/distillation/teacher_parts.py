@@ -1,0 +1,252 @@
+"""A teacher cache in parts, which several processes write and one command joins.
+
+    <cache>/shard-00-of-04/     logits.npy, float16 [rows, C], and manifest.json
+
+The manifest of a part is that of the whole cache with one section more: `shard`
+{number, count, start, stop, batch_size}. Its rows are `start .. stop - 1` of the cache,
+numbered through all views as in `teacher_logits.Writer`. A teacher is measured once,
+for part 0; the `top1` of the others is null.
+"""
+
+import dataclasses
+import json
+import re
+import reprlib
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from deit_jax.distillation import teacher_logits
+from deit_jax.distillation.teacher_logits import LOGITS, MANIFEST, PARTS
+from deit_jax.errors import InputError
+
+CHUNK_BYTES = 2**25  # of logits in memory while joining
+# What a manifest says about its own logits.npy.
+OWN = ("shard", "format_version", "shape", "logits_sha256")
+SHOWN = 20  # parts named in a message
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """Part `number` (from 0) of `count`."""
+
+    number: int
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.count}"
+
+    @property
+    def name(self) -> str:
+        return f"shard-{self.number:02d}-of-{self.count:02d}"
+
+    def describe(self, rows: int, batch_size: int) -> dict:
+        """The `shard` section of the manifest.
+
+        A part is whole batches of the undivided export (its last may be shorter): the
+        composition of a batch can change the last bits of what a network computes.
+
+        Args:
+          rows: Of the whole cache.
+          batch_size: Rows that are computed together.
+
+        Raises:
+          InputError: There are fewer batches than parts.
+        """
+        batches = -(-rows // batch_size)
+        if batches < self.count:
+            raise InputError(
+                f"--shard={self}: {rows:,} images are only {batches:,} batches of "
+                f"{batch_size}. Take fewer parts or a smaller --batch_size."
+            )
+        start, stop = (
+            min(batches * n // self.count * batch_size, rows)
+            for n in (self.number, self.number + 1)
+        )
+        return {
+            "number": self.number,
+            "count": self.count,
+            "start": start,
+            "stop": stop,
+            "batch_size": batch_size,
+        }
+
+
+def parse_shard(text: str) -> Shard:
+    """`0/4` is the first of four parts."""
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if match:
+        number, count = map(int, match.groups())
+        if number < count:
+            return Shard(number, count)
+    raise InputError(
+        f"--shard={text}: expected i/n with 0 <= i < n, e.g. 0/4, 1/4, 2/4 and 3/4 for "
+        "four processes."
+    )
+
+
+def is_written(directory: Path, manifest: Mapping) -> bool:
+    """Whether the part that belongs into `directory` is there to its last row.
+
+    Raises:
+      InputError: It holds a part of another export.
+    """
+    if not (directory / MANIFEST).exists():
+        return False
+    if _identity(directory) != teacher_logits.identity(manifest):
+        raise InputError(
+            f"{directory} holds a part of another teacher, data set or setting. Delete "
+            "it or give another --out."
+        )
+    return True
+
+
+def join(directory, *, command: str = "python -m teacher.export_logits ...") -> None:
+    """Makes of the parts in `directory` the cache that an undivided export leaves.
+
+    The parts are removed when it is on disk. It can be killed at any moment and
+    started again. Memory holds `CHUNK_BYTES` of logits.
+
+    Args:
+      directory: Of the cache.
+      command: What exports a part but for its `--shard`, for the messages.
+
+    Raises:
+      InputError: A part is missing, unfinished, damaged or of another export (nothing
+        is written then), the disk is full, or `directory` holds another cache.
+    """
+    directory = Path(directory)
+    parts = sorted(directory.glob(PARTS))
+    if not (directory / MANIFEST).exists():
+        _copy(_check(directory, parts, command), directory)
+    elif not (parts and all(_is_leftover(part, directory) for part in parts)):
+        teacher_logits.check_unused(directory)
+    for part in parts:
+        # First: without it the rest is known to have been joined (`_is_leftover`).
+        (part / LOGITS).unlink(missing_ok=True)
+        shutil.rmtree(part)
+
+
+def _check(directory: Path, parts: list[Path], command: str) -> list[dict]:
+    """The parts' manifests in their order, where they make one cache."""
+    if not parts:
+        raise InputError(
+            f"{directory} holds no parts to join. Export them with --shard=0/4, "
+            "--shard=1/4 and so on, for as many processes as you like."
+        )
+    shards = _division(directory, parts)
+    states = {}
+    for shard in shards:
+        if not (directory / shard.name / MANIFEST).exists():
+            begun = (directory / shard.name / teacher_logits.PROGRESS).exists()
+            states[shard] = "unfinished" if begun else "missing"
+    if states:
+        listed = [f"{shard.name} ({state})" for shard, state in states.items()]
+        commands = [f"  {command} --shard={shard}" for shard in states]
+        more = [f"  ... {len(states) - SHOWN} more"]
+        more *= len(states) > SHOWN
+        raise InputError(
+            f"{len(states)} of {len(shards)} parts are not there to their end: "
+            f"{', '.join(listed[:SHOWN])}. Export them with\n"
+            + "\n".join(commands[:SHOWN] + more)
+        )
+
+    manifests = []
+    for shard in shards:
+        part = directory / shard.name
+        mend = f"Delete {part} and export it again:\n  {command} --shard={shard}"
+        manifests.append(_read_part(part, shard, mend))
+        _check_same(manifests[0], manifests[-1], directory, shards[0], shard)
+    return manifests
+
+
+def _division(directory: Path, parts: list[Path]) -> list[Shard]:
+    """All shards of the division that the parts belong to, also the missing ones."""
+    counts = {part.name.rpartition("-")[2] for part in parts}
+    first = min(counts)
+    if len(counts) == 1 and first.isdecimal():
+        shards = [Shard(number, int(first)) for number in range(int(first))]
+        if {part.name for part in parts} <= {shard.name for shard in shards}:
+            return shards
+    raise InputError(
+        f"the parts in {directory} are not those of one division: "
+        f"{', '.join(part.name for part in parts[:SHOWN])}. Remove the others."
+    )
+
+
+def _read_part(part: Path, shard: Shard, mend: str) -> dict:
+    try:
+        manifest = json.loads((part / MANIFEST).read_text())
+        rows = manifest["views"]["count"] * manifest["source"]["length"]
+        batch_size = manifest["shard"]["batch_size"]
+        if manifest["shard"] != shard.describe(rows, batch_size):
+            raise ValueError(f"it says {manifest['shard']} of {rows} rows")
+        size = manifest["shard"]["stop"] - manifest["shard"]["start"]
+        shape = (size, manifest["source"]["num_classes"])
+        checksum = manifest["logits_sha256"]
+        if manifest["format_version"] != teacher_logits.FORMAT_VERSION:
+            raise ValueError(f"format {manifest['format_version']}")
+        if shard.number == 0 and manifest["teacher"]["top1"] is None:
+            raise ValueError("no top-1")
+    except (OSError, ValueError, KeyError, TypeError, ArithmeticError) as error:
+        raise InputError(
+            f"{part / MANIFEST} is not a manifest of a part ({type(error).__name__}: "
+            f"{error}). {mend}"
+        ) from error
+    teacher_logits.open_logits(part / LOGITS, shape, mend)
+    if teacher_logits.sha256(part / LOGITS) != checksum:
+        raise InputError(f"{part / LOGITS} is damaged. {mend}")
+    return manifest
+
+
+def _check_same(
+    first: dict, other: dict, directory: Path, first_shard: Shard, shard: Shard
+) -> None:
+    one, two = teacher_logits.identity(first), teacher_logits.identity(other)
+    for side in (one, two):
+        side["shard"] = {"batch_size": side["shard"]["batch_size"]}
+    for section in ("source", "views", "teacher", "shard"):
+        for field, mine in one[section].items():
+            theirs = two[section].get(field)
+            if mine != theirs:
+                raise InputError(
+                    f"{directory} holds parts of different exports: {section}.{field} "
+                    f"is {reprlib.repr(mine)} in {first_shard.name} and "
+                    f"{reprlib.repr(theirs)} in {shard.name}. Delete the wrong ones, "
+                    "and export all with the same teacher, data set and flags."
+                )
+
+
+def _copy(manifests: list[dict], directory: Path) -> None:
+    manifest = {key: value for key, value in manifests[0].items() if key not in OWN}
+    source = manifest["source"]
+    shape = (manifest["views"]["count"], source["length"], source["num_classes"])
+    writer = teacher_logits.Writer(directory, manifest, shape)
+    chunk = max(CHUNK_BYTES // (2 * source["num_classes"]), 1)
+    for shard in (part["shard"] for part in manifests):
+        start, stop = shard["start"], shard["stop"]
+        part = directory / Shard(shard["number"], shard["count"]).name
+        logits = np.lib.format.open_memmap(part / LOGITS, mode="r")
+        while writer.rows_done < stop:
+            first = writer.rows_done - start
+            writer.append(logits[first : first + chunk])
+    writer.finish()
+
+
+def _is_leftover(part: Path, directory: Path) -> bool:
+    """Whether a part next to a finished cache has been joined into it."""
+    if not (part / LOGITS).exists():
+        return True
+    if not (part / MANIFEST).exists():
+        return False
+    return _identity(part) | {"shard": None} == _identity(directory)
+
+
+def _identity(directory: Path) -> dict:
+    """Of the manifest there; empty if it is damaged."""
+    try:
+        return teacher_logits.identity(json.loads((directory / MANIFEST).read_text()))
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
