@@ -14,6 +14,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from deit_jax import command
+from deit_jax.errors import InputError
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", help_string="The recipe, e.g. configs/deit.py:digits.", lock_config=True
@@ -26,13 +27,15 @@ _WORKDIR = flags.DEFINE_string(
 def default_workdir(config_file: str, dataset: str) -> str:
     """`configs/deit.py:digits` on digits trains in `runs/deit-digits`."""
     path, _, argument = config_file.partition(":")
-    parts = [Path(path).stem, argument, dataset]
-    if argument in ("", dataset):
-        parts.remove(argument)
+    parts = [Path(path).stem, dataset]
+    if not dataset.startswith(argument):
+        parts.insert(1, argument)
     return "runs/" + re.sub(r"[^\w.-]+", "_", "-".join(parts)).strip("_")
 
 
 def main(_) -> None:
+    if _CONFIG.value is None:
+        raise InputError("give a recipe, e.g. --config=configs/deit.py:digits")
     from deit_jax import train
 
     config_file = config_flags.get_config_filename(flags.FLAGS["config"])
@@ -41,5 +44,4 @@ def main(_) -> None:
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("config")
     command.run(main)

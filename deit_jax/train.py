@@ -43,6 +43,7 @@ def train_and_evaluate(config, workdir, *, config_file: str = "<config>") -> dic
     """
     workdir = Path(workdir)
     devices = jax.local_devices()
+    _check_ranges(config)
     batches.check_batch_size(
         config.batch_size,
         devices=len(devices),
@@ -263,6 +264,27 @@ def train_and_evaluate(config, workdir, *, config_file: str = "<config>") -> dic
             "devices": [device.device_kind for device in devices],
         },
     )
+
+
+def _check_ranges(config) -> None:
+    """Refuses numbers that nothing further down would explain."""
+    for field, low, high in (
+        ("optimizer.accumulation", 1, math.inf),
+        ("optimizer.reference_batch_size", 0, math.inf),
+        ("optimizer.clip_norm", 0, math.inf),
+        ("loss.label_smoothing", 0, 1),
+        ("augment.crop_padding", 0, math.inf),
+        ("ema.decay", 0, 1),
+        ("eval.batch_size", 1, math.inf),
+        ("eval.every_epochs", 0, math.inf),
+        ("log.every_steps", 1, math.inf),
+        ("checkpoint.every_steps", 0, math.inf),
+    ):
+        section, name = field.split(".")
+        value = config[section][name]
+        if not low <= value <= high:
+            expected = f"{low} .. {high}" if high < math.inf else f"at least {low}"
+            raise InputError(f"{field}={value}: expected {expected}.")
 
 
 def _pictures(config, source, size: int, pipelines: contextlib.ExitStack):

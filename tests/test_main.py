@@ -27,7 +27,7 @@ def main(*flags):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ([], "config"),
+        ([], "give a recipe, e.g. --config=configs/deit.py:digits"),
         (["--config=configs/nothing.py"], "configs/nothing.py"),
         (["--config=configs/deit.py:cifar11"], "'cifar11'. Known: "),
         ([DIGITS, "--config.epoch=3"], "Did you mean config.epochs?"),
@@ -71,4 +71,4 @@ def test_default_workdir_names_config_and_data_set():
     assert default_workdir("configs/deit.py:digits", "digits") == "runs/deit-digits"
     assert default_workdir("configs/deit.py", "cifar10") == "runs/deit-cifar10"
     assert default_workdir("configs/study.py:vit", "digits") == "runs/study-vit-digits"
-    assert default_workdir("a.py", "folder:/my pets") == "runs/a-folder_my_pets"
+    assert default_workdir("a.py:folder", "folder:/my pets") == "runs/a-folder_my_pets"

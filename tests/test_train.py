@@ -213,6 +213,11 @@ def test_a_loss_that_is_not_finite_stops_the_run(small, tmp_path):
         ("schedule.warmup_epochs", 9.0, "does not fit"),
         ("epochs", 0.0, "epochs=0.0"),
         ("checkpoint.keep", 0, "checkpoint.keep=0"),
+        ("optimizer.accumulation", 0, "expected at least 1"),
+        ("log.every_steps", 0, "log.every_steps=0"),
+        ("eval.batch_size", 0, "eval.batch_size=0"),
+        ("ema.decay", 1.5, "expected 0 .. 1"),
+        ("loss.label_smoothing", -0.1, "expected 0 .. 1"),
     ],
 )
 def test_bad_settings_end_in_a_message(small, tmp_path, field, value, message):
