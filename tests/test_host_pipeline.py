@@ -225,12 +225,14 @@ def _assert_no_process() -> None:
 
 
 ENDLESS = """
-    import os, sys
+    import os, signal, sys
     import numpy as np
     from deit_jax.data import sources
     from deit_jax.data.host_pipeline import HostPipeline
 
     if __name__ == "__main__":
+        # A shell that starts the tests in the background lets them ignore Ctrl-C.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         source = sources.load(sys.argv[1], "train")
         with HostPipeline(source, size=16, workers=2) as pipeline:
             read = pipeline.batches((np.arange(30), None) for _ in range(10**9))
@@ -258,7 +260,13 @@ def test_no_worker_outlives_a_killed_parent(folder, tmp_path, number):
     assert workers
     # Ctrl-C reaches every process of the terminal.
     (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
-    _, err = process.communicate(timeout=60)  # workers hold stderr open until they end
+    try:
+        # The workers hold stderr open until they end.
+        _, err = process.communicate(timeout=60)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        raise
     assert process.returncode != 0
     assert not any(_alive(pid) for pid in workers)
     if number == signal.SIGINT:
