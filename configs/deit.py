@@ -20,7 +20,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 DATASETS = {
     # 1,440 + 357 handwritten digits of 32 px, embedded in scikit-learn.
     "digits": {
-        "epochs": 50.0,
+        "epochs": 70.0,
         "batch_size": 32,
         "dataset": {"name": "digits", "mean": (0.305,) * 3, "std": (0.376,) * 3},
         "model": {
