@@ -15,6 +15,7 @@ from deit_jax.data import batches, sources, views
 from deit_jax.data.host_pipeline import HostPipeline
 from deit_jax.distillation import losses, teacher_logits
 from deit_jax.errors import InputError
+from deit_jax.files import replace_file
 from deit_jax.models import variants
 from deit_jax.training import evaluation, optimizer, state, step, summary, writers
 from deit_jax.training.checkpoint import Checkpoints
@@ -131,7 +132,7 @@ def train_and_evaluate(config, workdir, *, config_file: str = "<config>") -> dic
     )
 
     # The run directory.
-    (workdir / "config.json").write_text(json.dumps(saved_config, indent=1) + "\n")
+    replace_file(workdir / "config.json", json.dumps(saved_config, indent=1) + "\n")
     metrics_file = writers.MetricsFile(workdir, start)
     tensorboard = writers.create(workdir)
     if start == 0:
@@ -325,7 +326,7 @@ def _open_teacher(config, source, model, config_file: str):
         if directory and (Path(directory) / teacher_logits.MANIFEST).exists():
             raise  # it is there and damaged: the message says how
         commands = teacher_logits.export_commands(
-            source.name, directory or f"teacher/logits/{source.name}", config_file
+            source.name, directory or "runs/logits", config_file
         )
         raise InputError(
             f"distillation.kind={config.distillation.kind!r} needs the logits of a "

@@ -43,7 +43,12 @@ def image_keys(
     index: jax.Array,
     stream: Stream = Stream.AUGMENT,
 ) -> jax.Array:
-    """The key [B] of each image's augmentation, from its view and index (int [B])."""
+    """The key [B] of each image's draws, from its view and index (int [B]).
+
+    Args:
+      stream: Which use of randomness: what is drawn on the device, or the crop boxes
+        of the host.
+    """
     root = stream_key(stream, augment_seed)
     by_view = jax.vmap(jax.random.fold_in, (None, 0))(root, view)
     return jax.vmap(jax.random.fold_in)(by_view, index)

@@ -18,11 +18,22 @@ class Progress:
 
     The metrics of a step are fetched when `IN_FLIGHT` later ones are dispatched, so
     that the device never waits for the host; each is checked to be finite.
+
+    Args:
+      start: Steps that are done already.
+      total: Steps of the whole run.
+      plan: Gives the steps of an epoch.
+      batch_size: Images a step.
+      schedule: Step (from 0) -> learning rate.
+
+    Raises:
+      FloatingPointError: Any method that fetches metrics finds a loss or a gradient
+        norm that is not finite.
     """
 
     def __init__(self, start, total, plan, batch_size, schedule):
         self._plan, self._batch_size, self._schedule = plan, batch_size, schedule
-        self._total, self._first = total, start
+        self._total = total
         self._pending = collections.deque()
         self._rows = []
         self._rates = []
