@@ -4,9 +4,10 @@
     python -m deit_jax.main --config=configs/study.py:deit
     python -m deit_jax.main --config=configs/study.py:deit_augment
 
-20 epochs with Adam at 1e-3 and batches of 64, tiny models with patches of 4 px.
-Deviation: of the study's augmentation `deit_augment` has crop and flip so far; its
-colour jitter, erasing, MixUp and CutMix are not in this project yet.
+20 epochs with Adam at 1e-3 and batches of 64, tiny models with patches of 4 px. The
+first two see the images as they are, and the teacher does too; `deit_augment` has crop,
+flip, colour jitter, random erasing, and MixUp or CutMix of every pair, and 20 cached
+views of its teacher, one an epoch.
 """
 
 from ml_collections import ConfigDict
@@ -32,7 +33,12 @@ def get_config(model: str = "deit") -> ConfigDict:
     config.optimizer.weight_decay = 0.0
     config.optimizer.clip_norm = 0.0
     config.ema.decay = 0.0
-    if model != "deit_augment":
-        config.augment.crop_padding = 0
-        config.augment.flip = False
+    config.augment.recipe = "none"
+    config.distillation.view = "plain"
+    if model == "deit_augment":
+        config.augment.recipe = "seed_study"
+        config.distillation.view = "same"
+        config.distillation.num_views = 20
+    if model != "vit":
+        config.distillation.logits_dir = f"runs/logits-study-{model}"
     return config

@@ -11,19 +11,19 @@ from pathlib import Path
 import jax
 from flax.traverse_util import flatten_dict
 
-from deit_jax.data import batches, sources, views
+from deit_jax.data import batches, grid, sources, views
 from deit_jax.data.host_pipeline import HostPipeline
-from deit_jax.distillation import losses, teacher_logits
+from deit_jax.data.pictures import open_pictures
+from deit_jax.distillation import losses, teacher_logits, teacher_views
 from deit_jax.errors import InputError
 from deit_jax.files import replace_file
 from deit_jax.models import variants
+from deit_jax.student import student_views
 from deit_jax.training import evaluation, optimizer, state, step, summary, writers
 from deit_jax.training.checkpoint import Checkpoints
 from deit_jax.training.progress import Progress
 
-# Of each of the two splits. ImageNet at 32 px (3.9 GB) fits, at 64 px it streams; a
-# machine that trains on such sets has several times as much.
-IN_MEMORY_BYTES = 4 * 2**30
+GRID = 6  # images and views in the picture of the augmentation
 
 
 def train_and_evaluate(config, workdir, *, config_file: str = "<config>") -> dict:
@@ -58,12 +58,17 @@ def train_and_evaluate(config, workdir, *, config_file: str = "<config>") -> dic
         )
         for split in (config.dataset.train_split, config.dataset.eval_split)
     )
+    student = student_views(config, train_source)
+    taught = config.distillation.kind != "none"
+    cached_views = taught and config.distillation.view == "same"
     plan = views.BatchPlan(
         length=len(train_source),
         batch_size=config.batch_size,
         seed=config.seed,
-        augment_seed=config.augment.seed,
-        repeats=config.augment.repeats,
+        augment_seed=student.augment_seed,
+        # Without a cache of views each epoch has a new one.
+        num_views=config.distillation.num_views if cached_views else 0,
+        repeats=student.repeats,
     )
     total_steps = math.ceil(config.epochs * plan.steps_per_epoch)
     if total_steps < 1:
@@ -79,7 +84,7 @@ def train_and_evaluate(config, workdir, *, config_file: str = "<config>") -> dic
         position_std=config.model.position_std,
         dtype=config.model.dtype,
     )
-    teacher = _open_teacher(config, train_source, model, config_file)
+    teacher, mixing = _open_teacher(config, train_source, model, student, config_file)
 
     # Optimizer and state.
     peak = optimizer.resolve_learning_rate(
@@ -126,9 +131,16 @@ def train_and_evaluate(config, workdir, *, config_file: str = "<config>") -> dic
 
     # Pictures: in memory, or read by a pipeline that has to be closed.
     pipelines = contextlib.ExitStack()
-    train_pictures, eval_pictures = (
-        _pictures(config, source, model.image_size, pipelines)
-        for source in (train_source, eval_source)
+    train_pictures = pipelines.enter_context(
+        student.open_pictures(train_source, workers=config.dataset.workers)
+    )
+    eval_pictures = pipelines.enter_context(
+        open_pictures(
+            eval_source,
+            size=student.size,
+            workers=config.dataset.workers,
+            crop_ratio=config.dataset.eval_crop_ratio,
+        )
     )
 
     # The run directory.
@@ -138,9 +150,19 @@ def train_and_evaluate(config, workdir, *, config_file: str = "<config>") -> dic
     if start == 0:
         text = f"```\n{json.dumps(saved_config, indent=1)}\n```"
         tensorboard.write_texts(0, {"config": text})
+        picture = grid.draw(
+            student,
+            train_source,
+            index=grid.spread(GRID, len(train_source)),
+            views=range(min(GRID, plan.num_views or GRID)),
+            title=f"recipe {config.augment.recipe}, seed {student.augment_seed}",
+        )
+        tensorboard.write_images(0, {"augmentation": picture[None]})
 
     parameters = state.count_parameters(train_state.params)
-    described = _describe(config, train_source, eval_source, devices, teacher)
+    described = _describe(
+        config, train_source, eval_source, devices, student, teacher, mixing
+    )
     if isinstance(train_pictures, HostPipeline):
         described += f"\npictures are read by {config.dataset.workers} worker processes"
     print(
@@ -155,11 +177,13 @@ def train_and_evaluate(config, workdir, *, config_file: str = "<config>") -> dic
         step.inputs,
         num_classes=train_source.num_classes,
         label_smoothing=config.loss.label_smoothing,
-        mean=config.dataset.mean,
-        std=config.dataset.std,
-        augment_seed=config.augment.seed,
-        crop_padding=config.augment.crop_padding,
-        flip=config.augment.flip,
+        augment_seed=student.augment_seed,
+        augmentation=student.settings,
+        mix_teacher=functools.partial(
+            losses.mix_teacher_logits, tau=_teacher_tau(config)
+        )
+        if mixing == "linear"
+        else None,
     )
     train_step = step.pmap_train_step(
         devices,
@@ -274,7 +298,7 @@ def _check_ranges(config) -> None:
         ("optimizer.reference_batch_size", 0, math.inf),
         ("optimizer.clip_norm", 0, math.inf),
         ("loss.label_smoothing", 0, 1),
-        ("augment.crop_padding", 0, math.inf),
+        ("distillation.num_views", 1, math.inf),
         ("ema.decay", 0, 1),
         ("eval.batch_size", 1, math.inf),
         ("eval.every_epochs", 0, math.inf),
@@ -288,40 +312,37 @@ def _check_ranges(config) -> None:
             raise InputError(f"{field}={value}: expected {expected}.")
 
 
-def _pictures(config, source, size: int, pipelines: contextlib.ExitStack):
-    """In memory where the images have the model's size and fit, otherwise streamed."""
-    total_bytes = len(source) * size * size * 3
-    if source.image_shape == (size, size, 3) and total_bytes <= IN_MEMORY_BYTES:
-        return sources.load_into_memory(source)
-    return pipelines.enter_context(
-        HostPipeline(
-            source,
-            size=size,
-            workers=config.dataset.workers,
-            area=config.augment.crop_area,
-            aspect=config.augment.crop_aspect,
-            crop_ratio=config.dataset.eval_crop_ratio,
-        )
-    )
-
-
 def _loss_settings(config) -> dict:
     names = ("kind", "head", "alpha", "tau", "reduction")
     return {name: config.distillation[name] for name in names}
 
 
-def _open_teacher(config, source, model, config_file: str):
-    """The teacher cache of the run, or None; refuses what cannot be distilled."""
+def _teacher_tau(config) -> float:
+    """The temperature at which the teacher is heard."""
+    distillation = config.distillation
+    return 1.0 if distillation.kind == "hard" else distillation.tau
+
+
+def _open_teacher(config, source, model, student, config_file: str):
+    """The teacher cache of the run and how it mixes; refuses what cannot be distilled.
+
+    Returns:
+      (`TeacherLogits`, `teacher_views.resolve_mixing`), or (None, "none").
+    """
     losses.check(
         **_loss_settings(config),
         student_heads=model.heads,
         variant=config.model.variant,
     )
-    if config.distillation.kind == "none":
-        return None
-    directory = config.distillation.logits_dir
+    distillation = config.distillation
+    if distillation.kind == "none":
+        return None, "none"
+    mixing = teacher_views.resolve_mixing(
+        distillation.view, distillation.mixing, student
+    )
+    directory = distillation.logits_dir
     try:
-        teacher = teacher_logits.open_cache(directory)
+        teacher = teacher_logits.open_cache(directory, tau=_teacher_tau(config))
     except InputError as error:
         if directory and (Path(directory) / teacher_logits.MANIFEST).exists():
             raise  # it is there and damaged: the message says how
@@ -329,15 +350,34 @@ def _open_teacher(config, source, model, config_file: str):
             source.name, directory or "runs/logits", config_file
         )
         raise InputError(
-            f"distillation.kind={config.distillation.kind!r} needs the logits of a "
+            f"distillation.kind={distillation.kind!r} needs the logits of a "
             f"teacher: {error} Make them with\n{commands}\n"
             "or train without a teacher: --config=configs/vit.py"
         ) from error
-    teacher.check(source, view=config.distillation.view, config=config_file)
-    return teacher
+    teacher_views.check(
+        teacher,
+        source,
+        student,
+        view=distillation.view,
+        mixing=mixing,
+        num_views=distillation.num_views,
+        config=config_file,
+    )
+    teacher_views.check_examples(teacher, source, student, mixing=mixing)
+    return teacher, mixing
 
 
-def _describe(config, train_source, eval_source, devices, teacher) -> str:
+def _views_in_words(config, mixing: str) -> str:
+    if config.distillation.view == "plain":
+        seen = "it saw the plain images"
+    else:
+        seen = f"it saw the same images, {config.distillation.num_views} cached views"
+    return seen + {"exact": ", mixed", "linear": ", mixed linearly", "none": ""}[mixing]
+
+
+def _describe(
+    config, train_source, eval_source, devices, student, teacher, mixing
+) -> str:
     lines = [
         f"{config.dataset.name}: {len(train_source):,} training images "
         f"({train_source.split}), {len(eval_source):,} for evaluation "
@@ -347,6 +387,7 @@ def _describe(config, train_source, eval_source, devices, teacher) -> str:
         ),
         f"{len(devices)} x {devices[0].device_kind}, jax {jax.__version__}, "
         f"{config.model.dtype}",
+        f"augmentation {config.augment.recipe}: {student.settings}",
     ]
     for source in (train_source, eval_source):
         # Silently without the HEIC files of a phone, a class could be half of itself.
@@ -357,7 +398,7 @@ def _describe(config, train_source, eval_source, devices, teacher) -> str:
         about = teacher.manifest["teacher"]
         lines.append(
             f"teacher {about['arch']}, top-1 {about['top1']:.4f} on "
-            f"{about['top1_split']}; {teacher.num_views} cached view(s), "
+            f"{about['top1_split']}; {_views_in_words(config, mixing)}, "
             f"{config.distillation.kind} distillation of the "
             f"{config.distillation.head} head, alpha {config.distillation.alpha}, "
             f"tau {config.distillation.tau}"

@@ -11,8 +11,12 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
 os.environ["TF_ENABLE_ONEDNN_OPTS"] = "0"
 
 import jax
+import numpy as np
 import pytest
 from absl import flags
+from PIL import Image
+
+from deit_jax.data import sources
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 flags.FLAGS.mark_as_parsed()  # absl code in libraries asks for it
@@ -30,3 +34,57 @@ def digits_config():
     config.checkpoint.every_steps = 20
     config.eval.every_epochs = 0.0
     return config
+
+
+# torch is imported by its own tests only.
+
+
+@pytest.fixture(scope="module")
+def one_torch_thread():
+    """Tiny batches gain nothing from more, and a busy machine makes them slow."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def held_out():
+    """What teachers are measured on."""
+    return sources.load("digits", "test[:32]")
+
+
+@pytest.fixture(scope="module")
+def teacher(held_out):
+    """Untrained, but with BatchNorm statistics that differ from the initial ones."""
+    import torch
+
+    from teacher import classifier as classifiers
+
+    torch.manual_seed(0)
+    model = classifiers.build("resnet18", 10, image_size=32)
+    model.train()
+    model(torch.randn(8, 3, 32, 32))
+    return classifiers.Classifier(
+        model.eval(), "resnet18", "standard", 32, class_names=held_out.class_names
+    )
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """40 pictures as people have them, in bright and dark classes."""
+    random = np.random.default_rng(0)
+    kinds = [("RGB", "jpg"), ("L", "png"), ("RGBA", "WEBP"), ("CMYK", "JPEG")]
+    for number in range(40):
+        mode, ending = kinds[number % 4]
+        height, width = random.integers(20, 90, 2)
+        bright = number // 4 % 2
+        pixels = random.integers(128 * bright, 128 + 128 * bright, (height, width, 4))
+        pixels[..., 3] = 255
+        split, name = ("val" if number >= 32 else "train"), ("dark", "bright")[bright]
+        path = tmp_path / "pictures" / split / name / f"{number}.{ending}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.astype(np.uint8)).convert(mode).save(path)
+    return f"folder:{tmp_path / 'pictures'}"

@@ -1,112 +1,252 @@
+"""The image of (augment seed, view, index) is the same wherever it is made."""
+
 import functools
 import hashlib
 
 import jax
 import numpy as np
+import pytest
 
 from deit_jax.data import views
-from deit_jax.data.augment import augment
-from deit_jax.data.augment.geometry import horizontal_flip, pad_and_crop
-from deit_jax.training import step
+from deit_jax.data.augment import augment, augment_batch, augment_pair, recipes
+from deit_jax.models.vit import VisionTransformer
+from deit_jax.training import optimizer, state, step
 
-SETTINGS = {
-    "num_classes": 10,
-    "label_smoothing": 0.0,
-    "mean": (0.0,) * 3,
-    "std": (1 / 255,) * 3,  # the pixels come out as they are
-    "augment_seed": 3,
-    "crop_padding": 4,
-    "flip": True,
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+SEED, CLASSES, SIZE = 3, 10, 16
+# Between the two, every operation there is.
+EVERYTHING = {
+    "deit": {"color_jitter": (0.4, 0.4, 0.4, 0.1), "erase_probability": 0.5},
+    "three_augment": {"erase_probability": 0.5, "erase_mode": "constant"},
 }
+COUNT, LENGTH = 2048, 512  # images in all: four views of 512
 
 
-def images(count, side=12):
-    return np.random.default_rng(0).integers(1, 256, (count, side, side, 3), np.uint8)
+def settings(recipe="deit", **changes):
+    fields = EVERYTHING.get(recipe, {}) | changes
+    return recipes.resolve(recipe, fields, mean=MEAN, std=STD)
 
 
-@jax.jit
-def crop_all(view, index, pictures):
-    keys = views.image_keys(3, view, index)
-    return jax.vmap(lambda key, image: pad_and_crop(key, image, 4))(keys, pictures)
+@functools.cache
+def pictures():
+    """Noise of several grains, so that warps and blurs have something to move."""
+    random = np.random.default_rng(0)
+    fine = random.integers(0, 256, (LENGTH, SIZE, SIZE, 3))
+    coarse = random.integers(0, 256, (LENGTH, 4, 4, 3)).repeat(4, 1).repeat(4, 2)
+    return ((fine + 3 * coarse) // 4).astype(np.uint8)
 
 
-@jax.jit
-def augment_all(view, index, pictures):
-    keys = views.image_keys(3, view, index)
-    one = functools.partial(augment, crop_padding=4, flip=True)
-    return jax.vmap(one)(keys, pictures)
+@functools.cache
+def rows():
+    """(index, view) of `COUNT` images, partners side by side."""
+    pairs = [views.pairs(SEED, view, LENGTH).reshape(-1) for view in range(4)]
+    return np.concatenate(pairs), np.repeat(np.arange(4, dtype=np.int32), LENGTH)
 
 
-def shift_of(original, cropped):
-    """(top, left) of the crop in the padded image; the original has no black pixel."""
-    padded = np.pad(original, ((4, 4), (4, 4), (0, 0)))
-    side = original.shape[0]
-    for top in range(9):
-        for left in range(9):
-            if (padded[top : top + side, left : left + side] == cropped).all():
-                return top, left
-    raise AssertionError("not a crop of the padded image")
+@functools.cache
+def compiled(recipe):
+    return jax.jit(
+        functools.partial(augment_batch, augment_seed=SEED, settings=settings(recipe))
+    )
 
 
-def test_crops_are_windows_of_the_padded_image_at_every_position():
-    pictures = np.repeat(images(1), 2000, axis=0)
-    cropped = crop_all(np.zeros(2000, np.int32), np.arange(2000), pictures)
-    shifts = [shift_of(pictures[0], one) for one in np.asarray(cropped)]
-    counts = np.bincount([9 * top + left for top, left in shifts], minlength=81)
-    assert (counts > 0).all()
-    assert (
-        (counts - 2000 / 81) ** 2 / (2000 / 81)
-    ).sum() < 130  # chi2, 80 dof: p ~ 4e-4
+def make(recipe, index, view):
+    return np.asarray(compiled(recipe)(pictures()[index], index, view)[0])
 
 
-def test_every_second_image_is_mirrored():
-    pictures = images(2000)
-    keys = views.image_keys(0, np.zeros(2000, np.int32), np.arange(2000))
-    flipped = np.asarray(jax.jit(jax.vmap(horizontal_flip))(keys, pictures))
-    mirrored = (flipped == pictures[:, :, ::-1]).all(axis=(1, 2, 3))
-    kept = (flipped == pictures).all(axis=(1, 2, 3))
-    assert (mirrored ^ kept).all()
-    assert 900 < mirrored.sum() < 1100
+@functools.cache
+def reference(recipe="deit"):
+    """All `COUNT` images by (view, index), from batches of 512."""
+    index, view = rows()
+    made = np.empty((4, LENGTH, SIZE, SIZE, 3), np.uint8)
+    for part in np.arange(COUNT).reshape(-1, 512):
+        made[view[part], index[part]] = make(recipe, index[part], view[part])
+    return made
+
+
+def test_batch_size_and_position_do_not_matter():
+    index, view = rows()
+    order = np.random.default_rng(1).permutation(COUNT // 2)
+    shuffled = (2 * order[:, None] + np.arange(2)).reshape(-1)
+    for size in (2, 4, 64):
+        for part in shuffled.reshape(-1, size):
+            np.testing.assert_array_equal(
+                make("deit", index[part], view[part]),
+                reference()[view[part], index[part]],
+            )
+
+
+def test_partners_may_come_in_either_order():
+    index, view = rows()
+    part = np.arange(64)
+    swapped = part.reshape(-1, 2)[:, ::-1].reshape(-1)
+    np.testing.assert_array_equal(
+        make("deit", index[swapped], view[swapped]),
+        reference()[view[swapped], index[swapped]],
+    )
+
+
+def test_all_branches_at_once_give_the_chosen_ones():
+    """What GPUs and TPUs compute, against the one pair after the other of CPUs."""
+    index, view = (x[:512].reshape(-1, 2) for x in rows())
+    keys = views.image_keys(SEED, view.reshape(-1), index.reshape(-1)).reshape(-1, 2)
+    one = functools.partial(augment_pair, settings=settings())
+    at_once, _ = jax.jit(jax.vmap(one))(keys, index, pictures()[index])
+    np.testing.assert_array_equal(at_once, reference()[view, index])
+
+
+@pytest.mark.parametrize("devices", [1, 2, 4])
+def test_the_train_step_sees_the_same_images(devices, monkeypatch):
+    """Fused with all the rest of the step, on any number of devices."""
+    seen = {}
+
+    def tap(images, index, view):
+        for n, key in enumerate(zip(view.tolist(), index.tolist(), strict=True)):
+            seen[key] = images[n]
+
+    def inputs(batch):
+        real = step.normalise
+
+        def tapped(images, mean, std):
+            jax.debug.callback(tap, images, batch["index"], batch["view"])
+            return real(images, mean, std)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(step, "normalise", tapped)
+            return step.inputs(
+                batch,
+                num_classes=CLASSES,
+                label_smoothing=0.1,
+                augment_seed=SEED,
+                augmentation=settings(),
+            )
+
+    model = VisionTransformer(
+        num_classes=CLASSES,
+        image_size=SIZE,
+        patch_size=8,
+        width=12,
+        depth=1,
+        num_heads=1,
+        distilled=False,
+    )
+    tx = optimizer.create("sgd", 0.1)
+    train_step = step.pmap_train_step(
+        jax.local_devices()[:devices],
+        model=model,
+        optimizer=tx,
+        inputs=inputs,
+        loss=lambda logits, targets, _: {"loss": (logits["class"] * targets).sum(-1)},
+        seed=0,
+        ema_decay=0.0,
+    )
+    current = state.create(model, tx, seed=0, ema=False)
+    current = step.replicate(current, jax.local_devices()[:devices])
+    index, view = rows()
+    for part in np.arange(COUNT).reshape(-1, devices, 256 // devices):
+        batch = {
+            "image": pictures()[index[part]],
+            "label": index[part] % CLASSES,
+            "index": index[part],
+            "view": view[part],
+        }
+        current, _ = train_step(current, batch)
+    jax.effects_barrier()
+    assert len(seen) == COUNT
+    for key, image in seen.items():
+        np.testing.assert_array_equal(image, reference()[key])
+
+
+@pytest.mark.parametrize(
+    ("recipe", "golden"),
+    [("deit", "cce09266bee08cd9"), ("three_augment", "7a8bff500fcff135")],
+)
+def test_golden_images(recipe, golden):
+    """The same pixels on every JAX version: a cache relies on it."""
+    made = reference(recipe)
+    assert hashlib.sha256(made.tobytes()).hexdigest()[:16] == golden
+
+
+def test_another_view_index_or_seed_gives_another_image():
+    made = reference()
+    assert (made[0] != made[1]).any(axis=(1, 2, 3)).mean() > 0.99
+    same_picture = np.repeat(pictures()[:1], 64, axis=0)
+    index, view = (x[:64] for x in rows())
+    function = functools.partial(augment_batch, settings=settings())
+    images = [
+        np.asarray(
+            jax.jit(functools.partial(function, augment_seed=seed))(
+                same_picture, index, view
+            )[0]
+        )
+        for seed in (3, 4)
+    ]
+    assert len(np.unique(images[0].reshape(64, -1), axis=0)) > 48
+    assert (images[0] != images[1]).any(axis=(1, 2, 3)).mean() > 0.75
 
 
 def test_switching_an_operation_off_leaves_the_others():
-    picture, key = images(1)[0], jax.random.key(5)
-    both = augment(key, picture, crop_padding=4, flip=True)
-    cropped = augment(key, picture, crop_padding=4, flip=False)
+    picture, key = pictures()[0], jax.random.key(5)
+    both = augment(key, picture, settings("crop_flip"))
+    cropped = augment(key, picture, settings("crop_flip", flip=False))
     assert (both == cropped).all() or (both == cropped[:, ::-1]).all()
-    assert (augment(key, picture, crop_padding=0, flip=False) == picture).all()
+    assert (augment(key, picture, settings("none")) == picture).all()
 
 
-def test_an_image_depends_on_view_and_index_alone():
-    pictures, index = images(64), np.arange(64, dtype=np.int32)
-    view = index % 5
-    whole = augment_all(view, index, pictures)
-    for size in (1, 2, 16):
-        rows = np.arange(64).reshape(-1, size)[::-1]  # other batches, another order
-        for part in rows:
-            np.testing.assert_array_equal(
-                augment_all(view[part], index[part], pictures[part]), whole[part]
-            )
-    assert (augment_all(view + 1, index, pictures) != whole).any(
-        axis=(1, 2, 3)
-    ).mean() > 0.9
+def inputs_of(recipe, **changes):
+    index, view = (x[:64] for x in rows())
+    teacher = np.random.default_rng(2).normal(0, 3, (64, CLASSES)).astype(np.float16)
+    batch = {
+        "image": pictures()[index],
+        "label": index % CLASSES,
+        "index": index,
+        "view": view,
+        "teacher_logits": teacher,
+    }
+    options = {
+        "num_classes": CLASSES,
+        "label_smoothing": 0.0,
+        "augment_seed": SEED,
+        "augmentation": settings(recipe),
+    } | changes
+    return batch, jax.jit(functools.partial(step.inputs, **options))(batch)
 
 
-def test_golden_images():
-    """The same pixels on every JAX version: a cache relies on it."""
-    index = np.arange(256, dtype=np.int32)
-    cropped = augment_all(index % 7, index, images(256))
-    assert (
-        hashlib.sha256(np.asarray(cropped).tobytes()).hexdigest()[:16]
-        == "e5c356e71dc7c7ca"
-    )
+def test_inputs_are_normalised_images_and_one_hot_labels():
+    batch, seen = inputs_of("none")
+    expected = (batch["image"] / 255 - np.array(MEAN)) / np.array(STD)
+    np.testing.assert_allclose(seen.images, expected, atol=1e-5)
+    np.testing.assert_array_equal(seen.targets, np.eye(CLASSES)[batch["label"]])
+    np.testing.assert_array_equal(seen.teacher_logits, batch["teacher_logits"])
 
 
-def test_inputs_are_augmented_and_normalised_and_one_hot_labels():
-    pictures, index = images(16), np.arange(16, dtype=np.int32)
-    batch = {"image": pictures, "label": index % 10, "index": index, "view": index * 0}
-    seen, targets = step.inputs(batch, **SETTINGS)
+def test_mixed_labels_weigh_what_is_seen_of_each_image():
+    batch, seen = inputs_of("deit", label_smoothing=0.1)
+    _, mixes = compiled("deit")(batch["image"], batch["index"], batch["view"])
+    own = np.repeat(np.asarray(mixes.weight), 2)[:, None]
+    labels = 0.9 * np.eye(CLASSES)[batch["label"]] + 0.1 / CLASSES
+    partners = labels.reshape(-1, 2, CLASSES)[:, ::-1].reshape(labels.shape)
     np.testing.assert_allclose(
-        seen, augment_all(batch["view"], index, pictures), rtol=1e-5, atol=1e-3
+        seen.targets, own * labels + (1 - own) * partners, atol=1e-6
     )
-    np.testing.assert_array_equal(targets, np.eye(10)[index % 10])
+    np.testing.assert_allclose(seen.targets.sum(-1), 1, atol=1e-6)
+    assert len(np.unique(own)) > 16, "each pair draws its own"
+    np.testing.assert_array_equal(seen.teacher_logits, batch["teacher_logits"])
+
+
+def test_linear_mixing_gives_the_mixture_of_two_answers():
+    from deit_jax.distillation import losses
+
+    tau = 2.5
+    batch, seen = inputs_of(
+        "deit", mix_teacher=functools.partial(losses.mix_teacher_logits, tau=tau)
+    )
+    _, mixes = compiled("deit")(batch["image"], batch["index"], batch["view"])
+    own = np.repeat(np.asarray(mixes.weight), 2)[:, None]
+    said = jax.nn.softmax(batch["teacher_logits"].astype(np.float32) / tau)
+    partners = said.reshape(-1, 2, CLASSES)[:, ::-1].reshape(said.shape)
+    np.testing.assert_allclose(
+        jax.nn.softmax(seen.teacher_logits / tau),
+        own * said + (1 - own) * partners,
+        atol=1e-6,
+    )

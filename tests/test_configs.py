@@ -1,5 +1,6 @@
 import itertools
 import re
+import types
 from pathlib import Path
 
 import ml_collections
@@ -7,11 +8,15 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from configs import deit, study, vit
+from deit_jax.data.augment import recipes
 from deit_jax.models import variants
+from deit_jax.student import student_views
 
 CONFIGS = Path(deit.__file__).parent
 
 
+PICTURES = types.SimpleNamespace(image_shape=None)
+SMALL = types.SimpleNamespace(image_shape=(32, 32, 3))
 RECIPES = [(module, name) for module in (deit, vit) for name in deit.DATASETS]
 RECIPES += [(study, name) for name in study.MODELS]
 
@@ -39,32 +44,87 @@ def test_a_recipe_is_locked():
         deit.get_config().update({"model": {"size": 3}})
 
 
+def differing(one, other):
+    one, other = (flatten_dict(c.to_dict(), sep=".") for c in (one, other))
+    return {field for field in one if one[field] != other[field]}
+
+
 def test_study_is_the_seeds_setting():
     vit_config, deit_config, augmented = map(study.get_config, study.MODELS)
     assert (vit_config.epochs, vit_config.batch_size) == (20.0, 64)
     assert vit_config.optimizer.name == "adam"
     assert vit_config.distillation.kind == "none"
-    ours, theirs = (
-        flatten_dict(deit_config.to_dict(), sep="."),
-        flatten_dict(augmented.to_dict(), sep="."),
+    assert (deit_config.augment.recipe, deit_config.distillation.view) == (
+        "none",
+        "plain",
     )
-    assert {field for field in ours if ours[field] != theirs[field]} == {
-        "augment.crop_padding",
-        "augment.flip",
+    assert differing(deit_config, augmented) == {
+        "augment.recipe",
+        "distillation.view",
+        "distillation.logits_dir",
     }
+    assert augmented.augment.recipe == "seed_study"
+    assert augmented.distillation.num_views == augmented.epochs
 
 
 def test_vit_is_deit_without_the_teacher():
-    ours, theirs = (
-        flatten_dict(vit.get_config().to_dict(), sep="."),
-        flatten_dict(deit.get_config().to_dict(), sep="."),
-    )
-    assert {field for field in ours if ours[field] != theirs[field]} == {
+    assert differing(deit.get_config(), vit.get_config()) == {
         "model.variant",
         "distillation.kind",
         "distillation.head",
         "distillation.logits_dir",
     }
+
+
+def test_imagenet_is_the_papers_recipe():
+    """Touvron et al. 2020, table 9, and the defaults of its code."""
+    config = deit.get_config("imagenet")
+    assert (config.epochs, config.batch_size) == (300.0, 1024)
+    assert config.optimizer.name == "adamw"
+    assert config.optimizer.learning_rate * 1024 / 512 == 1e-3
+    assert config.optimizer.reference_batch_size == 512
+    assert config.optimizer.weight_decay == 0.05
+    assert config.optimizer.clip_norm == 0
+    assert config.schedule.warmup_epochs == 5
+    assert config.loss.label_smoothing == 0.1
+    assert (config.model.drop_path, config.model.dropout) == (0.1, 0.0)
+    assert config.augment.repeats == 3
+    assert config.distillation.num_views % config.augment.repeats == 0
+    settings = student_views(config, PICTURES).settings
+    assert settings.randaugment == "rand-m9-mstd0.5-inc1"
+    assert (settings.mixup, settings.cutmix) == (0.8, 1.0)
+    assert (settings.mix_probability, settings.mix_switch_probability) == (1.0, 0.5)
+    assert (settings.erase_probability, settings.erase_mode) == (0.25, "pixel")
+    assert (settings.crop_area, settings.crop_aspect) == ((0.08, 1.0), (3 / 4, 4 / 3))
+    assert settings.flip
+    assert not any(settings.color_jitter)
+    assert (config.distillation.kind, config.distillation.alpha) == ("hard", 0.5)
+
+
+def test_images_of_the_models_size_are_padded_and_others_resized():
+    config = deit.get_config("cifar10")
+    assert student_views(config, SMALL).settings.crop_padding == 4
+    assert student_views(config, PICTURES).settings.crop_padding == 0
+    config.dataset.image_size = 64
+    assert student_views(config, SMALL).settings.crop_padding == 0
+
+
+def test_every_augmentation_field_can_be_overridden():
+    config = deit.get_config("cifar10")
+    assert set(recipes.FIELDS) == set(config.augment) - {"seed", "recipe", "repeats"}
+    config.augment.update(
+        {
+            "flip": False,
+            "color_jitter": (0.1, 0.2, 0.3, 0.4),
+            "randaugment": "",
+            "mixup": 0.2,
+        }
+    )
+    settings = student_views(config, PICTURES).settings
+    assert not settings.flip
+    assert settings.color_jitter == (0.1, 0.2, 0.3, 0.4)
+    assert settings.randaugment == ""
+    assert (settings.mixup, settings.cutmix) == (0.2, 1.0)
 
 
 def test_every_field_has_a_comment():

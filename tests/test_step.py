@@ -45,9 +45,10 @@ def statics(model, tx, **changes):
     return {
         "model": model,
         "optimizer": tx,
-        "inputs": lambda batch: (
+        "inputs": lambda batch: step.Inputs(
             step.normalise(batch["image"], (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)),
             losses.smooth_labels(batch["label"], C, 0.1),
+            batch["teacher_logits"],
         ),
         "loss": functools.partial(losses.training_loss, **DISTILLATION),
         "seed": 3,

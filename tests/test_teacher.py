@@ -1,12 +1,9 @@
-"""The torch side: networks, weight files, training and the export of logits."""
+"""The torch side: networks, weight files and training."""
 
 import dataclasses
 import io
-import json
 import os
 import pickle
-import subprocess
-import sys
 import urllib.error
 from pathlib import Path
 
@@ -17,44 +14,17 @@ import torchvision
 from PIL import Image
 
 from deit_jax.data import crops, sources
-from deit_jax.distillation import teacher_logits, teacher_parts
 from deit_jax.errors import InputError
-from teacher import blocks, export_logits, finetune
+from teacher import blocks, finetune
 from teacher import classifier as classifiers
 
-ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Tiny batches gain nothing from more, and a busy machine makes them slow."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 @pytest.fixture(scope="module")
 def train():
     return sources.load("digits", "train[:48]")
-
-
-@pytest.fixture(scope="module")
-def held_out():
-    return sources.load("digits", "test[:32]")
-
-
-@pytest.fixture(scope="module")
-def teacher(train):
-    """Untrained, but with BatchNorm statistics that differ from the initial ones."""
-    torch.manual_seed(0)
-    model = classifiers.build("resnet18", 10, image_size=32)
-    model.train()
-    model(torch.randn(8, 3, 32, 32))
-    return classifiers.Classifier(
-        model.eval(), "resnet18", "standard", 32, class_names=train.class_names
-    )
 
 
 def short_finetune(out, **changes):
@@ -232,24 +202,6 @@ def test_blocks_come_in_order_and_are_read_a_few_ahead():
         np.testing.assert_array_equal(labels, positions % 2)
         assert source.read <= (number + 1 + blocks.READ_AHEAD) * size
     stream.close()
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """40 pictures as people have them, in bright and dark classes."""
-    random = np.random.default_rng(0)
-    kinds = [("RGB", "jpg"), ("L", "png"), ("RGBA", "WEBP"), ("CMYK", "JPEG")]
-    for number in range(40):
-        mode, ending = kinds[number % 4]
-        height, width = random.integers(20, 90, 2)
-        bright = number // 4 % 2
-        pixels = random.integers(128 * bright, 128 + 128 * bright, (height, width, 4))
-        pixels[..., 3] = 255
-        split, name = ("val" if number >= 32 else "train"), ("dark", "bright")[bright]
-        path = tmp_path / "pictures" / split / name / f"{number}.{ending}"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels.astype(np.uint8)).convert(mode).save(path)
-    return f"folder:{tmp_path / 'pictures'}"
 
 
 def test_pictures_of_any_size_are_seen_as_their_centre_view(teacher, folder):
@@ -654,131 +606,9 @@ def test_the_next_command_names_the_same_data(arguments, expected):
     assert finetune.student_flags(*arguments) == expected
 
 
-# Export
-
-
-def exported(teacher, train, held_out, out, **options):
-    export_logits.export(
-        teacher,
-        train,
-        held_out,
-        out,
-        batch_size=10,
-        **{"allow_weak_teacher": True} | options,
-    )
-    return teacher_logits.open_cache(out)
-
-
-def test_cache_holds_the_forward_pass(teacher, train, held_out, tmp_path):
-    cache = exported(teacher, train, held_out, tmp_path / "cache")
-    cache.check(train, view="plain")
-    assert cache.logits.shape == (1, 48, 10)
-    with torch.inference_mode():
-        x = classifiers.preprocess(train.images, 32, teacher.mean, teacher.std, CPU)
-        expected = teacher.model.eval()(x).numpy()
-    np.testing.assert_allclose(cache.logits[0], expected, rtol=1e-3, atol=1e-3)
-    stated = cache.manifest["teacher"]
-    top1, _ = classifiers.evaluate(
-        teacher, held_out, batch_size=32, device=CPU, dtype=torch.float32
-    )
-    assert stated["top1"] == top1
-    assert stated["top1_split"] == "test[:32]"
-    assert stated["weights_sha256"] == classifiers.weights_sha256(teacher.model)
-    assert stated["crop_ratio"] is None  # digits are seen whole
-
-
-def test_export_is_repeatable_and_resumable(
-    teacher, train, held_out, tmp_path, monkeypatch
-):
-    exported(teacher, train, held_out, tmp_path / "whole")
-    exported(teacher, train, held_out, tmp_path / "again")
-    real = teacher_logits.Writer.append
-
-    def killed_after_two_blocks(writer, logits):
-        if writer.rows_done == 20:
-            raise KeyboardInterrupt
-        real(writer, logits)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(teacher_logits.Writer, "append", killed_after_two_blocks)
-        with pytest.raises(KeyboardInterrupt):
-            exported(teacher, train, held_out, tmp_path / "killed")
-    assert (
-        json.loads((tmp_path / "killed/progress.json").read_text())["rows_done"] == 20
-    )
-    # What the first start has measured is not measured again.
-    with monkeypatch.context() as patch:
-        patch.setattr(classifiers, "evaluate", None)
-        exported(teacher, train, held_out, tmp_path / "killed")
-    for name in ("logits.npy", "manifest.json"):
-        expected = (tmp_path / "whole" / name).read_bytes()
-        assert (tmp_path / "again" / name).read_bytes() == expected
-        assert (tmp_path / "killed" / name).read_bytes() == expected
-
-
-def test_joined_shards_are_the_undivided_export(
-    teacher, train, held_out, tmp_path, monkeypatch
-):
-    exported(teacher, train, held_out, tmp_path / "whole")
-    measured = []
-    real = classifiers.evaluate
-
-    def counted(*args, **kwargs):
-        measured.append(1)
-        return real(*args, **kwargs)
-
-    def export_shard(number):
-        export_logits.export(
-            teacher,
-            train,
-            held_out,
-            tmp_path / "cache",
-            shard=teacher_parts.Shard(number, 3),
-            batch_size=10,
-            allow_weak_teacher=True,
-        )
-
-    monkeypatch.setattr(classifiers, "evaluate", counted)
-    for number in (1, 0, 2):
-        export_shard(number)
-    assert len(measured) == 1
-    with monkeypatch.context() as patch:
-        patch.setattr(classifiers, "logits", None)  # no forward pass can happen
-        export_shard(1)  # is there already
-    teacher_parts.join(tmp_path / "cache")
-    for name in ("logits.npy", "manifest.json"):
-        expected = (tmp_path / "whole" / name).read_bytes()
-        assert (tmp_path / "cache" / name).read_bytes() == expected
-
-
-def test_a_long_export_holds_a_few_blocks(tmp_path, monkeypatch):
-    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 2))
-    teacher = classifiers.Classifier(model, "linear", "standard", 4)
-    source, seen, ahead = Squares(3000), [], []
-    real = teacher_logits.Writer.append
-
-    def counted(writer, logits):
-        seen.append(len(logits))
-        ahead.append(source.read - before - sum(seen))
-        real(writer, logits)
-
-    before = 2 * 20  # to measure the speed
-    monkeypatch.setattr(teacher_logits.Writer, "append", counted)
-    export_logits.export(
-        teacher,
-        source,
-        Squares(20),
-        tmp_path,
-        batch_size=20,
-        allow_weak_teacher=True,
-    )
-    assert sum(seen) == 3000
-    assert 0 <= max(ahead) <= 20 * blocks.READ_AHEAD
-
-
-def test_a_folder_of_pictures_gets_a_teacher_and_a_cache(folder, tmp_path):
+def test_a_folder_of_pictures_gets_a_teacher(folder, tmp_path):
     trained = short_finetune(
-        tmp_path / "teacher",
+        tmp_path,
         dataset=folder,
         train_split="train",
         eval_split="test",
@@ -787,104 +617,7 @@ def test_a_folder_of_pictures_gets_a_teacher_and_a_cache(folder, tmp_path):
         batch_size=8,
     )
     assert trained.class_names == ("bright", "dark")
-    train, held_out = sources.load(folder, "train"), sources.load(folder, "val")
-    teacher = classifiers.load(tmp_path / "teacher")
-    cache = exported(teacher, train, held_out, tmp_path / "cache")
-    cache.check(train, view="plain")
-    assert cache.logits.shape == (1, 32, 2)
-    assert np.isfinite(cache.logits).all()
-    stated = cache.manifest["teacher"]
-    assert stated["crop_ratio"] == classifiers.CROP_RATIO
-    assert stated["top1"] == trained.top1
-    [(picture, _)] = train.pictures([3])
-    picture = np.array(crops.centre_view(picture, 32, classifiers.CROP_RATIO))
-    expected = classifiers.logits(
-        teacher, picture[None], device=CPU, dtype=torch.float32
-    )
-    np.testing.assert_allclose(cache.logits[0, 3], expected[0], rtol=1e-3, atol=1e-3)
-
-
-def test_export_refuses_weak_and_foreign_teachers(teacher, train, held_out, tmp_path):
-    with pytest.raises(InputError, match="near chance"):
-        exported(teacher, train, held_out, tmp_path / "cache", allow_weak_teacher=False)
-    reverse = dataclasses.replace(teacher, class_names=train.class_names[::-1])
-    with pytest.raises(InputError, match="in another order"):
-        exported(reverse, train, held_out, tmp_path / "cache")
-    assert not (tmp_path / "cache").exists()
-
-
-def test_export_refuses_a_finished_cache_before_it_works(
-    teacher, train, held_out, tmp_path, monkeypatch
-):
-    exported(teacher, train, held_out, tmp_path / "cache")
-    monkeypatch.setattr(classifiers, "logits", None)  # no forward pass can happen
-    with pytest.raises(InputError, match="already holds a finished teacher cache"):
-        exported(teacher, train, held_out, tmp_path / "cache")
-
-
-# The commands
-
-
-def run_command(module, *arguments):
-    return subprocess.run(
-        [sys.executable, "-m", f"teacher.{module}", *arguments],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-
-
-def test_commands_from_data_to_cache(tmp_path):
-    trained = run_command(
-        "finetune",
-        "--dataset=digits",
-        "--arch=resnet18",
-        "--train_split=train[:48]",
-        "--eval_split=test[:32]",
-        "--epochs=1",
-        "--batch_size=16",
-        f"--out={tmp_path}/teacher",
-    )
-    assert trained.returncode == 0, trained.stderr
-    assert "32 px" in trained.stdout  # the default: the size that digits have
-    assert f"--teacher={tmp_path}/teacher" in trained.stdout
-    splits = (
-        "--config.dataset.train_split=train[:48]",
-        "--config.dataset.eval_split=test[:32]",
-        f"--config.distillation.logits_dir={tmp_path}/cache",
-    )
-    arguments = ("--config=configs/deit.py:digits", *splits)
-    exporting = (f"--teacher={tmp_path}/teacher", "--allow_weak_teacher")
-    done = run_command("export_logits", *arguments, *exporting, "--shard=0/1")
-    assert done.returncode == 0, done.stderr
-    assert "48 images (part 0/1: 0 to 47) x 1 plain view x 10 classes" in done.stdout
-    assert "with --join instead of --shard=0/1" in done.stdout
-    joined = run_command("export_logits", *arguments, "--join")
-    assert joined.returncode == 0, joined.stderr
-    cache = teacher_logits.open_cache(tmp_path / "cache")
-    cache.check(sources.load("digits", "train[:48]"), view="plain")
-
-    repeated = run_command("export_logits", *arguments, *exporting)
-    assert repeated.returncode == 2
-    assert repeated.stderr.startswith("error: ")
-    assert "Traceback" not in repeated.stderr
-
-
-def test_messages_of_a_join_say_how_to_export_a_part():
-    arguments = ["--config=a.py:b c", "--join", "--out=d", "--teacher", "e"]
-    assert export_logits.exporting_command(arguments) == (
-        "python -m teacher.export_logits '--config=a.py:b c' --out=d --teacher e"
-    )
-    assert export_logits.exporting_command(["--join=true"]).endswith(" --teacher=...")
-
-
-def test_committed_cache_belongs_to_digits():
-    cache = teacher_logits.open_cache(ROOT / "teacher/logits/digits")
-    source = sources.load("digits", "train")
-    cache.check(source, view="plain")
-    assert cache.manifest["teacher"]["top1"] >= 0.98
-    assert (cache.logits[0].argmax(-1) == source.labels).mean() >= 0.98
+    assert classifiers.load(tmp_path).top1 == trained.top1
 
 
 def test_every_torchvision_classifier_is_supported_or_refused():

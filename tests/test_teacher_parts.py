@@ -1,105 +1,177 @@
 """A cache in parts: joined to the bytes of an undivided one, or refused."""
 
+import dataclasses
+import functools
 import itertools
 import json
+import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from deit_jax.data import sources
-from deit_jax.distillation import teacher_logits, teacher_parts
+from deit_jax.data.augment.recipes import Augmentation
+from deit_jax.data.replay import StudentViews
+from deit_jax.data.views import ExportOrder
+from deit_jax.distillation import teacher_logits, teacher_parts, teacher_views
 from deit_jax.distillation.teacher_parts import Shard
 from deit_jax.errors import InputError
 
 LENGTH, CLASSES, BATCH = 30, 10, 4
-FILES = ("logits.npy", "manifest.json")
+EXAMPLES = {"image": np.arange(24, dtype=np.uint8).reshape(2, 2, 2, 3)}
+
+load = functools.cache(sources.load)
 
 
-@pytest.fixture(scope="module")
-def source():
-    return sources.load("digits", f"train[:{LENGTH}]")
+@pytest.fixture(autouse=True)
+def no_waiting_for_the_disk(monkeypatch):
+    """A killed process loses nothing by it, and it would take most of the time."""
+    monkeypatch.setattr(os, "fsync", lambda file: None)
+    monkeypatch.setattr(np.memmap, "flush", lambda array: None)
 
 
-LOGITS = np.random.default_rng(0).normal(size=(LENGTH, CLASSES)).astype(np.float16)
+@dataclasses.dataclass(frozen=True)
+class Fake:
+    """An export whose teacher answers by the number of the row, not by the image."""
+
+    length: int = LENGTH
+    views: int | None = None  # None: plain
+    top_k: int | None = None
+    tau: float = 3.0
+    repeats: int = 1
+    augment_seed: int = 0
+    erase: float = 0.0
+    split: str = "train"
+    arch: str = "resnet50"
+    batch_size: int = BATCH
+
+    def manifest(self, shard=None):
+        source = load("digits", f"{self.split}[:{self.length}]")
+        seen = StudentViews(
+            self.augment_seed,
+            self.repeats,
+            32,
+            Augmentation(mixup=0.8, erase_probability=self.erase),
+        )
+        top1 = 0.9 if shard is None or shard.number == 0 else None
+        manifest = {
+            "source": teacher_logits.describe_source(source),
+            "views": teacher_views.describe(
+                "same" if self.views else "plain", self.views or 1, seen
+            ),
+            "logits": {"top_k": self.top_k, "tau": self.tau if self.top_k else None},
+            "teacher": {"arch": self.arch, "top1": top1, "top1_split": "test"},
+        }
+        if shard:
+            total = teacher_logits.entries(manifest)
+            manifest["shard"] = shard.describe(total, self.batch_size)
+        return manifest
+
+    def logits(self, rows):
+        """float32 [n, CLASSES]; no two rows are alike."""
+        return np.sin(rows[:, None] * 1.3 + np.arange(CLASSES) * 0.7) * 5
+
+    def write(self, directory, shard=None, stop_after=None):
+        """What an export of all entries, or of a part of them, leaves."""
+        manifest = self.manifest(shard)
+        order = ExportOrder(
+            self.length,
+            self.views or 1,
+            self.augment_seed,
+            self.repeats,
+            plain=self.views is None,
+        )
+        start, stop = 0, len(order)
+        if shard:
+            start, stop = manifest["shard"]["start"], manifest["shard"]["stop"]
+            directory = directory / shard.name
+        examples = EXAMPLES if self.views and start == 0 else None
+        writer = teacher_logits.Writer(directory, manifest, examples)
+        for first in range(start + writer.entries_done, stop, self.batch_size):
+            index, view = order.entries(first, min(first + self.batch_size, stop))
+            rows = view * self.length + index
+            writer.append(self.logits(rows), None if shard else rows)
+            if writer.entries_done == stop_after:
+                return
+        writer.finish()
+
+    def write_parts(self, directory, count=3):
+        for number in reversed(range(count)):
+            self.write(directory, Shard(number, count))
+        return directory
 
 
-def write(directory, source, shard=None, *, stop_after=None, batch_size=BATCH, **new):
-    """What an export of all rows, or of a part of them, leaves in `directory`."""
-    top1 = 0.9 if shard is None or shard.number == 0 else None
-    manifest = {
-        "source": teacher_logits.describe_source(source),
-        "views": {"count": 1, "view": "plain", "mixing": "none"},
-        "teacher": {"arch": "resnet50", "top1": top1, "top1_split": "test"} | new,
+PLAIN = Fake()
+VIEWS = Fake(length=29, views=3)  # of which one image rests in each view
+FAKES = {
+    "plain": PLAIN,
+    "views": VIEWS,
+    "top-k": Fake(top_k=4),
+    "views-top-k": dataclasses.replace(VIEWS, top_k=4),
+    "repeats": dataclasses.replace(VIEWS, views=4, repeats=2),
+}
+
+
+@pytest.fixture
+def parts(tmp_path):
+    return PLAIN.write_parts(tmp_path / "cache")
+
+
+@pytest.fixture
+def parts_of_views(tmp_path):
+    return FAKES["views-top-k"].write_parts(tmp_path / "cache")
+
+
+def snapshot(directory):
+    return {
+        path.relative_to(directory): path.read_bytes()
+        for path in directory.rglob("*")
+        if path.is_file()
     }
-    start, stop, shape = 0, LENGTH, (1, LENGTH, CLASSES)
-    if shard:
-        manifest["shard"] = shard.describe(LENGTH, batch_size)
-        start, stop = manifest["shard"]["start"], manifest["shard"]["stop"]
-        directory, shape = directory / shard.name, (stop - start, CLASSES)
-    writer = teacher_logits.Writer(directory, manifest, shape)
-    for first in range(start + writer.rows_done, stop, batch_size):
-        writer.append(LOGITS[first : min(first + batch_size, stop)])
-        if writer.rows_done == stop_after:
-            return
-    writer.finish()
 
 
-@pytest.fixture
-def whole(tmp_path, source):
-    write(tmp_path / "whole", source)
-    return tmp_path / "whole"
-
-
-@pytest.fixture
-def parts(tmp_path, source):
-    for number in (2, 0, 1):
-        write(tmp_path / "cache", source, Shard(number, 3))
-    return tmp_path / "cache"
-
-
-def assert_joined(cache, whole):
-    assert sorted(path.name for path in cache.iterdir()) == sorted(FILES)
-    for name in FILES:
-        assert (cache / name).read_bytes() == (whole / name).read_bytes()
+def assert_joined(cache, fake, tmp_path):
+    fake.write(tmp_path / "undivided")
+    assert snapshot(cache) == snapshot(tmp_path / "undivided")
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 8])
-def test_joined_parts_are_the_undivided_cache(tmp_path, source, whole, count):
-    for number in range(count):
-        write(tmp_path / "cache", source, Shard(number, count))
+@pytest.mark.parametrize("fake", FAKES.values(), ids=FAKES)
+def test_joined_parts_are_the_undivided_cache(tmp_path, fake, count):
+    fake.write_parts(tmp_path / "cache", count)
     teacher_parts.join(tmp_path / "cache")
-    assert_joined(tmp_path / "cache", whole)
-    teacher_logits.open_cache(tmp_path / "cache").check(source, view="plain")
-
-
-def test_more_than_a_hundred_parts_keep_their_order(tmp_path, source, monkeypatch):
-    """Their names do not sort as their numbers do."""
-    rows = np.arange(110.0)[:, None].repeat(2, 1)
-    manifest = {
-        "source": {"length": 110, "num_classes": 2},
-        "views": {"count": 1},
-        "teacher": {"top1": 0.5},
-    }
-    for number in range(110):
-        shard = Shard(number, 110)
-        section = {"shard": shard.describe(110, 1)}
-        writer = teacher_logits.Writer(
-            tmp_path / shard.name, manifest | section, (1, 2)
+    assert_joined(tmp_path / "cache", fake, tmp_path)
+    opened = teacher_logits.open_cache(tmp_path / "cache")
+    # Each row of each view is that of the fake teacher, whatever the order was.
+    rows = np.arange(opened.num_views * fake.length)
+    expected = opened.encoding.encode(fake.logits(rows))
+    for name, array in opened.arrays.items():
+        np.testing.assert_array_equal(
+            array.reshape(expected[name].shape), expected[name]
         )
-        writer.append(rows[number : number + 1])
-        writer.finish()
+    if fake.views:
+        np.testing.assert_array_equal(opened.examples()["image"], EXAMPLES["image"])
+
+
+def test_more_than_a_hundred_parts_keep_their_order(tmp_path):
+    """Their names do not sort as their numbers do."""
+    fake = Fake(length=110, batch_size=1)
+    fake.write_parts(tmp_path, 110)
     teacher_parts.join(tmp_path)
-    np.testing.assert_array_equal(np.load(tmp_path / "logits.npy")[0], rows)
+    expected = fake.logits(np.arange(110)).astype(np.float16)
+    np.testing.assert_array_equal(np.load(tmp_path / "logits.npy")[0], expected)
 
 
 @pytest.mark.parametrize(
-    ("rows", "batch_size", "count"), [(30, 4, 3), (1440, 64, 7), (5, 1, 5), (3, 8, 1)]
+    ("entries", "batch_size", "count"),
+    [(30, 4, 3), (1440, 64, 7), (5, 1, 5), (3, 8, 1), (38_000_000, 64, 32)],
 )
-def test_parts_are_whole_batches_and_all_rows(rows, batch_size, count):
-    sections = [Shard(i, count).describe(rows, batch_size) for i in range(count)]
+def test_parts_are_whole_batches_and_all_entries(entries, batch_size, count):
+    sections = [Shard(i, count).describe(entries, batch_size) for i in range(count)]
     assert sections[0]["start"] == 0
-    assert sections[-1]["stop"] == rows
+    assert sections[-1]["stop"] == entries
     for one, two in itertools.pairwise(sections):
         assert one["stop"] == two["start"]
         assert one["stop"] % batch_size == 0
@@ -129,36 +201,56 @@ def test_shards_are_parsed():
 # A kill can come at any moment.
 
 
-@pytest.mark.parametrize("appends", range(8))
-def test_killed_join_ends_in_the_same_bytes(parts, whole, monkeypatch, appends):
-    """Killed before each of its writes, the last of which is the manifest."""
-    monkeypatch.setattr(teacher_parts, "CHUNK_BYTES", 5 * 2 * CLASSES)
-    left = iter(range(appends))
-    real = teacher_logits.Writer.append
+class Killed(BaseException):
+    pass
 
-    def killed(writer, logits):
-        assert len(logits) <= 5  # the bound on memory
+
+def kill_after(monkeypatch, owner, name, calls):
+    """Raises `Killed` in place of a call, after so many that go through."""
+    real, left = getattr(owner, name), iter(range(calls))
+
+    def killed(*args, **kwargs):
         if next(left, None) is None:
-            raise KeyboardInterrupt
-        real(writer, logits)
+            raise Killed
+        return real(*args, **kwargs)
 
-    def killed_at_the_end(writer):
-        raise KeyboardInterrupt
+    monkeypatch.setattr(owner, name, killed)
 
+
+@pytest.mark.parametrize(
+    ("fake", "appends"),
+    [
+        *(("plain", appends) for appends in range(8)),  # 7 go through: at the manifest
+        *(("views-top-k", appends) for appends in (0, 1, 8, 17, 19)),
+    ],
+)
+def test_killed_join_ends_in_the_same_bytes(tmp_path, monkeypatch, fake, appends):
+    """Killed before each of its writes, the last of which is the manifest."""
+    fake = FAKES[fake]
+    fake.write_parts(tmp_path / "cache")
+    row_bytes = teacher_logits.encoding_of(fake.manifest()).bytes_per_row
+    monkeypatch.setattr(teacher_parts, "CHUNK_BYTES", 5 * row_bytes)
+    real = teacher_logits.Writer.append_encoded
+
+    def bounded(writer, encoded, rows):
+        assert max(map(len, encoded.values())) <= 5  # the bound on memory
+        real(writer, encoded, rows)
+
+    monkeypatch.setattr(teacher_logits.Writer, "append_encoded", bounded)
     with monkeypatch.context() as patch:
-        patch.setattr(teacher_logits.Writer, "append", killed)
-        patch.setattr(teacher_logits.Writer, "finish", killed_at_the_end)
-        with pytest.raises(KeyboardInterrupt):
-            teacher_parts.join(parts)
+        kill_after(patch, teacher_logits.Writer, "append_encoded", appends)
+        kill_after(patch, teacher_logits.Writer, "finish", 0)
+        with pytest.raises(Killed):
+            teacher_parts.join(tmp_path / "cache")
     with pytest.raises(InputError, match="no teacher cache"):
-        teacher_logits.open_cache(parts)
-    teacher_parts.join(parts)
-    assert_joined(parts, whole)
+        teacher_logits.open_cache(tmp_path / "cache")
+    teacher_parts.join(tmp_path / "cache")
+    assert_joined(tmp_path / "cache", fake, tmp_path)
 
 
 @pytest.mark.parametrize("removed", range(3))
 def test_join_killed_while_it_removes_the_parts_is_ended(
-    parts, whole, monkeypatch, removed
+    parts_of_views, tmp_path, monkeypatch, removed
 ):
     left = iter(range(removed))
     real = shutil.rmtree
@@ -166,35 +258,43 @@ def test_join_killed_while_it_removes_the_parts_is_ended(
     def killed(path):
         if next(left, None) is None:
             (path / "manifest.json").unlink()
-            raise KeyboardInterrupt
+            raise Killed
         real(path)
 
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "rmtree", killed)
-        with pytest.raises(KeyboardInterrupt):
-            teacher_parts.join(parts)
-    teacher_logits.open_cache(parts)  # a cache already
-    teacher_parts.join(parts)
-    assert_joined(parts, whole)
+        with pytest.raises(Killed):
+            teacher_parts.join(parts_of_views)
+    teacher_logits.open_cache(parts_of_views)  # a cache already
+    teacher_parts.join(parts_of_views)
+    assert_joined(parts_of_views, FAKES["views-top-k"], tmp_path)
 
 
-def test_killed_part_resumes(tmp_path, source, whole):
+@pytest.mark.parametrize("unlinked", range(10))
+def test_join_killed_between_the_arrays_of_a_part_is_ended(
+    parts_of_views, tmp_path, monkeypatch, unlinked
+):
+    """The first that it unlinks is progress.json, then three arrays of each part."""
+    with monkeypatch.context() as patch:
+        kill_after(patch, Path, "unlink", unlinked)
+        with pytest.raises(Killed):
+            teacher_parts.join(parts_of_views)
+    teacher_logits.open_cache(parts_of_views)
+    teacher_parts.join(parts_of_views)
+    assert_joined(parts_of_views, FAKES["views-top-k"], tmp_path)
+
+
+@pytest.mark.parametrize("fake", ["plain", "views-top-k"])
+def test_killed_part_resumes(tmp_path, fake):
+    fake = FAKES[fake]
     for number in range(2):
-        write(tmp_path / "cache", source, Shard(number, 2), stop_after=4)
-        write(tmp_path / "cache", source, Shard(number, 2))
+        fake.write(tmp_path / "cache", Shard(number, 2), stop_after=4)
+        fake.write(tmp_path / "cache", Shard(number, 2))
     teacher_parts.join(tmp_path / "cache")
-    assert_joined(tmp_path / "cache", whole)
+    assert_joined(tmp_path / "cache", fake, tmp_path)
 
 
 # What cannot be joined stays as it is.
-
-
-def snapshot(directory):
-    return {
-        path.relative_to(directory): path.read_bytes()
-        for path in directory.rglob("*")
-        if path.is_file()
-    }
 
 
 def assert_refused(cache, message):
@@ -205,9 +305,9 @@ def assert_refused(cache, message):
     return str(caught.value)
 
 
-def test_missing_and_unfinished_parts_are_named_with_their_commands(tmp_path, source):
-    write(tmp_path, source, Shard(0, 4))
-    write(tmp_path, source, Shard(2, 4), stop_after=4)
+def test_missing_and_unfinished_parts_are_named_with_their_commands(tmp_path):
+    PLAIN.write(tmp_path, Shard(0, 4))
+    PLAIN.write(tmp_path, Shard(2, 4), stop_after=4)
     message = assert_refused(
         tmp_path,
         r"3 of 4 parts .*: shard-01-of-04 \(missing\), shard-02-of-04 \(unfinished\), "
@@ -234,20 +334,26 @@ def test_parts_of_two_divisions_are_refused(parts, name):
     ("change", "message"),
     [
         ({"arch": "vit_b_16"}, "teacher.arch is 'resnet50' in shard-00-of-03 and 'vit"),
-        ({"batch_size": 5}, r"shard.batch_size is 4 in .* and 5 in shard-01-of-03"),
+        ({"batch_size": 6}, r"shard.batch_size is 4 in .* and 6 in shard-01-of-03"),
+        ({"split": "test"}, r"source.split is 'train\[:29\]' in .* and 'test\[:29\]'"),
+        ({"views": 4}, "views.count is 3 in .* and 4 in"),
+        ({"augment_seed": 1}, "views.augment_seed is 0 in .* and 1 in"),
+        ({"erase": 0.5}, "views.augmentation.erase_probability is 0.0 in .* and 0.5"),
+        ({"top_k": 5}, "logits.top_k is 4 in .* and 5 in"),
+        ({"tau": 2.0}, "logits.tau is 3.0 in .* and 2.0 in"),
     ],
 )
-def test_part_of_another_export_is_refused(parts, source, change, message):
-    shutil.rmtree(parts / "shard-01-of-03")
-    write(parts, source, Shard(1, 3), **change)
-    assert_refused(parts, message)
+def test_part_of_another_export_is_refused(parts_of_views, change, message):
+    shutil.rmtree(parts_of_views / "shard-01-of-03")
+    other = dataclasses.replace(FAKES["views-top-k"], **change)
+    other.write(parts_of_views, Shard(1, 3))
+    assert_refused(parts_of_views, message)
 
 
-def test_part_of_another_source_is_refused(parts, source):
-    shutil.rmtree(parts / "shard-01-of-03")
-    other = sources.load("digits", f"test[:{LENGTH}]")
-    write(parts, other, Shard(1, 3))
-    assert_refused(parts, r"source.split is 'train\[:30\]' in .* and 'test\[:30\]'")
+def test_plain_part_of_views_is_refused(parts_of_views):
+    shutil.rmtree(parts_of_views / "shard-01-of-03")
+    Fake(length=29, top_k=4).write(parts_of_views, Shard(1, 3))
+    assert_refused(parts_of_views, "views.count is 3 in .* and 1 in")
 
 
 def edit(path, change):
@@ -263,34 +369,59 @@ def edit(path, change):
         lambda m: m["shard"].update(batch_size=0),
         lambda m: m["shard"].update(start=4),
         lambda m: m["teacher"].update(top1=None),
-        lambda m: m.update(format_version=2),
+        lambda m: m.update(format_version=1),
         lambda m: m.update(source=None),
+        lambda m: m["views"].pop("augment_seed"),
+        lambda m: m["arrays"].pop("tails.npy"),
+        lambda m: m.pop("logits"),
+        lambda m: m.update(examples_sha256=None),
+        lambda m: m.pop("examples_sha256"),
     ],
 )
-def test_damaged_manifest_of_a_part_is_refused(parts, change):
-    edit(parts / "shard-00-of-03" / "manifest.json", change)
-    assert_refused(parts, r"is not a manifest of a part .*Delete .*shard-00-of-03 and")
+def test_damaged_manifest_of_a_part_is_refused(parts_of_views, change):
+    edit(parts_of_views / "shard-00-of-03" / "manifest.json", change)
+    assert_refused(
+        parts_of_views, r"is not a manifest of a part .*Delete .*shard-00-of-03 and"
+    )
 
 
-def test_damaged_logits_of_a_part_are_refused(parts):
-    path = parts / "shard-02-of-03" / "logits.npy"
+def flip(path):
     content = bytearray(path.read_bytes())
     content[-5] ^= 1
     path.write_bytes(content)
-    assert_refused(parts, r"logits.npy is damaged. Delete(.|\n)*--a=b --shard=2/3")
-    path.write_bytes(content[:-20])
-    assert_refused(parts, r"truncated(.|\n)*--shard=2/3")
 
 
-def test_another_finished_cache_is_not_touched(parts, source):
-    write(parts, source, arch="vit_b_16")
+@pytest.mark.parametrize("name", ["indices.npy", "values.npy", "tails.npy"])
+def test_damaged_logits_of_a_part_are_refused(parts_of_views, name):
+    path = parts_of_views / "shard-02-of-03" / name
+    flip(path)
+    message = rf"{name} is damaged. Delete(.|\n)*--a=b --shard=2/3"
+    assert_refused(parts_of_views, message)
+    path.write_bytes(path.read_bytes()[:-20])
+    assert_refused(parts_of_views, r"truncated(.|\n)*--shard=2/3")
+
+
+@pytest.mark.parametrize("damage", [flip, Path.unlink])
+def test_first_part_without_its_examples_is_refused(parts_of_views, damage):
+    damage(parts_of_views / "shard-00-of-03" / "examples.npz")
+    message = r"examples.npz is damaged. Delete(.|\n)*--a=b --shard=0/3"
+    assert_refused(parts_of_views, message)
+
+
+def test_another_finished_cache_is_not_touched(parts):
+    Fake(arch="vit_b_16").write(parts)
     assert_refused(parts, "already holds a finished teacher cache")
 
 
-def test_full_disk_is_found_before_anything_is_written(parts, monkeypatch):
-    usage = shutil.disk_usage(parts)._replace(free=500)
+@pytest.mark.parametrize("fake", ["plain", "views-top-k"])
+def test_full_disk_is_found_before_anything_is_written(tmp_path, monkeypatch, fake):
+    fake = FAKES[fake]
+    fake.write_parts(tmp_path)
+    usage = shutil.disk_usage(tmp_path)._replace(free=500)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    assert_refused(parts, r"takes 600 bytes, and .* has 500 free")
+    row_bytes = 4 * 2 + 4 * 2 + 2 * 4 if fake.top_k else CLASSES * 2
+    needed = fake.length * (fake.views or 1) * row_bytes
+    assert_refused(tmp_path, rf"takes {needed:,} bytes, and .* has 500 free")
 
 
 # A part is no cache.
@@ -303,7 +434,7 @@ def test_parts_are_told_from_a_cache(parts):
         teacher_logits.open_cache(parts / "shard-00-of-03")
 
 
-def test_a_written_part_is_recognised(parts, source):
+def test_a_written_part_is_recognised(parts):
     part = parts / "shard-01-of-03"
     manifest = json.loads((part / "manifest.json").read_text())
     assert teacher_parts.is_written(part, manifest)

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from deit_jax import train
-from deit_jax.distillation import teacher_logits
+from deit_jax.distillation import teacher_logits, teacher_views
 from deit_jax.errors import InputError
 from deit_jax.training import step, writers
 
@@ -21,20 +21,21 @@ def cache(tmp_path):
     """A teacher that knows the labels, for any source."""
 
     def make(source, directory=tmp_path / "cache", described_as=None):
-        classes = source.num_classes
-        described = described_as or teacher_logits.describe_source(source)
-        teacher = {"arch": "oracle", "top1": 1.0, "top1_split": "test"}
         writer = teacher_logits.Writer(
             directory,
             {
-                "source": described,
-                "views": {"count": 1, "view": "plain", "mixing": "none"},
-                "teacher": teacher,
+                "source": teacher_logits.describe_source(source),
+                "views": teacher_views.describe("plain", 1, None),
+                "logits": {"top_k": None, "tau": None},
+                "teacher": {"arch": "oracle", "top1": 1.0, "top1_split": "test"},
             },
-            (1, len(source), classes),
         )
-        writer.append(5 * np.eye(classes)[source.labels])
+        writer.append(5 * np.eye(source.num_classes)[source.labels])
         writer.finish()
+        if described_as:
+            path = directory / teacher_logits.MANIFEST
+            manifest = json.loads(path.read_text()) | {"source": described_as}
+            path.write_text(json.dumps(manifest))
         return directory
 
     return make
@@ -53,6 +54,7 @@ def small(digits_config, cache):
     config.log.every_steps = 2
     config.checkpoint.every_steps = 5
     config.eval.every_epochs = 1.0
+    config.distillation.view = "plain"
     config.distillation.logits_dir = str(cache(sources.load("digits", "train[:128]")))
     return config
 
@@ -206,7 +208,13 @@ def test_a_loss_that_is_not_finite_stops_the_run(small, tmp_path):
         ("distillation.kind", "softt", "Known: none, soft, hard, cosine"),
         ("distillation.logits_dir", "", "needs the logits of a teacher"),
         ("distillation.logits_dir", "nowhere", "python -m teacher.finetune"),
-        ("distillation.view", "same", "plain"),
+        ("distillation.view", "same", "saw 'plain' images"),
+        ("distillation.view", "some", "Known: same, plain"),
+        ("distillation.mixing", "exactly", "Known: exact, linear, none"),
+        ("distillation.num_views", 0, "distillation.num_views=0"),
+        ("augment.recipe", "diet", "Did you mean deit"),
+        ("augment.crop_padding", -1, "augment.crop_padding=-1"),
+        ("augment.mixup", 0.8, "the teacher has to answer for both halves"),
         ("batch_size", 30, "not a multiple of 8"),
         ("optimizer.accumulation", 3, "not a multiple of 24"),
         ("optimizer.name", "lamb", "adam, adamw, sgd"),
@@ -239,8 +247,8 @@ def test_a_cache_of_other_data_is_refused(small, tmp_path, cache):
     for number, (field, value, message) in enumerate(
         [
             ("name", "cifar10", "name='cifar10'"),
-            ("length", 127, "(1, 127, 10)"),
-            ("num_classes", 9, "(1, 128, 9)"),
+            ("length", 127, "[1, 127, 10]"),
+            ("num_classes", 9, "[1, 128, 9]"),
             ("class_names", list("abcdefghij"), "class 0 of the teacher cache"),
             ("fingerprint", "0" * 64, "other images"),
         ]
@@ -257,7 +265,7 @@ def test_a_cache_of_other_data_is_refused(small, tmp_path, cache):
 def test_a_truncated_cache_is_refused(small, tmp_path):
     from pathlib import Path
 
-    path = Path(small.distillation.logits_dir) / teacher_logits.LOGITS
+    path = Path(small.distillation.logits_dir) / "logits.npy"
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(InputError, match="truncated") as caught:
         train.train_and_evaluate(small, tmp_path / "run")

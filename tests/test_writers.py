@@ -1,11 +1,16 @@
 import builtins
+import io
 import json
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from deit_jax.training import writers
 
 SCALARS = {"train/loss": 0.5, "eval/class/top1": 0.25}
+# Two of 5 x 7 pixels: neither side is the other, and no number of pictures.
+PICTURES = np.random.default_rng(0).integers(0, 256, (2, 5, 7, 3), np.uint8)
 
 
 def read_events(directory):
@@ -33,9 +38,24 @@ def write_some(directory):
     for number in (1, 2):
         writer.write_scalars(number, SCALARS)
     writer.write_texts(0, {"config": "some text"})
+    writer.write_images(3, {"augmentation": PICTURES})
     writer.flush()
     writer.close()
     return writer
+
+
+def check_pictures(events):
+    """Under their tag stand width, height and a PNG each, for the image plugin."""
+    metadata = events.SummaryMetadata("augmentation")
+    assert metadata.plugin_data.plugin_name == "images"
+    [event] = events.Tensors("augmentation")
+    assert event.step == 3
+    assert [d.size for d in event.tensor_proto.tensor_shape.dim] == [4]
+    width, height, *encoded = event.tensor_proto.string_val
+    assert (width, height) == (b"7", b"5")
+    assert [Image.open(io.BytesIO(png)).format for png in encoded] == ["PNG"] * 2
+    shown = [np.asarray(Image.open(io.BytesIO(png))) for png in encoded]
+    np.testing.assert_array_equal(shown, PICTURES)
 
 
 def test_clu_writes_what_tensorboard_reads(tmp_path):
@@ -45,6 +65,7 @@ def test_clu_writes_what_tensorboard_reads(tmp_path):
     events = read_events(tmp_path)
     assert {"train/loss", "eval/class/top1", "config"} <= set(events.Tags()["tensors"])
     assert [e.step for e in events.Tensors("train/loss")] == [1, 2]
+    check_pictures(events)
 
 
 def test_without_tensorflow_tensorboard_reads_the_same(
@@ -59,6 +80,7 @@ def test_without_tensorflow_tensorboard_reads_the_same(
     assert {"train/loss", "eval/class/top1"} <= {*tags["scalars"], *tags["tensors"]}
     assert "config" in tags["tensors"]
     assert events.Tensors("config")[0].tensor_proto.string_val == [b"some text"]
+    check_pictures(events)
 
 
 def test_metrics_file_is_cut_back_to_the_restored_step(tmp_path):

@@ -2,7 +2,7 @@
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -24,6 +24,26 @@ def check_batch_size(batch_size: int, *, devices: int, accumulation: int) -> Non
         )
 
 
+def read(
+    pictures, requests: Iterable[tuple[np.ndarray, np.ndarray]], *, augment_seed: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Images of the model's size, before any augmentation but the random crop.
+
+    Args:
+      pictures: An `ArraySource`, or a `HostPipeline`, which crops at random.
+      requests: (index int [B], view int [B]); of a pipeline they are asked for ahead.
+      augment_seed: Of the crops.
+
+    Yields:
+      Images uint8 [B, H, W, 3] and labels int32 [B].
+    """
+    if isinstance(pictures, HostPipeline):
+        return pictures.batches(
+            (index, crop_draws(augment_seed, view, index)) for index, view in requests
+        )
+    return ((pictures.images[index], pictures.labels[index]) for index, _ in requests)
+
+
 def train_batches(
     source, plan: BatchPlan, *, start: int, stop: int, devices: int, teacher=None
 ) -> Iterator[dict]:
@@ -37,17 +57,11 @@ def train_batches(
 
     Yields:
       image uint8 [d, b, H, W, 3], label, index and view int32 [d, b] and, with a
-      teacher, teacher_logits float16 [d, b, C].
+      teacher, teacher_logits [d, b, C].
     """
     planned = map(plan.batch, range(start, stop))
-    if isinstance(source, HostPipeline):
-        read = source.batches(
-            (index, crop_draws(plan.augment_seed, view, index))
-            for index, view in planned
-        )
-    else:
-        read = ((source.images[index], source.labels[index]) for index, _ in planned)
-    for step, (images, labels) in enumerate(read, start):
+    pictures = read(source, planned, augment_seed=plan.augment_seed)
+    for step, (images, labels) in enumerate(pictures, start):
         index, view = plan.batch(step)
         batch = {"image": images, "label": labels, "index": index, "view": view}
         if teacher is not None:
@@ -76,10 +90,10 @@ def eval_batches(
         for first in range(0, length, batch_size)
     )
     if isinstance(source, HostPipeline):
-        read = source.batches((rows, None) for rows in blocks)
+        pictures = source.batches((rows, None) for rows in blocks)
     else:
-        read = ((source.images[rows], source.labels[rows]) for rows in blocks)
-    for images, labels in read:
+        pictures = ((source.images[rows], source.labels[rows]) for rows in blocks)
+    for images, labels in pictures:
         padding = images[:1].repeat(batch_size - len(images), axis=0)
         yield split({"image": np.concatenate([images, padding])}, devices), labels
 

@@ -64,6 +64,30 @@ def cosine_distillation(
     return optax.losses.cosine_distance(student, teacher)
 
 
+def mix_teacher_logits(
+    teacher: Float[Array, "b c"],
+    partner: Float[Array, "b c"],
+    weight: Float[Array, " b"],
+    *,
+    tau: float,
+) -> Float[Array, "b c"]:
+    """What a teacher would say of mixed images if it were linear.
+
+    Args:
+      teacher: Logits of the unmixed images.
+      partner: Of their partners.
+      weight: The share of each image in its mix, 0 .. 1.
+      tau: Temperature of the loss: its softmax of the result is the mixture of the two
+        images' softmax.
+    """
+    own, other = (
+        jax.nn.log_softmax(logits.astype(jnp.float32) / tau)
+        for logits in (teacher, partner)
+    )
+    weight = weight[:, None]
+    return tau * jnp.logaddexp(jnp.log(weight) + own, jnp.log1p(-weight) + other)
+
+
 def check(
     *,
     kind: str,

@@ -1,30 +1,30 @@
 """A teacher cache in parts, which several processes write and one command joins.
 
-    <cache>/shard-00-of-04/     logits.npy, float16 [rows, C], and manifest.json
+    <cache>/shard-00-of-04/     the arrays of a cache, [entries, ...], and manifest.json
 
 The manifest of a part is that of the whole cache with one section more: `shard`
-{number, count, start, stop, batch_size}. Its rows are `start .. stop - 1` of the cache,
-numbered through all views as in `teacher_logits.Writer`. A teacher is measured once,
-for part 0; the `top1` of the others is null.
+{number, count, start, stop, batch_size}. Its entries are `start .. stop - 1` of the
+export, in the order of `views.ExportOrder`. A teacher is measured once, for part 0,
+which also keeps the examples; the `top1` of the others is null.
 """
 
 import dataclasses
 import json
 import re
-import reprlib
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
+from deit_jax.data.views import ExportOrder
 from deit_jax.distillation import teacher_logits
-from deit_jax.distillation.teacher_logits import LOGITS, MANIFEST, PARTS
+from deit_jax.distillation.teacher_logits import EXAMPLES, MANIFEST, PARTS
 from deit_jax.errors import InputError
 
 CHUNK_BYTES = 2**25  # of logits in memory while joining
-# What a manifest says about its own logits.npy.
-OWN = ("shard", "format_version", "shape", "logits_sha256")
+# What a manifest says about its own files.
+OWN = ("shard", "format_version", "arrays", "examples_sha256")
 SHOWN = 20  # parts named in a message
 
 
@@ -42,27 +42,27 @@ class Shard:
     def name(self) -> str:
         return f"shard-{self.number:02d}-of-{self.count:02d}"
 
-    def describe(self, rows: int, batch_size: int) -> dict:
+    def describe(self, entries: int, batch_size: int) -> dict:
         """The `shard` section of the manifest.
 
         A part is whole batches of the undivided export (its last may be shorter): the
         composition of a batch can change the last bits of what a network computes.
 
         Args:
-          rows: Of the whole cache.
-          batch_size: Rows that are computed together.
+          entries: Of the undivided export (`teacher_logits.entries`).
+          batch_size: Of its forward passes.
 
         Raises:
           InputError: There are fewer batches than parts.
         """
-        batches = -(-rows // batch_size)
+        batches = -(-entries // batch_size)
         if batches < self.count:
             raise InputError(
-                f"--shard={self}: {rows:,} images are only {batches:,} batches of "
+                f"--shard={self}: {entries:,} images are only {batches:,} batches of "
                 f"{batch_size}. Take fewer parts or a smaller --batch_size."
             )
         start, stop = (
-            min(batches * n // self.count * batch_size, rows)
+            min(batches * n // self.count * batch_size, entries)
             for n in (self.number, self.number + 1)
         )
         return {
@@ -124,9 +124,11 @@ def join(directory, *, command: str = "python -m teacher.export_logits ...") -> 
     elif not (parts and all(_is_leftover(part, directory) for part in parts)):
         teacher_logits.check_unused(directory)
     for part in parts:
-        # First: without it the rest is known to have been joined (`_is_leftover`).
-        (part / LOGITS).unlink(missing_ok=True)
+        # First: without them the rest is known to have been joined (`_is_leftover`).
+        for array in part.glob("*.npy"):
+            array.unlink()
         shutil.rmtree(part)
+    (directory / teacher_logits.PROGRESS).unlink(missing_ok=True)  # killed before it
 
 
 def _check(directory: Path, parts: list[Path], command: str) -> list[dict]:
@@ -179,26 +181,44 @@ def _division(directory: Path, parts: list[Path]) -> list[Shard]:
 def _read_part(part: Path, shard: Shard, mend: str) -> dict:
     try:
         manifest = json.loads((part / MANIFEST).read_text())
-        rows = manifest["views"]["count"] * manifest["source"]["length"]
+        total = teacher_logits.entries(manifest)
         batch_size = manifest["shard"]["batch_size"]
-        if manifest["shard"] != shard.describe(rows, batch_size):
-            raise ValueError(f"it says {manifest['shard']} of {rows} rows")
+        if manifest["shard"] != shard.describe(total, batch_size):
+            raise ValueError(f"it says {manifest['shard']} of {total} entries")
         size = manifest["shard"]["stop"] - manifest["shard"]["start"]
-        shape = (size, manifest["source"]["num_classes"])
-        checksum = manifest["logits_sha256"]
+        encoding = teacher_logits.encoding_of(manifest)
+        checksums = {
+            name: manifest["arrays"][name]["sha256"] for name in encoding.arrays
+        }
+        _order(manifest)
         if manifest["format_version"] != teacher_logits.FORMAT_VERSION:
             raise ValueError(f"format {manifest['format_version']}")
-        if shard.number == 0 and manifest["teacher"]["top1"] is None:
-            raise ValueError("no top-1")
+        if shard.number == 0:
+            if manifest["teacher"]["top1"] is None:
+                raise ValueError("no top-1")
+            if manifest["views"]["view"] != "plain":
+                if manifest["examples_sha256"] is None:
+                    raise ValueError("no examples")
+                checksums[EXAMPLES] = manifest["examples_sha256"]
     except (OSError, ValueError, KeyError, TypeError, ArithmeticError) as error:
         raise InputError(
             f"{part / MANIFEST} is not a manifest of a part ({type(error).__name__}: "
             f"{error}). {mend}"
         ) from error
-    teacher_logits.open_logits(part / LOGITS, shape, mend)
-    if teacher_logits.sha256(part / LOGITS) != checksum:
-        raise InputError(f"{part / LOGITS} is damaged. {mend}")
+    teacher_logits.open_arrays(part, encoding, (size,), mend)
+    for name, checksum in checksums.items():
+        path = part / name
+        if not path.exists() or teacher_logits.sha256(path) != checksum:
+            raise InputError(f"{path} is damaged. {mend}")
     return manifest
+
+
+def _order(manifest: dict) -> ExportOrder:
+    """Which row of the cache each entry is."""
+    length, about = manifest["source"]["length"], manifest["views"]
+    if about["view"] == "plain":
+        return ExportOrder(length, plain=True)
+    return ExportOrder(length, about["count"], about["augment_seed"], about["repeats"])
 
 
 def _check_same(
@@ -207,37 +227,46 @@ def _check_same(
     one, two = teacher_logits.identity(first), teacher_logits.identity(other)
     for side in (one, two):
         side["shard"] = {"batch_size": side["shard"]["batch_size"]}
-    for section in ("source", "views", "teacher", "shard"):
-        for field, mine in one[section].items():
-            theirs = two[section].get(field)
-            if mine != theirs:
-                raise InputError(
-                    f"{directory} holds parts of different exports: {section}.{field} "
-                    f"is {reprlib.repr(mine)} in {first_shard.name} and "
-                    f"{reprlib.repr(theirs)} in {shard.name}. Delete the wrong ones, "
-                    "and export all with the same teacher, data set and flags."
-                )
+    differing = teacher_logits.differences(one, two)
+    if differing:
+        field, (mine, theirs) = next(iter(differing.items()))
+        raise InputError(
+            f"{directory} holds parts of different exports: {field} is {mine} in "
+            f"{first_shard.name} and {theirs} in {shard.name}. Delete the wrong ones, "
+            "and export all with the same teacher, data set and flags."
+        )
 
 
 def _copy(manifests: list[dict], directory: Path) -> None:
     manifest = {key: value for key, value in manifests[0].items() if key not in OWN}
-    source = manifest["source"]
-    shape = (manifest["views"]["count"], source["length"], source["num_classes"])
-    writer = teacher_logits.Writer(directory, manifest, shape)
-    chunk = max(CHUNK_BYTES // (2 * source["num_classes"]), 1)
-    for shard in (part["shard"] for part in manifests):
+    encoding, order = teacher_logits.encoding_of(manifest), _order(manifest)
+    length = manifest["source"]["length"]
+    parts = [Shard(m["shard"]["number"], m["shard"]["count"]).name for m in manifests]
+    examples = None
+    if manifests[0]["examples_sha256"] is not None:
+        with np.load(directory / parts[0] / EXAMPLES) as content:
+            examples = dict(content)
+    writer = teacher_logits.Writer(directory, manifest, examples)
+    chunk = max(CHUNK_BYTES // encoding.bytes_per_row, 1)
+    for part, shard in zip(parts, (m["shard"] for m in manifests), strict=True):
         start, stop = shard["start"], shard["stop"]
-        part = directory / Shard(shard["number"], shard["count"]).name
-        logits = np.lib.format.open_memmap(part / LOGITS, mode="r")
-        while writer.rows_done < stop:
-            first = writer.rows_done - start
-            writer.append(logits[first : first + chunk])
+        arrays = teacher_logits.open_arrays(
+            directory / part, encoding, (stop - start,), ""
+        )
+        while writer.entries_done < stop:
+            first = writer.entries_done
+            last = min(first + chunk, stop)
+            index, view = order.entries(first, last)
+            writer.append_encoded(
+                {name: a[first - start : last - start] for name, a in arrays.items()},
+                view.astype(np.int64) * length + index,
+            )
     writer.finish()
 
 
 def _is_leftover(part: Path, directory: Path) -> bool:
     """Whether a part next to a finished cache has been joined into it."""
-    if not (part / LOGITS).exists():
+    if not any(part.glob("*.npy")):
         return True
     if not (part / MANIFEST).exists():
         return False

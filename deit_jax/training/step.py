@@ -2,19 +2,29 @@
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Shaped, UInt8
 
-from deit_jax.data.augment import augment
-from deit_jax.data.views import Stream, image_keys, stream_key
+from deit_jax.data.augment import augment_batch
+from deit_jax.data.augment.recipes import Augmentation
+from deit_jax.data.views import Stream, stream_key
 from deit_jax.distillation import losses
 from deit_jax.training.state import TrainState
 
 AXIS = "batch"
+
+
+class Inputs(NamedTuple):
+    """Normalised images, label distributions, and the teacher's logits or None."""
+
+    images: Float[Array, "b h w 3"]
+    targets: Float[Array, "b c"]
+    teacher_logits: Float[Array, "b c"] | None
 
 
 def normalise(
@@ -34,24 +44,45 @@ def inputs(
     *,
     num_classes: int,
     label_smoothing: float,
-    mean: Sequence[float],
-    std: Sequence[float],
     augment_seed: int,
-    crop_padding: int,
-    flip: bool,
-) -> tuple[Float[Array, "b h w 3"], Float[Array, "b c"]]:
-    """What the student sees: augmented, normalised images and target distributions.
+    augmentation: Augmentation,
+    mix_teacher: Callable | None = None,
+) -> Inputs:
+    """What the student sees, and what it is to say.
 
     Args:
-      batch: image uint8 [b, H, W, 3], label, index and view int32 [b]. The augmented
-        image is a pure function of (augment_seed, view, index).
-      crop_padding, flip: See `augment`.
+      batch: image uint8 [b, H, W, 3], label, index and view int32 [b], maybe
+        teacher_logits [b, C]; whole pairs, partners side by side. The augmented image
+        is a pure function of (augment_seed, view, index).
+      augmentation: What is done to the images; its mean and std normalise them.
+      mix_teacher: Linear mixing (`losses.mix_teacher_logits` but for its first three
+        arguments), where the teacher saw the images unmixed; None takes its logits as
+        they are.
     """
-    keys = image_keys(augment_seed, batch["view"], batch["index"])
-    one = functools.partial(augment, crop_padding=crop_padding, flip=flip)
-    images = jax.vmap(one)(keys, batch["image"])
-    targets = losses.smooth_labels(batch["label"], num_classes, label_smoothing)
-    return normalise(images, mean, std), targets
+    images, mixes = augment_batch(
+        batch["image"],
+        batch["index"],
+        batch["view"],
+        augment_seed=augment_seed,
+        settings=augmentation,
+    )
+    weight = jnp.repeat(mixes.weight, 2)
+    labels = losses.smooth_labels(batch["label"], num_classes, label_smoothing)
+    teacher = batch.get("teacher_logits")
+    if augmentation.mixes:
+        labels = weight[:, None] * labels + (1 - weight[:, None]) * swap_partners(
+            labels
+        )
+        if mix_teacher is not None:
+            teacher = mix_teacher(teacher, swap_partners(teacher), weight)
+    return Inputs(
+        normalise(images, augmentation.mean, augmentation.std), labels, teacher
+    )
+
+
+def swap_partners(rows: Shaped[Array, "b ..."]) -> Shaped[Array, "b ..."]:
+    """Puts row 2i + 1 in place of row 2i, and the other way round."""
+    return rows.reshape(-1, 2, *rows.shape[1:])[:, ::-1].reshape(rows.shape)
 
 
 def train_step(
@@ -73,7 +104,7 @@ def train_step(
       state: Donated by `pmap_train_step`.
       batch: image uint8 [b, H, W, 3], label, index and view int32 [b] and, under
         distillation, teacher_logits [b, C]. Rows are in the order of the global batch.
-      inputs: batch -> (normalised images, target distributions [b, C]).
+      inputs: batch -> `Inputs`.
       loss: (logits, targets, teacher_logits) -> per-example losses, see
         `distillation.losses.training_loss`.
       seed: Of dropout and stochastic depth. Their masks follow from (seed, step, the
@@ -93,9 +124,9 @@ def train_step(
     drop_keys = jax.vmap(jax.random.fold_in, (None, 0))(step_key, positions)
 
     def mean_loss(params, batch, drop_keys):
-        images, targets = inputs(batch)
+        images, targets, teacher_logits = inputs(batch)
         logits = model.apply({"params": params}, images, drop_keys=drop_keys)
-        losses = loss(logits, targets, batch.get("teacher_logits"))
+        losses = loss(logits, targets, teacher_logits)
         predicted = jnp.argmax(logits["class"], axis=-1)
         hits = predicted == jnp.argmax(targets, axis=-1)
         metrics = {k: v.mean() for k, v in losses.items()} | {"top1": hits.mean()}

@@ -1,11 +1,15 @@
 """Where the figures of a run go: TensorBoard through clu, and metrics.jsonl."""
 
+import io
 import json
 import os
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+
+import numpy as np
+from PIL import Image
 
 from deit_jax.files import replace_file
 
@@ -47,25 +51,21 @@ class EventWriter:
         self._write(step, Summary(value=values))
 
     def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
-        from tensorboard.compat.proto.summary_pb2 import Summary
-        from tensorboard.compat.proto.tensor_pb2 import TensorProto
-        from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
-        from tensorboard.compat.proto.types_pb2 import DT_STRING
         from tensorboard.plugins.text import metadata
 
-        values = [
-            Summary.Value(
-                tag=tag,
-                metadata=metadata.create_summary_metadata(tag, description=""),
-                tensor=TensorProto(
-                    dtype=DT_STRING,
-                    string_val=[text.encode()],
-                    tensor_shape=TensorShapeProto(),
-                ),
-            )
-            for tag, text in texts.items()
-        ]
-        self._write(step, Summary(value=values))
+        strings = {tag: ((), [text.encode()]) for tag, text in texts.items()}
+        self._write_strings(step, strings, metadata)
+
+    def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+        """Each of `images` is uint8 [N, H, W, 3]; TensorBoard shows all N."""
+        from tensorboard.plugins.image import metadata
+
+        strings = {}
+        for tag, pictures in images.items():
+            count, height, width, _ = pictures.shape
+            sides = [str(width).encode(), str(height).encode()]
+            strings[tag] = ((2 + count,), [*sides, *map(_png, pictures)])
+        self._write_strings(step, strings, metadata)
 
     def flush(self) -> None:
         self._writer.flush()
@@ -73,10 +73,39 @@ class EventWriter:
     def close(self) -> None:
         self._writer.close()
 
+    def _write_strings(self, step: int, tensors: Mapping, plugin_metadata) -> None:
+        """By tag, the shape and the strings of what a plugin of tensorboard shows."""
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.compat.proto.tensor_pb2 import TensorProto
+        from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
+        from tensorboard.compat.proto.types_pb2 import DT_STRING
+
+        values = [
+            Summary.Value(
+                tag=tag,
+                metadata=plugin_metadata.create_summary_metadata(tag, description=""),
+                tensor=TensorProto(
+                    dtype=DT_STRING,
+                    string_val=strings,
+                    tensor_shape=TensorShapeProto(
+                        dim=[TensorShapeProto.Dim(size=size) for size in shape]
+                    ),
+                ),
+            )
+            for tag, (shape, strings) in tensors.items()
+        ]
+        self._write(step, Summary(value=values))
+
     def _write(self, step: int, summary) -> None:
         from tensorboard.compat.proto.event_pb2 import Event
 
         self._writer.add_event(Event(step=step, summary=summary, wall_time=time.time()))
+
+
+def _png(image: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "PNG")
+    return file.getvalue()
 
 
 class MetricsFile:

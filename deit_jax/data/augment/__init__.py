@@ -1,34 +1,127 @@
-"""Augmentation inside the train step: pure functions of a key, uint8 in and out.
+"""Augmentation inside the train step: integers, a pure function of three of them.
 
-No float touches a pixel before normalisation: float code differs by a level between
-batch sizes, devices and JAX versions, integers do not.
+The image of (augment seed, view, index) is the same whatever the batch, the device or
+the JAX version. No float touches a pixel before normalisation: float code differs by a
+level between batch sizes, devices and versions, integers do not.
 """
 
-import jax
-from jaxtyping import Array, Key, UInt8
+import functools
 
-from deit_jax.data.augment import geometry
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int32, Key, UInt8
+
+from deit_jax.data.augment import erase, geometry, jitter, mix, randaugment
+from deit_jax.data.augment.recipes import Augmentation
+from deit_jax.data.views import image_keys
 
 # One constant an operation, folded into the image's key: switching one off leaves the
 # draws of the others as they are.
-CROP, FLIP = range(2)
+CROP, FLIP, RANDAUGMENT, THREE_AUGMENT, JITTER, ERASE, MIX = range(7)
 
 
 def augment(
-    key: Key[Array, ""], image: UInt8[Array, "h w 3"], *, crop_padding: int, flip: bool
+    key: Key[Array, ""], image: UInt8[Array, "h w 3"], settings: Augmentation
 ) -> UInt8[Array, "h w 3"]:
-    """All operations on one image, in DeiT's order.
+    """All operations on one image but the mixing, in DeiT's order.
 
     Args:
       key: The image's own (`views.image_keys`).
       image: Of the model's size.
-      crop_padding: Pixels of `geometry.pad_and_crop`; 0 for none.
-      flip: Whether to mirror every second image.
+      settings: What to do.
     """
-    if crop_padding:
-        image = geometry.pad_and_crop(
-            jax.random.fold_in(key, CROP), image, crop_padding
+
+    def own(operation: int):
+        return jax.random.fold_in(key, operation)
+
+    if settings.crop_padding:
+        image = geometry.pad_and_crop(own(CROP), image, settings.crop_padding)
+    if settings.flip:
+        image = geometry.horizontal_flip(own(FLIP), image)
+    if settings.randaugment:
+        image = randaugment.randaugment(
+            own(RANDAUGMENT),
+            image,
+            policy=randaugment.parse(settings.randaugment),
+            fill=erase.mean_colour(settings.mean),
+            interpolation=settings.interpolation,
         )
-    if flip:
-        image = geometry.horizontal_flip(jax.random.fold_in(key, FLIP), image)
+    if settings.three_augment:
+        image = jitter.three_augment(own(THREE_AUGMENT), image)
+    if any(settings.color_jitter):
+        image = jitter.color_jitter(own(JITTER), image, settings.color_jitter)
+    if settings.erase_probability:
+        image = erase.random_erasing(
+            own(ERASE),
+            image,
+            probability=settings.erase_probability,
+            area=settings.erase_area,
+            aspect=settings.erase_aspect,
+            mode=settings.erase_mode,
+            mean=settings.mean,
+            std=settings.std,
+        )
     return image
+
+
+def draw_mix(key: Key[Array, ""], size: int, settings: Augmentation) -> mix.Mix:
+    """How a pair is mixed; `key` is that of its image with the smaller index."""
+    return mix.draw(
+        jax.random.fold_in(key, MIX),
+        size,
+        mixup=settings.mixup,
+        cutmix=settings.cutmix,
+        probability=settings.mix_probability,
+        switch_probability=settings.mix_switch_probability,
+    )
+
+
+def augment_pair(
+    keys: Key[Array, "2"],
+    index: Int32[Array, "2"],
+    images: UInt8[Array, "2 h w 3"],
+    settings: Augmentation,
+) -> tuple[UInt8[Array, "2 h w 3"], mix.Mix]:
+    """Two partners, augmented and, where the settings say so, mixed."""
+    first, second = (augment(keys[n], images[n], settings) for n in range(2))
+    pair_key = jnp.where(index[0] <= index[1], keys[0], keys[1])
+    drawn = draw_mix(pair_key, images.shape[1], settings)
+    if settings.mixes:
+        first, second = mix.apply(first, second, drawn), mix.apply(second, first, drawn)
+    return jnp.stack([first, second]), drawn
+
+
+def augment_batch(
+    images: UInt8[Array, "b h w 3"],
+    index: Int32[Array, " b"],
+    view: Int32[Array, " b"],
+    *,
+    augment_seed: int,
+    settings: Augmentation,
+) -> tuple[UInt8[Array, "b h w 3"], mix.Mix]:
+    """The images that a student sees of whole pairs, partners side by side.
+
+    Args:
+      images: As they come from the host: of the model's size.
+      index, view: Of each image; rows 2i and 2i + 1 are partners in one view.
+      augment_seed: Of all draws.
+      settings: What to do.
+
+    Returns:
+      The augmented images, and how each pair [b / 2] was mixed.
+    """
+
+    def pairs(x):
+        return x.reshape(-1, 2, *x.shape[1:])
+
+    keys = image_keys(augment_seed, view, index)
+    operands = (pairs(keys), pairs(index), pairs(images))
+    one = functools.partial(augment_pair, settings=settings)
+    # On a CPU one pair after the other, so that only the branches are computed that a
+    # draw has chosen; elsewhere all pairs at once, and every branch of a switch.
+    augmented, drawn = jax.lax.platform_dependent(
+        *operands,
+        cpu=lambda *pair: jax.lax.map(lambda x: one(*x), pair),
+        default=jax.vmap(one),
+    )
+    return augmented.reshape(images.shape), drawn

@@ -1,0 +1,248 @@
+"""What is done to a training image: the fields, and the recipes that set them."""
+
+import dataclasses
+import difflib
+import sys
+from collections.abc import Mapping
+from numbers import Real
+
+from deit_jax.data.augment import erase, geometry, randaugment
+from deit_jax.errors import InputError
+
+MIXING_FIELDS = ("mixup", "cutmix", "mix_probability", "mix_switch_probability")
+
+
+@dataclasses.dataclass(frozen=True)
+class Augmentation:
+    """All that a training image follows from beside (seed, view, index) and the source.
+
+    In the order in which it is applied; the defaults change nothing.
+
+    Attributes:
+      crop_area: Random crops of pictures that differ from the model's size: bounds of
+        their share of the picture.
+      crop_aspect: And of their width / height.
+      crop_padding: Images of the model's size: black pixels added on each side before
+        the size is cropped back at random.
+      flip: Mirror every second image, left to right.
+      color_jitter: Strengths of brightness, contrast, saturation and hue, as of
+        torchvision's ColorJitter, in random order.
+      randaugment: In timm's syntax, e.g. rand-m9-mstd0.5-inc1; empty for none.
+      three_augment: Grey, solarized or blurred (DeiT III), before the colour jitter.
+      interpolation: Of RandAugment's warps, bicubic or bilinear.
+      erase_probability: Random erasing of an image ...
+      erase_area: ... of this share of it ...
+      erase_aspect: ... in rectangles of this height / width ...
+      erase_mode: ... filled with `pixel` noise, or with the `constant` mean.
+      mixup: alpha of MixUp; 0 for none.
+      cutmix: alpha of CutMix; 0 for none.
+      mix_probability: That a pair is mixed.
+      mix_switch_probability: That it is CutMix and not MixUp, where both are on.
+      mean, std: Of the data set's channels: what fills warped and erased places.
+    """
+
+    crop_area: tuple[float, float] = (1.0, 1.0)
+    crop_aspect: tuple[float, float] = (1.0, 1.0)
+    crop_padding: int = 0
+    flip: bool = False
+    color_jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+    randaugment: str = ""
+    three_augment: bool = False
+    interpolation: str = "bicubic"
+    erase_probability: float = 0.0
+    erase_area: tuple[float, float] = (0.02, 1 / 3)
+    erase_aspect: tuple[float, float] = (0.3, 1 / 0.3)
+    erase_mode: str = "pixel"
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    mix_probability: float = 1.0
+    mix_switch_probability: float = 0.5
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.25, 0.25, 0.25)
+
+    @property
+    def mixes(self) -> bool:
+        """Whether pairs are mixed at all."""
+        return self.mix_probability > 0 and (self.mixup > 0 or self.cutmix > 0)
+
+    def unmixed(self) -> "Augmentation":
+        """The same without MixUp and CutMix."""
+        off = {field: getattr(Augmentation, field) for field in MIXING_FIELDS}
+        return dataclasses.replace(self, **off)
+
+    def __str__(self) -> str:
+        """What is switched on, in the order in which it is applied."""
+
+        def in_words(value) -> str:
+            if isinstance(value, tuple):
+                return " (" + ", ".join(f"{x:g}" for x in value) + ")"
+            return "" if value is True else f" {value}"
+
+        on = [
+            field.name + in_words(value)
+            for field in dataclasses.fields(self)
+            if field.name not in ("mean", "std")
+            for value in [getattr(self, field.name)]
+            if value != field.default
+        ]
+        return ", ".join(on) or "nothing"
+
+    def describe(self) -> dict:
+        """As JSON holds it."""
+        return {
+            field.name: list(value) if isinstance(value, tuple) else value
+            for field in dataclasses.fields(self)
+            for value in [getattr(self, field.name)]
+        }
+
+
+RANDOM_CROP = {"crop_area": (0.08, 1.0), "crop_aspect": (3 / 4, 4 / 3)}
+MIX = {"mixup": 0.8, "cutmix": 1.0}
+RECIPES = {
+    # Nothing: of a picture larger than the model's size, the centre.
+    "none": {},
+    # Crop and flip alone, what is usual on CIFAR.
+    "crop_flip": RANDOM_CROP | {"crop_padding": 4, "flip": True},
+    # The study that this project grew from, with MixUp and CutMix on every pair; it
+    # names the operations, the strengths are ours.
+    "seed_study": RANDOM_CROP
+    | MIX
+    | {
+        "crop_padding": 4,
+        "flip": True,
+        "color_jitter": (0.2, 0.2, 0.2, 0.05),
+        "erase_probability": 0.25,
+        "erase_mode": "constant",
+    },
+    # Touvron et al. 2020, table 9 and the defaults of its code (colour jitter of 0.3
+    # is one of them, and RandAugment switches it off). Images that have the model's
+    # size already are padded and cropped there too.
+    "deit": RANDOM_CROP
+    | MIX
+    | {
+        "crop_padding": 4,
+        "flip": True,
+        "randaugment": "rand-m9-mstd0.5-inc1",
+        "erase_probability": 0.25,
+    },
+    # Touvron et al. 2022 (DeiT III), section 3. Deviation: small images are padded
+    # with black pixels, not by reflection.
+    "three_augment": RANDOM_CROP
+    | MIX
+    | {
+        "crop_padding": 4,
+        "flip": True,
+        "three_augment": True,
+        "color_jitter": (0.3, 0.3, 0.3, 0.0),
+    },
+}
+FIELDS = tuple(
+    field.name
+    for field in dataclasses.fields(Augmentation)
+    if field.name not in ("mean", "std")
+)
+
+
+def resolve(
+    recipe: str,
+    overrides: Mapping,
+    *,
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+) -> Augmentation:
+    """The fields of a recipe, where `overrides` does not say otherwise.
+
+    Args:
+      recipe: One of `RECIPES`.
+      overrides: Of the fields of `Augmentation`; None leaves a field to the recipe.
+      mean, std: Of the data set.
+
+    Raises:
+      InputError: There is no such recipe, or a field has a value that cannot work.
+    """
+    if recipe not in RECIPES:
+        close = difflib.get_close_matches(recipe, RECIPES, n=1)
+        raise InputError(
+            f"unknown augment.recipe={recipe!r}. Known: {', '.join(RECIPES)}."
+            + (f" Did you mean {close[0]}?" if close else "")
+        )
+    given = {name: value for name, value in overrides.items() if value is not None}
+    fields = RECIPES[recipe] | given | {"mean": mean, "std": std}
+    settings = Augmentation(**fields)
+    _check(settings)
+    return Augmentation(
+        **{
+            field.name: _uniform(getattr(settings, field.name), field.default)
+            for field in dataclasses.fields(Augmentation)
+        }
+    )
+
+
+def _uniform(value, default):
+    """1 and 1.0, a list and a tuple: the same in every description of a cache."""
+    if isinstance(default, tuple):
+        return tuple(map(float, value))
+    return float(value) if isinstance(default, float) else value
+
+
+def _check(settings: Augmentation) -> None:
+    def require(name: str, accepted: bool, expected: str):
+        if not accepted:
+            value = getattr(settings, name)
+            raise InputError(f"augment.{name}={value!r}: expected {expected}.")
+
+    def number(value, low=0.0, high=sys.float_info.max) -> bool:
+        is_number = isinstance(value, Real) and not isinstance(value, bool)
+        return is_number and low <= value <= high
+
+    def bounds(value, low=sys.float_info.min, high=sys.float_info.max) -> bool:
+        return (
+            isinstance(value, (tuple, list))
+            and len(value) == 2
+            and all(number(bound, low, high) for bound in value)
+            and value[0] <= value[1]
+        )
+
+    for name in ("flip", "three_augment"):
+        value = getattr(settings, name)
+        require(name, isinstance(value, bool), "True or False")
+    padding = settings.crop_padding
+    whole = isinstance(padding, int) and number(padding)
+    require("crop_padding", whole, "a whole number of pixels, at least 0")
+    for name in ("erase_probability", "mix_probability", "mix_switch_probability"):
+        require(name, number(getattr(settings, name), high=1), "a probability, 0 .. 1")
+    for name in ("mixup", "cutmix"):
+        require(name, number(getattr(settings, name)), "a number, at least 0")
+    for name in ("crop_area", "erase_area"):
+        accepted = bounds(getattr(settings, name), high=1)
+        require(name, accepted, "two ascending positive numbers, at most 1")
+    require(
+        "crop_aspect", bounds(settings.crop_aspect), "two ascending positive numbers"
+    )
+    high = erase.MAX_ASPECT
+    require(
+        "erase_aspect",
+        bounds(settings.erase_aspect, 1 / high, high),
+        f"two ascending numbers within 1/{high} .. {high}",
+    )
+    jitter = settings.color_jitter
+    accepted = isinstance(jitter, (tuple, list)) and len(jitter) == 4
+    require(
+        "color_jitter",
+        accepted and all(map(number, jitter, [0] * 4, [1, 1, 1, 0.5])),
+        "(brightness, contrast, saturation, hue), the first three in 0 .. 1, the hue "
+        "in 0 .. 0.5",
+    )
+    for name, known in (
+        ("interpolation", geometry.INTERPOLATIONS),
+        ("erase_mode", erase.MODES),
+    ):
+        accepted = getattr(settings, name) in known
+        require(name, accepted, f"one of {', '.join(known)}")
+    if settings.randaugment != "":
+        randaugment.parse(settings.randaugment)
+    if settings.three_augment and settings.randaugment:
+        raise InputError(
+            "augment.three_augment and augment.randaugment are both on: 3-Augment is "
+            "what DeiT III takes instead of RandAugment. Switch one off."
+        )

@@ -1,0 +1,40 @@
+"""Pictures at the model's size: from memory, or from a pipeline that streams them."""
+
+import contextlib
+from collections.abc import Iterator
+
+from deit_jax.data import sources
+from deit_jax.data.host_pipeline import HostPipeline
+
+# Of each of the two splits. ImageNet at 32 px (3.9 GB) fits, at 64 px it streams; a
+# machine that trains on such sets has several times as much.
+IN_MEMORY_BYTES = 4 * 2**30
+
+
+@contextlib.contextmanager
+def open_pictures(
+    source,
+    *,
+    size: int,
+    workers: int,
+    area: tuple[float, float] = (0.08, 1.0),
+    aspect: tuple[float, float] = (3 / 4, 4 / 3),
+    crop_ratio: float = 0.9,
+) -> Iterator[sources.ArraySource | HostPipeline]:
+    """In memory where the images have the model's size and fit, otherwise streamed.
+
+    Args: See `HostPipeline`.
+    """
+    total_bytes = len(source) * size * size * 3
+    if source.image_shape == (size, size, 3) and total_bytes <= IN_MEMORY_BYTES:
+        yield sources.load_into_memory(source)
+        return
+    with HostPipeline(
+        source,
+        size=size,
+        workers=workers,
+        area=area,
+        aspect=aspect,
+        crop_ratio=crop_ratio,
+    ) as pipeline:
+        yield pipeline

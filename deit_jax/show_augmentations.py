@@ -1,0 +1,157 @@
+"""Draws what a config does to training images: a grid of images and their views.
+
+    python -m deit_jax.show_augmentations --config=configs/deit.py:digits --out=grid.png
+    python -m deit_jax.show_augmentations --config=configs/deit.py:digits \\
+        --config.augment.recipe=deit --out=grid.png --indices=3,17 --first_view=5
+
+The images are those of the train step, pixel by pixel. Under an image of a mixed pair
+stand its own share and the class of its partner.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+from PIL import Image
+
+from deit_jax import command
+from deit_jax.errors import InputError
+
+LAST_VIEW = 2**31 - 1  # views are int32
+
+
+def show(
+    config,
+    out: str | os.PathLike,
+    *,
+    images: int = 8,
+    views: int = 8,
+    first_view: int = 0,
+    indices: Sequence[int] | None = None,
+) -> str:
+    """Draws training images of `config` into the PNG file `out`.
+
+    Args:
+      config: A `ConfigDict` as in configs/deit.py.
+      out: Ends in .png; its folder is made.
+      images: So many, evenly spread over the training source; all, of fewer.
+      views: Columns, from `first_view` on.
+      indices: These images instead.
+
+    Returns:
+      What was drawn, in words.
+
+    Raises:
+      InputError: The config does not resolve, an image or view does not exist, or the
+        file cannot be written.
+    """
+    for name, value, low in (
+        ("images", images, 1),
+        ("views", views, 1),
+        ("first_view", first_view, 0),
+    ):
+        if value < low:
+            raise InputError(f"--{name}={value}: expected at least {low}.")
+    if first_view + views - 1 > LAST_VIEW:
+        raise InputError(
+            f"--first_view={first_view} with --views={views}: views end at {LAST_VIEW}."
+        )
+    out = Path(out)
+    if out.suffix.lower() != ".png":
+        raise InputError(f"--out={out}: expected a file name that ends in .png.")
+
+    # Flags are refused without waiting for JAX.
+    from deit_jax.data import grid, sources
+    from deit_jax.student import student_views
+
+    dataset = config.dataset
+    source = sources.load(
+        dataset.name, dataset.train_split, data_dir=dataset.get("data_dir") or None
+    )
+    student = student_views(config, source)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _cannot_write(out, error) from error
+    index = grid.spread(images, len(source)) if indices is None else indices
+    picture = grid.draw(
+        student,
+        source,
+        index=index,
+        views=range(first_view, first_view + views),
+        title=f"recipe {config.augment.recipe}, seed {student.augment_seed}",
+    )
+    try:
+        Image.fromarray(picture).save(out, "PNG")
+    except OSError as error:
+        raise _cannot_write(out, error) from error
+    height, width = picture.shape[:2]
+    return (
+        f"{len(index):,} images of {source.name} {source.split} in views {first_view} "
+        f".. {first_view + views - 1}, {width} x {height} pixels: {out}\n"
+        f"augmentation {config.augment.recipe}, seed {student.augment_seed}: "
+        f"{student.settings}"
+    )
+
+
+def _cannot_write(out: Path, error: OSError) -> InputError:
+    return InputError(
+        f"--out={out} cannot be written: {error.strerror or error}. Give another file."
+    )
+
+
+def parse_indices(texts: Sequence[str] | None) -> list[int] | None:
+    """The numbers of `--indices`; None where it was not given.
+
+    Raises:
+      InputError: It is empty, or one is no number.
+    """
+    if texts is None:
+        return None
+    try:
+        numbers = [int(text) for text in texts]
+    except ValueError:
+        numbers = []
+    if not numbers:
+        raise InputError(
+            f"--indices={','.join(texts)}: expected whole numbers, such as 3,17."
+        )
+    return numbers
+
+
+def define_flags() -> None:
+    config_flags.DEFINE_config_file(
+        "config",
+        help_string="The recipe, e.g. configs/deit.py:digits.",
+        lock_config=True,
+    )
+    flags.DEFINE_string("out", None, "The PNG file to write; its folder is made.")
+    flags.DEFINE_integer("images", 8, "Images, evenly spread over the training split.")
+    flags.DEFINE_integer("views", 8, "Views of each image.")
+    flags.DEFINE_integer("first_view", 0, "The first of them.")
+    flags.DEFINE_list("indices", None, "These images instead, e.g. 3,17.")
+
+
+def main(_) -> None:
+    values = flags.FLAGS
+    if values.config is None:
+        raise InputError("give a recipe, e.g. --config=configs/deit.py:digits")
+    if values.out is None:
+        raise InputError("say where to draw, e.g. --out=grid.png")
+    print(
+        show(
+            values.config,
+            values.out,
+            images=values.images,
+            views=values.views,
+            first_view=values.first_view,
+            indices=parse_indices(values.indices),
+        )
+    )
+
+
+if __name__ == "__main__":
+    define_flags()
+    command.run(main)

@@ -1,0 +1,785 @@
+"""The export: a cache holds the teacher's answers to the very images of a student."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from absl import flags
+from absl.testing import flagsaver
+
+from configs import deit
+from deit_jax.data import crops, sources, views
+from deit_jax.distillation import teacher_logits, teacher_parts, teacher_views
+from deit_jax.errors import InputError
+from deit_jax.student import student_views
+from teacher import classifier as classifiers
+from teacher import export_logits
+from teacher.export_logits import Export
+
+ROOT = Path(__file__).parents[1]
+CPU = torch.device("cpu")
+FLOAT16 = 2e-2  # what rounding may change of these logits
+LENGTH = 45  # odd: one image of each view has no partner
+BATCH = 8  # as many as there are examples: one compiled program serves both
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
+
+
+def student(**augment):
+    """What a student of the digits sees, by a config with these fields."""
+    config = deit.get_config("digits")
+    config.augment.update(augment)
+    return student_views(config, sources.load("digits", "train[:8]"))
+
+
+# All that has to do with pairs, and nothing that takes long to compile.
+MIX = {"mixup": 0.8, "cutmix": 1.0}
+LIGHT = student(**MIX)
+DEIT = student(recipe="deit")
+
+
+EXPORTS = {
+    "plain": {},
+    "views": {"seen": LIGHT, "num_views": 2},
+    "largest": {"seen": LIGHT, "num_views": 2, "top_k": 4, "tau": 3.0},
+}
+
+
+@pytest.fixture(scope="module")
+def train():
+    return sources.load("digits", f"train[:{LENGTH}]")
+
+
+def exported(teacher, train, held_out, out, *, shard=None, **options):
+    job = Export(teacher, train, held_out, **{"batch_size": BATCH} | options)
+    export_logits.export(job, out, shard=shard, allow_weak_teacher=True)
+    return None if shard else teacher_logits.open_cache(out)
+
+
+def answers(teacher, images):
+    return classifiers.logits(teacher, images, device=CPU, dtype=torch.float32)
+
+
+def replayed(seen, source, index, view):
+    """The images uint8 [B, S, S, 3], and whether they are mixed, bool [B]."""
+    # Blocks as long as those of `exported`: nothing new to compile.
+    blocks = zip(
+        *(np.resize(x, (-(-len(x) // BATCH), BATCH)) for x in (index, view)),
+        strict=True,
+    )
+    with seen.open_pictures(source, workers=0) as opened:
+        images, mixes = zip(*seen.replay(opened, blocks), strict=True)
+    mixed = [(mix.share < 256) | mix.box.any(axis=1) for mix in mixes]
+    length = len(index)
+    return np.concatenate(images)[:length], np.repeat(np.concatenate(mixed), 2)[:length]
+
+
+def trained_on(seen, length, num_views):
+    """(index, view) of all images of training, in its order, not in the export's."""
+    pairs = length // 2 // seen.repeats * seen.repeats
+    plan = views.BatchPlan(
+        length=length,
+        batch_size=2 * pairs,
+        seed=5,
+        augment_seed=seen.augment_seed,
+        num_views=num_views,
+        repeats=seen.repeats,
+    )
+    assert plan.steps_per_epoch == 1
+    steps = [plan.batch(step) for step in range(num_views)]
+    index, view = (np.concatenate(part) for part in zip(*steps, strict=True))
+    assert len(set(zip(index.tolist(), view.tolist(), strict=True))) == len(index)
+    return index, view
+
+
+def files(directory):
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+# What is cached
+
+
+def test_plain_cache_holds_the_forward_pass(teacher, train, held_out, tmp_path):
+    cache = exported(teacher, train, held_out, tmp_path / "cache", batch_size=10)
+    teacher_views.check(cache, train, LIGHT, view="plain", mixing="none", num_views=20)
+    assert files(tmp_path / "cache").keys() == {"logits.npy", "manifest.json"}
+    assert cache.arrays["logits.npy"].shape == (1, LENGTH, 10)
+    with torch.inference_mode():
+        x = classifiers.preprocess(train.images, 32, teacher.mean, teacher.std, CPU)
+        expected = teacher.model.eval()(x).numpy()
+    np.testing.assert_allclose(
+        cache.arrays["logits.npy"][0], expected, rtol=1e-3, atol=1e-3
+    )
+    stated = cache.manifest["teacher"]
+    top1, _ = classifiers.evaluate(
+        teacher, held_out, batch_size=32, device=CPU, dtype=torch.float32
+    )
+    assert stated["top1"] == top1
+    assert stated["top1_split"] == "test[:32]"
+    assert stated["weights_sha256"] == classifiers.weights_sha256(teacher.model)
+    assert stated["crop_ratio"] is None  # digits are seen whole
+    gap, beyond = export_logits.verify(Export(teacher, train, held_out), cache, 7)
+    assert beyond < 1e-4 < gap < FLOAT16
+
+
+def test_cache_holds_the_answers_to_mixed_and_to_unmixed_images(
+    teacher, train, held_out, tmp_path
+):
+    """The recipe of the paper, everything on, in both ways of answering for pairs."""
+    caches = {}
+    for mixing in ("exact", "linear"):
+        seen = teacher_views.seen_by_teacher(DEIT, mixing)
+        cache = exported(
+            teacher, train, held_out, tmp_path / mixing, seen=seen, num_views=2
+        )
+        teacher_views.check(cache, train, DEIT, view="same", mixing=mixing, num_views=2)
+        caches[mixing] = cache.arrays["logits.npy"]
+        assert caches[mixing].shape == (2, LENGTH, 10)
+
+    index, view = trained_on(DEIT, LENGTH, 2)
+    images, mixed = replayed(DEIT, train, index, view)
+    assert mixed.mean() > 0.9
+    live = answers(teacher, images)
+    np.testing.assert_allclose(caches["exact"][view, index], live, atol=FLOAT16)
+    # A neighbour's answers would not do, nor those to the unmixed images.
+    assert np.abs(live - np.roll(live, 1, axis=0)).max(axis=1).min() > 2 * FLOAT16
+    differs = np.abs(caches["exact"] - caches["linear"]).max(axis=2) > 2 * FLOAT16
+    assert differs.mean() > 0.8
+
+    # All images of both views without mixing, the two that rest among them.
+    alone = DEIT.unmixed()
+    pairs = [views.view_pairs(DEIT.augment_seed, n, LENGTH, 1) for n in range(2)]
+    index = np.concatenate(pairs).reshape(-1)
+    view = np.repeat(np.arange(2, dtype=np.int32), LENGTH + 1)
+    live = answers(teacher, replayed(alone, train, index, view)[0])
+    np.testing.assert_allclose(caches["linear"][view, index], live, atol=FLOAT16)
+    for number in range(2):
+        resting = (number + 1) * (LENGTH + 1) - 1
+        assert index[resting] == index[resting - 1]
+        np.testing.assert_allclose(
+            caches["exact"][number, index[resting]], live[resting], atol=FLOAT16
+        )
+
+
+def test_repeated_views_have_the_partners_of_training(
+    teacher, train, held_out, tmp_path
+):
+    seen = dataclasses.replace(LIGHT, augment_seed=3, repeats=2)
+    cache = exported(teacher, train, held_out, tmp_path, seen=seen, num_views=4)
+    index, view = trained_on(seen, LENGTH, 4)
+    assert np.bincount(view).tolist() == [44] * 4
+    images, mixed = replayed(seen, train, index, view)
+    assert mixed.mean() > 0.9
+    np.testing.assert_allclose(
+        cache.batch(view, index), answers(teacher, images), atol=FLOAT16
+    )
+
+
+def test_largest_logits_are_those_of_the_whole_cache(
+    teacher, train, held_out, tmp_path
+):
+    whole, largest = (
+        exported(teacher, train, held_out, tmp_path / name, **EXPORTS[name])
+        for name in ("views", "largest")
+    )
+    assert largest.manifest["logits"] == {"top_k": 4, "tau": 3.0}
+    indices = largest.arrays["indices.npy"].astype(np.int64)
+    logits = whole.arrays["logits.npy"]
+    np.testing.assert_array_equal(
+        largest.arrays["values.npy"], np.take_along_axis(logits, indices, 2)
+    )
+    np.testing.assert_array_equal(
+        largest.arrays["values.npy"], -np.sort(-logits, axis=2)[:, :, :4]
+    )
+
+
+def test_folder_of_pictures_is_cached_plain_and_in_views(teacher, folder, tmp_path):
+    torch.manual_seed(0)
+    model = classifiers.build("resnet18", 2, image_size=32).eval()
+    teacher = classifiers.Classifier(
+        model, "resnet18", "standard", 32, class_names=("bright", "dark")
+    )
+    train, val = sources.load(folder, "train"), sources.load(folder, "val")
+
+    plain = exported(teacher, train, val, tmp_path / "plain")
+    plain.check_source(train)
+    assert plain.manifest["teacher"]["crop_ratio"] == classifiers.CROP_RATIO
+    pictures = [picture for picture, _ in train.pictures(range(32))]
+    images = np.stack(
+        [crops.centre_view(p, 32, classifiers.CROP_RATIO) for p in pictures]
+    )
+    np.testing.assert_allclose(
+        plain.arrays["logits.npy"][0], answers(teacher, images), atol=FLOAT16
+    )
+
+    # A student of another size than the teacher, whose random crops are made by a
+    # pipeline that streams.
+    settings = dataclasses.replace(LIGHT.settings, crop_area=(0.2, 1.0))
+    seen = dataclasses.replace(LIGHT, size=24, settings=settings)
+    cache = exported(teacher, train, val, tmp_path / "views", seen=seen, num_views=2)
+    assert cache.manifest["teacher"]["crop_ratio"] is None
+    assert cache.manifest["views"]["size"] == 24
+    teacher_views.check_examples(cache, train, seen, mixing="exact")
+    index, view = trained_on(seen, 32, 2)
+    images, _ = replayed(seen, train, index, view)
+    assert images.shape == (64, 24, 24, 3)
+    np.testing.assert_allclose(
+        cache.batch(view, index), answers(teacher, images), atol=FLOAT16
+    )
+
+
+@pytest.mark.parametrize("seen", [None, LIGHT], ids=["plain", "views"])
+def test_a_long_export_holds_a_few_blocks(monkeypatch, tmp_path, seen):
+    """Of pictures, and of the list of what is asked for: neither lies in memory."""
+    source, size = sources.load("digits", "train[:400]"), 10
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16 * 16 * 3, 10))
+    teacher = classifiers.Classifier(model, "linear", "standard", 16)
+    if seen:  # of another size than the source: its pictures are streamed
+        seen = dataclasses.replace(seen, size=16)
+    counts = {"read": 0, "asked": 0, "written": 0}
+    read_ahead, asked_ahead = [], []
+    read, ask = sources.ArraySource.pictures, views.ExportOrder.entries
+    append, write = teacher_logits.Writer.append, export_logits._write
+
+    def counted_read(self, indices):
+        for picture in read(self, indices):
+            counts["read"] += 1
+            yield picture
+
+    def counted_ask(self, start, stop):
+        counts["asked"] += stop - start
+        return ask(self, start, stop)
+
+    def counted_append(self, logits, rows):
+        counts["written"] += len(logits)
+        read_ahead.append(counts["read"] - counts["written"])
+        asked_ahead.append(counts["asked"] - counts["written"])
+        append(self, logits, rows)
+
+    def from_the_first_entry(*args, **kwargs):
+        counts.update(read=0, asked=0)
+        write(*args, **kwargs)
+
+    monkeypatch.setattr(sources.ArraySource, "pictures", counted_read)
+    monkeypatch.setattr(views.ExportOrder, "entries", counted_ask)
+    monkeypatch.setattr(teacher_logits.Writer, "append", counted_append)
+    monkeypatch.setattr(export_logits, "_write", from_the_first_entry)
+    num_views = 2 if seen else 1
+    exported(
+        teacher,
+        source,
+        sources.load("digits", "test[:20]"),
+        tmp_path,
+        seen=seen,
+        num_views=num_views,
+        batch_size=size,
+    )
+    assert counts == dict.fromkeys(counts, 400 * num_views)
+    # Read ahead by two blocks, of which a third is in the making; and the same again
+    # for the images that wait for the teacher.
+    for ahead in (read_ahead, asked_ahead):
+        assert min(ahead) >= 0
+        assert max(ahead) <= 6 * size
+
+
+# Interrupted, divided, repeated
+
+
+@pytest.mark.parametrize("options", EXPORTS.values(), ids=EXPORTS)
+def test_export_is_repeatable_and_resumable(
+    teacher, train, held_out, tmp_path, monkeypatch, options
+):
+    exported(teacher, train, held_out, tmp_path / "whole", **options)
+    exported(teacher, train, held_out, tmp_path / "again", **options)
+    real = teacher_logits.Writer.append
+
+    def killed_after_two_blocks(writer, logits, rows):
+        if writer.entries_done == 16:
+            raise KeyboardInterrupt
+        real(writer, logits, rows)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(teacher_logits.Writer, "append", killed_after_two_blocks)
+        with pytest.raises(KeyboardInterrupt):
+            exported(teacher, train, held_out, tmp_path / "killed", **options)
+    progress = json.loads((tmp_path / "killed/progress.json").read_text())
+    assert progress["entries_done"] == 16
+    # What the first start has measured is not measured again.
+    with monkeypatch.context() as patch:
+        patch.setattr(classifiers, "evaluate", None)
+        exported(teacher, train, held_out, tmp_path / "killed", **options)
+    expected = files(tmp_path / "whole")
+    assert files(tmp_path / "again") == expected
+    assert files(tmp_path / "killed") == expected
+
+
+@pytest.mark.parametrize("options", EXPORTS.values(), ids=EXPORTS)
+def test_joined_shards_are_the_undivided_export(
+    teacher, train, held_out, tmp_path, monkeypatch, options
+):
+    exported(teacher, train, held_out, tmp_path / "whole", **options)
+    measured = []
+    real = classifiers.evaluate
+
+    def counted(*args, **kwargs):
+        measured.append(1)
+        return real(*args, **kwargs)
+
+    def export_shard(number):
+        shard = teacher_parts.Shard(number, 3)
+        exported(teacher, train, held_out, tmp_path / "cache", shard=shard, **options)
+
+    monkeypatch.setattr(classifiers, "evaluate", counted)
+    for number in (1, 0, 2):
+        export_shard(number)
+    assert len(measured) == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(classifiers, "logits", None)  # no forward pass can happen
+        export_shard(1)  # is there already
+    teacher_parts.join(tmp_path / "cache")
+    assert files(tmp_path / "cache") == files(tmp_path / "whole")
+
+
+def test_export_refuses_weak_and_foreign_teachers(teacher, train, held_out, tmp_path):
+    with pytest.raises(InputError, match="near chance"):
+        export_logits.export(Export(teacher, train, held_out), tmp_path / "cache")
+    reverse = dataclasses.replace(teacher, class_names=train.class_names[::-1])
+    with pytest.raises(InputError, match="in another order"):
+        exported(reverse, train, held_out, tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_export_refuses_a_finished_cache_before_it_works(
+    teacher, train, held_out, tmp_path, monkeypatch
+):
+    exported(teacher, train, held_out, tmp_path / "cache")
+    monkeypatch.setattr(classifiers, "logits", None)  # no forward pass can happen
+    with pytest.raises(InputError, match="already holds a finished teacher cache"):
+        exported(teacher, train, held_out, tmp_path / "cache")
+
+
+# The command, in this process: its imports are paid for already
+
+
+@pytest.fixture(scope="module")
+def command(teacher, tmp_path_factory):
+    """Runs the command on a few digits, seen as in `LIGHT`."""
+    path = tmp_path_factory.mktemp("teacher") / "teacher.pt"
+    classifiers.save(path, teacher)
+
+    def run(*arguments):
+        arguments = (
+            f"--config={ROOT}/configs/deit.py:digits",
+            f"--config.dataset.train_split=train[:{LENGTH}]",
+            "--config.dataset.eval_split=test[:32]",
+            *(f"--config.augment.{name}={value}" for name, value in MIX.items()),
+            "--config.distillation.num_views=2",
+            f"--teacher={path}",
+            "--allow_weak_teacher",
+            f"--batch_size={BATCH}",
+            *arguments,
+        )
+        with (
+            flagsaver.flagsaver(),
+            pytest.MonkeyPatch.context() as patch,
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore", DeprecationWarning)  # of config_flags
+            patch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # left as it was
+            patch.setattr(sys, "argv", ["export_logits", *arguments])
+            export_logits.define_flags()
+            flags.FLAGS(sys.argv)
+            export_logits.main([])
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def kept(command, tmp_path_factory):
+    """A cache of two views; not to be changed."""
+    out = tmp_path_factory.mktemp("kept") / "cache"
+    command(f"--out={out}")
+    return out
+
+
+@pytest.fixture
+def cache(kept, tmp_path):
+    """A copy of it, to be changed."""
+    return shutil.copytree(kept, tmp_path / "cache")
+
+
+@pytest.fixture(scope="module")
+def kept_largest(command, tmp_path_factory):
+    out = tmp_path_factory.mktemp("kept") / "largest"
+    command(f"--out={out}", "--top_k=4")
+    return out
+
+
+@pytest.fixture
+def largest(kept_largest, tmp_path):
+    return shutil.copytree(kept_largest, tmp_path / "largest")
+
+
+def test_command_exports_what_the_config_says(
+    kept, kept_largest, teacher, train, held_out, tmp_path
+):
+    for cache, name in ((kept, "views"), (kept_largest, "largest")):
+        exported(teacher, train, held_out, tmp_path / name, **EXPORTS[name])
+        assert files(tmp_path / name) == files(cache)
+
+
+PLAIN = ["--config.distillation.view=plain", "--config.distillation.mixing=linear"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--batch_size=7"], "--batch_size=7 is odd, and what a student sees comes in"),
+        (
+            ["--views=3", "--config.augment.repeats=2"],
+            "--views=3 is not a multiple of augment.repeats=2",
+        ),
+        (["--top_k=10"], "--top_k=10: expected 1 .. 9"),
+        (
+            ["--views=2", *PLAIN],
+            "--views=2: expected at least 1, and 1 of distillation.view=plain",
+        ),
+        (["--config.distillation.view=plain"], "answer for both halves. Set mixing to"),
+        (["--top_k=3", "--config.distillation.tau=0"], "distillation.tau=0.0 is not"),
+        (["--shard=0/99"], "92 images are only 12 batches of 8"),
+        (["--teacher="], "say with --teacher whose logits to cache"),
+        (["--config.distillation.logits_dir=", "--out="], "say with --out=DIR where"),
+    ],
+)
+def test_what_cannot_be_exported_is_refused(command, tmp_path, arguments, message):
+    with pytest.raises(InputError, match=message.replace("(", r"\(")):
+        command(f"--out={tmp_path}/cache", *arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+def verified(command, cache, *arguments):
+    """The exit code."""
+    with pytest.raises(SystemExit) as ended:
+        command(f"--out={cache}", "--verify=20", *arguments)
+    return ended.value.code
+
+
+def rewrite(path, change):
+    """Changes an array of a cache, and its checksum with it."""
+    if path.suffix == ".npz":
+        with np.load(path) as content:
+            content = dict(content)
+        change(content)
+        np.savez(path, **content)
+    else:
+        content = np.load(path)
+        change(content)
+        np.save(path, content)
+    manifest = json.loads((path.parent / "manifest.json").read_text())
+    if path.suffix == ".npz":
+        manifest["examples_sha256"] = teacher_logits.sha256(path)
+    else:
+        manifest["arrays"][path.name]["sha256"] = teacher_logits.sha256(path)
+    (path.parent / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_a_good_cache_is_verified(command, kept, kept_largest, capsys):
+    assert verified(command, kept) == 0
+    assert "within the tolerance of 0.02" in capsys.readouterr().out
+    assert verified(command, kept_largest, "--top_k=4") == 0
+    # What float16 has rounded does not count.
+    assert verified(command, kept, "--tolerance=1e-4") == 0
+
+
+def negate(array):
+    array *= -1
+
+
+@pytest.mark.parametrize("change", [negate, lambda array: array.fill(np.nan)])
+def test_a_changed_cache_is_above_the_tolerance(command, cache, capsys, change):
+    rewrite(cache / "logits.npy", change)
+    assert verified(command, cache) == 1
+    assert "ABOVE the tolerance of 0.02" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("values.npy", negate),
+        ("tails.npy", lambda tails: np.multiply(tails, 0.5, out=tails)),
+        ("indices.npy", lambda indices: np.subtract(9, indices, out=indices)),
+    ],
+)
+def test_each_array_of_the_largest_logits_is_verified(command, largest, name, change):
+    rewrite(largest / name, change)
+    assert verified(command, largest, "--top_k=4") == 1
+
+
+def test_only_the_same_export_is_verified(
+    teacher, train, held_out, kept, command, tmp_path
+):
+    other = dataclasses.replace(teacher, arch="resnet34")
+    job = Export(other, train, held_out, seen=LIGHT, num_views=2)
+    message = "teacher.arch: 'resnet18' in the cache, 'resnet34' here"
+    with pytest.raises(InputError, match=message):
+        export_logits.verify(job, teacher_logits.open_cache(kept), 10)
+    for arguments, message in (
+        (["--views=4"], "views.count: 2 in the cache, 4 here"),
+        (["--top_k=4"], "logits.top_k: None in the cache, 4 here"),
+        (["--config.augment.flip=True"], "augmentation.flip: False in the cache, True"),
+    ):
+        with pytest.raises(InputError, match=message):
+            command(f"--out={kept}", "--verify=1", *arguments)
+    with pytest.raises(InputError, match="no teacher cache"):
+        command(f"--out={tmp_path}", "--verify=1")
+
+
+def test_verification_sees_entries_of_all_views(
+    teacher, train, held_out, kept, monkeypatch
+):
+    asked = []
+    real = Export.logits
+
+    def recorded(job, opened, entries):
+        asked.extend(entries)
+        return real(job, opened, asked)
+
+    job = Export(teacher, train, held_out, seen=LIGHT, num_views=2, batch_size=BATCH)
+    monkeypatch.setattr(Export, "logits", recorded)
+    gap, beyond = export_logits.verify(job, teacher_logits.open_cache(kept), 50)
+    assert beyond < 1e-4 < gap < FLOAT16
+    index, view = (np.concatenate(part) for part in zip(*asked, strict=True))
+    assert len(index) == 50
+    # In each view one may rest.
+    assert len(set(zip(index.tolist(), view.tolist(), strict=True))) >= 48
+    assert set(view) == {0, 1}
+
+
+def test_check_passes_what_belongs_to_the_config(command, kept, tmp_path, capsys):
+    command(f"--check={kept}", "--teacher=")  # no teacher is needed
+    out = capsys.readouterr().out
+    assert "belongs to this config: 2 same view(s), and its stored images are" in out
+    command(f"--out={tmp_path}/plain", *PLAIN)
+    command(f"--check={tmp_path}/plain", *PLAIN)
+    assert "belongs to this config: 1 plain view(s)\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config.augment.seed=1"], "augment.seed: 0 in the cache, 1 in this run"),
+        (["--config.augment.flip=True"], "augment.flip: False in the cache, True in"),
+        (["--config.distillation.num_views=3"], "holds 2 views, and .*num_views=3"),
+        (["--config.distillation.mixing=linear"], "saw mixed images, and .*unmixed"),
+        (["--config.augment.mix_probability=0."], "saw mixed images, and"),
+        (["--config.dataset.train_split=train[:44]"], r"split='train\[:45\]'"),
+        (PLAIN, "saw 'same' images"),
+    ],
+)
+def test_check_refuses_a_cache_of_another_config(command, kept, arguments, message):
+    with pytest.raises(InputError, match=message):
+        command(f"--check={kept}", *arguments)
+
+
+def test_check_refuses_a_temperature_that_is_not_kept(command, kept_largest, capsys):
+    command(f"--check={kept_largest}")
+    with pytest.raises(InputError, match=r"for distillation.tau of 1 or 3, not 2\."):
+        command(f"--check={kept_largest}", "--config.distillation.tau=2")
+    # A decision has no temperature.
+    hard = ("--config.distillation.kind=hard", "--config.distillation.tau=2")
+    command(f"--check={kept_largest}", *hard)
+
+
+def test_check_tells_how_many_pixels_differ(command, cache):
+    def change(examples):
+        examples["image"][3, 5:7, 5, :2] ^= 64
+        examples["image"][6, 0, 0, 2] ^= 32
+
+    rewrite(cache / "examples.npz", change)
+    message = "2 of 8 images differ, in 3 pixels, by up to 64 levels"
+    with pytest.raises(InputError, match=message):
+        command(f"--check={cache}")
+
+
+def test_check_tells_other_pairs(command, cache):
+    rewrite(cache / "examples.npz", lambda e: np.add(e["share"], 1, out=e["share"]))
+    with pytest.raises(InputError, match="saw other pairs than this program draws"):
+        command(f"--check={cache}")
+
+
+def test_shards_are_exported_and_joined_by_the_command(command, kept, tmp_path, capsys):
+    for number in range(2):
+        command(f"--out={tmp_path}/cache", f"--shard={number}/2")
+    out = capsys.readouterr().out
+    assert "45 images x 2 mixed views of 32 px (part 0/2: 48 of 92) x 10 classes" in out
+    assert "with --join instead of --shard=1/2" in out
+    command(f"--out={tmp_path}/cache", "--join")
+    assert files(tmp_path / "cache") == files(kept)
+
+
+# The command in processes of its own
+
+
+def run_command(module, *arguments):
+    return subprocess.run(
+        [sys.executable, "-m", f"teacher.{module}", *arguments],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_commands_from_data_to_cache(tmp_path):
+    trained = run_command(
+        "finetune",
+        "--dataset=digits",
+        "--arch=resnet18",
+        "--train_split=train[:48]",
+        "--eval_split=test[:32]",
+        "--epochs=1",
+        "--batch_size=16",
+        f"--out={tmp_path}/teacher",
+    )
+    assert trained.returncode == 0, trained.stderr
+    assert "32 px" in trained.stdout  # the default: the size that digits have
+    assert f"--teacher={tmp_path}/teacher" in trained.stdout
+    arguments = (
+        "--config=configs/deit.py:digits",
+        "--config.dataset.train_split=train[:48]",
+        "--config.dataset.eval_split=test[:32]",
+        f"--config.distillation.logits_dir={tmp_path}/cache",
+        f"--teacher={tmp_path}/teacher",
+        "--views=2",
+        "--allow_weak_teacher",
+    )
+    done = run_command("export_logits", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert "48 images x 2 unmixed views of 32 px x 10 classes" in done.stdout
+    cache = teacher_logits.open_cache(tmp_path / "cache")
+    cache.check_source(sources.load("digits", "train[:48]"))
+    top1 = classifiers.load(tmp_path / "teacher").top1
+    assert cache.manifest["teacher"]["top1"] == top1
+
+    repeated = run_command("export_logits", *arguments)
+    assert repeated.returncode == 2
+    assert repeated.stderr.startswith("error: ")
+    assert "Traceback" not in repeated.stderr
+
+
+KILLS = 3
+
+
+def test_killed_at_random_moments_it_ends_in_the_same_bytes(
+    teacher, held_out, tmp_path
+):
+    classifiers.save(tmp_path / "teacher.pt", teacher)
+    killed = tmp_path / "killed"
+    command = [
+        *(sys.executable, "-m", "teacher.export_logits"),
+        "--config=configs/deit.py:digits",
+        "--config.augment.recipe=deit",
+        "--config.dataset.train_split=train[:99]",
+        "--config.dataset.eval_split=test[:32]",
+        f"--teacher={tmp_path}/teacher.pt",
+        "--views=2",
+        f"--batch_size={BATCH}",
+        "--top_k=4",
+        "--allow_weak_teacher",
+        f"--out={killed}",
+    ]
+    entries = 2 * 100
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        # Compiled by the first process for all.
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
+    }
+
+    def start():
+        return subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def done():
+        with contextlib.suppress(FileNotFoundError):
+            return json.loads((killed / "progress.json").read_text())["entries_done"]
+        return -1
+
+    draw = random.Random(0)
+    before = 0
+    for stop_at in sorted(draw.sample(range(entries * 3 // 4), KILLS)):
+        process = start()
+        try:
+            while done() <= max(stop_at, before):
+                assert process.poll() is None, process.communicate()[0]
+                time.sleep(0.002)
+            time.sleep(draw.uniform(0, 0.05))  # anywhere within a block
+        finally:
+            process.kill()
+            process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        assert not (killed / "manifest.json").exists()
+        before = done()
+        assert 0 < before < entries
+    process = start()
+    said, _ = process.communicate()
+    assert process.returncode == 0, said
+    assert f"going on after {before} images" in said
+
+    undisturbed = tmp_path / "undisturbed"
+    source = sources.load("digits", "train[:99]")
+    options = EXPORTS["largest"] | {"seen": DEIT}
+    exported(teacher, source, held_out, undisturbed, **options)
+    assert files(killed) == files(undisturbed)
+    assert files(killed).keys() == {
+        *("indices.npy", "values.npy", "tails.npy"),
+        *("examples.npz", "manifest.json"),
+    }
+
+
+def test_messages_of_a_join_say_how_to_export_a_part():
+    arguments = ["--config=a.py:b c", "--join", "--out=d", "--teacher", "e"]
+    assert export_logits.exporting_command(arguments) == (
+        "python -m teacher.export_logits '--config=a.py:b c' --out=d --teacher e"
+    )
+    assert export_logits.exporting_command(["--join=true"]).endswith(" --teacher=...")
+
+
+def test_committed_cache_belongs_to_digits():
+    config = deit.get_config("digits")
+    assert config.distillation.logits_dir == "teacher/logits/digits"
+    cache = teacher_logits.open_cache(ROOT / config.distillation.logits_dir)
+    source = sources.load("digits", "train")
+    student = student_views(config, source)
+    view = config.distillation.view
+    mixing = teacher_views.resolve_mixing(view, config.distillation.mixing, student)
+    teacher_views.check(
+        cache,
+        source,
+        student,
+        view=view,
+        mixing=mixing,
+        num_views=config.distillation.num_views,
+    )
+    teacher_views.check_examples(cache, source, student, mixing=mixing)
+    assert cache.manifest["teacher"]["top1"] >= 0.98
+    for view in range(cache.num_views):
+        logits = cache.batch(np.full(len(source), view), np.arange(len(source)))
+        assert (logits.argmax(-1) == source.labels).mean() >= 0.95

@@ -1,0 +1,212 @@
+"""The recipes, the fields that replace theirs, and values that cannot work."""
+
+import dataclasses
+import json
+import math
+
+import pytest
+from timm.data import Mixup, create_transform
+from timm.data.auto_augment import RandAugment
+from timm.data.random_erasing import RandomErasing
+from timm.data.transforms import RandomResizedCropAndInterpolation
+from torchvision import transforms
+
+from deit_jax.data.augment import randaugment, recipes
+from deit_jax.data.augment.recipes import Augmentation
+from deit_jax.errors import InputError
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def resolve(recipe="none", **overrides):
+    return recipes.resolve(recipe, overrides, mean=MEAN, std=STD)
+
+
+def test_the_recipes():
+    assert set(recipes.RECIPES) == {
+        "none",
+        "crop_flip",
+        "seed_study",
+        "deit",
+        "three_augment",
+    }
+    assert resolve("none") == Augmentation(mean=MEAN, std=STD)
+
+
+@pytest.mark.parametrize("recipe", recipes.RECIPES)
+def test_every_recipe_says_what_is_done(recipe):
+    settings = resolve(recipe)
+    for field in dataclasses.fields(Augmentation):
+        expected = recipes.RECIPES[recipe].get(field.name, field.default)
+        if field.name in ("mean", "std"):
+            expected = {"mean": MEAN, "std": STD}[field.name]
+        assert getattr(settings, field.name) == expected
+    assert settings.mixes == (recipe not in ("none", "crop_flip"))
+    assert not settings.unmixed().mixes
+    assert hash(settings) == hash(resolve(recipe)), "a static argument of jit"
+
+
+@pytest.mark.parametrize("recipe", recipes.RECIPES)
+def test_descriptions_survive_json(recipe):
+    settings = resolve(recipe, crop_area=(0.1, 1 / 3), mixup=1)
+    text = json.dumps(settings.describe())
+    read = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in json.loads(text).items()
+    }
+    assert Augmentation(**read) == settings
+    assert json.dumps(Augmentation(**read).describe()) == text
+
+
+def test_deit_is_timms_defaults_of_deit():
+    # The arguments of facebookresearch/deit, main.py.
+    theirs = create_transform(
+        input_size=224,
+        is_training=True,
+        color_jitter=0.3,
+        auto_augment="rand-m9-mstd0.5-inc1",
+        interpolation="bicubic",
+        re_prob=0.25,
+        re_mode="pixel",
+        re_count=1,
+    ).transforms
+    by_type = {type(transform): transform for transform in theirs}
+    deit = resolve("deit")
+
+    crop = by_type.pop(RandomResizedCropAndInterpolation)
+    assert (deit.crop_area, deit.crop_aspect) == (crop.scale, crop.ratio)
+    assert by_type.pop(transforms.RandomHorizontalFlip).p == 0.5
+    assert deit.flip
+    ops = by_type.pop(RandAugment)
+    policy = randaugment.parse(deit.randaugment)
+    assert policy.layers == ops.num_layers
+    assert {(op.magnitude, op.magnitude_std) for op in ops.ops} == {
+        (policy.magnitude, policy.magnitude_std)
+    }
+    assert [op.kwargs["resample"].name.lower() for op in ops.ops] == 15 * [
+        deit.interpolation
+    ]
+    erasing = by_type.pop(RandomErasing)
+    assert deit.erase_probability == erasing.probability
+    assert deit.erase_area == (erasing.min_area, erasing.max_area)
+    logs = tuple(math.log(bound) for bound in deit.erase_aspect)
+    assert logs == pytest.approx(erasing.log_aspect_ratio)
+    assert deit.erase_mode == "pixel"
+    assert erasing.per_pixel
+    # Nothing else changes an image: no colour jitter beside RandAugment.
+    assert len(by_type) == 2
+    assert {transforms.Normalize} < set(by_type)
+    assert not any(deit.color_jitter)
+    assert not deit.three_augment
+
+    mix = Mixup(mixup_alpha=0.8, cutmix_alpha=1.0)
+    assert (deit.mixup, deit.cutmix) == (mix.mixup_alpha, mix.cutmix_alpha)
+    assert deit.mix_probability == mix.mix_prob
+    assert deit.mix_switch_probability == mix.switch_prob
+    # CIFAR's images, in its main.py: RandomCrop(input_size, padding=4).
+    assert deit.crop_padding == 4
+
+
+OVERRIDES = {
+    "crop_area": (0.2, 0.9),
+    "crop_aspect": (1.0, 2.0),
+    "crop_padding": 3,
+    "flip": True,
+    "color_jitter": (0.1, 0.2, 0.3, 0.4),
+    "randaugment": "rand-m5-inc1",
+    "three_augment": True,
+    "interpolation": "bilinear",
+    "erase_probability": 0.5,
+    "erase_area": (0.1, 0.2),
+    "erase_aspect": (0.5, 2.0),
+    "erase_mode": "constant",
+    "mixup": 0.3,
+    "cutmix": 0.4,
+    "mix_probability": 0.6,
+    "mix_switch_probability": 0.7,
+}
+
+
+def test_every_field_can_be_replaced():
+    assert set(OVERRIDES) == set(recipes.FIELDS)
+    for name, value in OVERRIDES.items():
+        settings = resolve(**{name: value})
+        assert settings == dataclasses.replace(resolve(), **{name: value})
+        assert settings != resolve()
+
+
+@pytest.mark.parametrize("recipe", recipes.RECIPES)
+def test_none_leaves_a_field_to_the_recipe(recipe):
+    nothing = dict.fromkeys(recipes.FIELDS)
+    assert resolve(recipe, **nothing) == resolve(recipe)
+
+
+def test_what_switches_off_is_no_none():
+    off = resolve("deit", randaugment="", mixup=0.0, flip=False, crop_padding=0)
+    assert (off.randaugment, off.mixup, off.flip, off.crop_padding) == ("", 0, False, 0)
+    assert off.cutmix == 1.0
+
+
+def test_equal_values_make_equal_descriptions():
+    whole = resolve(mixup=1, crop_area=[1, 1], color_jitter=(1, 0, 0, 0))
+    real = resolve(mixup=1.0, crop_area=(1.0, 1.0), color_jitter=(1.0, 0.0, 0.0, 0.0))
+    assert whole == real
+    assert json.dumps(whole.describe()) == json.dumps(real.describe())
+
+
+NUMBERS = ("mixup", "cutmix")
+PROBABILITIES = ("erase_probability", "mix_probability", "mix_switch_probability")
+SHARES = ("crop_area", "erase_area")
+BAD = [
+    *((name, value, "True or False") for name in ("flip", "three_augment")
+      for value in (1, "yes", 0.0)),
+    *(("crop_padding", value, "a whole number of pixels, at least 0")
+      for value in (-1, 1.5, "4", True)),
+    *((name, value, "a probability, 0 .. 1") for name in PROBABILITIES
+      for value in (-0.1, 1.1, math.nan, "0.5", True)),
+    *((name, value, "a number, at least 0") for name in NUMBERS
+      for value in (-0.1, math.inf, math.nan, "0.8", (1.0,))),
+    *((name, value, "two ascending positive numbers, at most 1") for name in SHARES
+      for value in ((0.5, 0.2), (0.0, 1.0), (0.5, 1.5), (0.5,), 0.5, "ab")),
+    *(("crop_aspect", value, "two ascending positive numbers")
+      for value in ((2.0, 1.0), (0.0, 1.0), (1.0, math.inf), 1.0, ("a", "b"))),
+    *(("erase_aspect", value, "two ascending numbers within 1/50 .. 50")
+      for value in ((2.0, 1.0), (0.01, 1.0), (1.0, 51.0), (1.0, 1.0, 1.0))),
+    *(("color_jitter", value, "(brightness, contrast, saturation, hue), the first "
+       "three in 0 .. 1, the hue in 0 .. 0.5")
+      for value in ((0.1,) * 3, (1.1, 0, 0, 0), (0, 0, -0.1, 0), (0, 0, 0, 0.6),
+                    0.4, ("a", 0, 0, 0))),
+    ("interpolation", "nearest", "one of bicubic, bilinear"),
+    ("erase_mode", "const", "one of pixel, constant"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value", "expected"), BAD)
+def test_bad_values_are_refused_by_name(name, value, expected):
+    with pytest.raises(InputError) as raised:
+        resolve("deit", **{name: value})
+    assert str(raised.value) == f"augment.{name}={value!r}: expected {expected}."
+
+
+@pytest.mark.parametrize("value", ["rand-m9", "m9", 9, True])
+def test_a_bad_randaugment_is_refused_by_name(value):
+    with pytest.raises(InputError, match=f"augment.randaugment={value!r}: expected"):
+        resolve("deit", randaugment=value)
+
+
+def test_three_augment_and_randaugment_exclude_one_another():
+    message = r"augment.three_augment and augment.randaugment are both on: .*Switch one"
+    with pytest.raises(InputError, match=message):
+        resolve("deit", three_augment=True)
+    assert resolve("deit", three_augment=True, randaugment="").three_augment
+
+
+def test_an_unknown_recipe_lists_the_known():
+    with pytest.raises(InputError) as raised:
+        resolve("diet")
+    assert str(raised.value) == (
+        "unknown augment.recipe='diet'. Known: none, crop_flip, seed_study, deit, "
+        "three_augment. Did you mean deit?"
+    )
+    with pytest.raises(InputError, match=r"three_augment\.$"):
+        resolve("xyz")
