@@ -151,3 +151,46 @@ def test_streams_have_their_own_constants():
 def test_impossible_plans(changes, message):
     with pytest.raises(InputError, match=message):
         plan(**changes)
+
+
+# The order in which a teacher's cache is computed -------------------------------------
+
+
+@pytest.mark.parametrize(("length", "repeats"), [(100, 1), (101, 1), (101, 2)])
+def test_partners_of_a_view_are_those_of_the_batches(length, repeats):
+    a_plan = plan(length=length, batch_size=4, num_views=4, repeats=repeats)
+    seen = {view: set() for view in range(4)}
+    for step in range(4 * a_plan.steps_per_epoch):
+        index, view = (x.reshape(-1, 2) for x in a_plan.batch(step))
+        for pair, (of_view, _) in zip(index.tolist(), view.tolist(), strict=True):
+            seen[of_view].add(tuple(pair))
+    for view in range(4):
+        exported = views.view_pairs(2, view, length, repeats)
+        assert seen[view] <= {tuple(pair) for pair in exported.tolist()}
+        assert np.unique(exported).tolist() == list(range(length))
+        assert (exported[:, 0] == exported[:, 1]).sum() == length % 2
+
+
+@pytest.mark.parametrize("length", [10, 11])
+def test_an_export_computes_every_row_and_partners_together(length):
+    order = views.ExportOrder(length, num_views=3, augment_seed=2)
+    index, view = order.entries(0, len(order))
+    rows = set(zip(view.tolist(), index.tolist(), strict=True))
+    assert rows == {(v, i) for v in range(3) for i in range(length)}
+    assert len(order) == 3 * (length + length % 2)
+    assert (view.reshape(-1, 2)[:, 0] == view.reshape(-1, 2)[:, 1]).all()
+    # In any blocks, over the ends of views too.
+    for size in (2, 4, 8):
+        blocks = [
+            order.entries(start, min(start + size, len(order)))
+            for start in range(0, len(order), size)
+        ]
+        for whole, parts in zip((index, view), zip(*blocks, strict=True), strict=True):
+            np.testing.assert_array_equal(np.concatenate(parts), whole)
+
+
+def test_plain_images_are_exported_in_their_order():
+    order = views.ExportOrder(5, plain=True)
+    index, view = order.entries(1, len(order))
+    assert index.tolist() == [1, 2, 3, 4]
+    assert view.tolist() == [0] * 4
