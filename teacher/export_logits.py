@@ -376,8 +376,10 @@ def verify(
                 beyond.append(np.abs(stored["tails.npy"] - tails).max())
             logits = stored["values.npy" if job.top_k else "logits.npy"]
             gap = np.abs(logits - live_logits)
+            with np.errstate(invalid="ignore"):  # not a number is no neighbour
+                rounding = np.abs(np.spacing(logits)) / 2
             gaps.append(gap.max())
-            beyond.append((gap - np.abs(np.spacing(logits)) / 2).max())
+            beyond.append((gap - rounding).max())
     return float(np.max(gaps)), float(np.maximum(np.max(beyond), 0))
 
 
