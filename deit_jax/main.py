@@ -16,13 +16,6 @@ from ml_collections import config_flags
 from deit_jax import command
 from deit_jax.errors import InputError
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", help_string="The recipe, e.g. configs/deit.py:digits.", lock_config=True
-)
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Run directory; runs/<config>-<data set> if not given."
-)
-
 
 def default_workdir(config_file: str, dataset: str) -> str:
     """`configs/deit.py:digits` on digits trains in `runs/deit-digits`."""
@@ -33,15 +26,29 @@ def default_workdir(config_file: str, dataset: str) -> str:
     return "runs/" + re.sub(r"[^\w.-]+", "_", "-".join(parts)).strip("_")
 
 
+def define_flags() -> None:
+    """Defines the command's flags; an import defines none."""
+    config_flags.DEFINE_config_file(
+        "config",
+        help_string="The recipe, e.g. configs/deit.py:digits.",
+        lock_config=True,
+    )
+    flags.DEFINE_string(
+        "workdir", None, "Run directory; runs/<config>-<data set> if not given."
+    )
+
+
 def main(_) -> None:
-    if _CONFIG.value is None:
+    config = flags.FLAGS.config
+    if config is None:
         raise InputError("give a recipe, e.g. --config=configs/deit.py:digits")
     from deit_jax import train
 
     config_file = config_flags.get_config_filename(flags.FLAGS["config"])
-    workdir = _WORKDIR.value or default_workdir(config_file, _CONFIG.value.dataset.name)
-    train.train_and_evaluate(_CONFIG.value, workdir, config_file=config_file)
+    workdir = flags.FLAGS.workdir or default_workdir(config_file, config.dataset.name)
+    train.train_and_evaluate(config, workdir, config_file=config_file)
 
 
 if __name__ == "__main__":
+    define_flags()
     command.run(main)

@@ -122,6 +122,7 @@ def parse_indices(texts: Sequence[str] | None) -> list[int] | None:
 
 
 def define_flags() -> None:
+    """Defines the command's flags; an import defines none."""
     config_flags.DEFINE_config_file(
         "config",
         help_string="The recipe, e.g. configs/deit.py:digits.",
