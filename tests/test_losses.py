@@ -150,3 +150,17 @@ def test_settings_that_cannot_work(changes, message):
     losses.check(**settings)
     with pytest.raises(InputError, match=message):
         losses.check(**(settings | changes))
+
+
+def test_a_linear_teacher_mixes_probabilities_at_the_temperature():
+    rng = np.random.default_rng(4)
+    own, other = rng.normal(0, 4, (2, 5, 7)).astype(np.float16)
+    weight = np.array([0.0, 0.25, 0.5, 0.9, 1.0], np.float32)
+    tau = 3.0
+    mixed = losses.mix_teacher_logits(own, other, weight, tau=tau)
+    p, q = (jax.nn.softmax(x.astype(np.float32) / tau) for x in (own, other))
+    expected = weight[:, None] * p + (1 - weight[:, None]) * q
+    np.testing.assert_allclose(jax.nn.softmax(mixed / tau), expected, atol=1e-6)
+    assert np.isfinite(mixed).all(), "with a weight of 0 or 1 too"
+    swapped = losses.mix_teacher_logits(other, own, 1 - weight, tau=tau)
+    np.testing.assert_allclose(mixed, swapped, atol=1e-4)
