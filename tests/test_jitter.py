@@ -145,7 +145,7 @@ def test_three_augment_is_pillows_and_each_third_as_frequent():
 @pytest.mark.parametrize(
     "change",
     [
-        functools.partial(jitter.color_jitter, strengths=STRENGTHS),
+        functools.partial(jitter.color_jitter, strengths=(0.0, 0.4, 0.0, 0.1)),
         jitter.three_augment,
     ],
 )

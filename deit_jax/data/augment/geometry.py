@@ -49,7 +49,8 @@ def warp(
     The centre (x + 1/2, y + 1/2) of each output pixel is looked up at (a (x + 1/2) +
     b (y + 1/2) + c, d (x + 1/2) + e (y + 1/2) + f) of the input. Pillow computes in
     float64; here positions have 21 bits after the point, the weights 14 and the sums
-    over a row 8, which moves one pixel in 100 or fewer by one level.
+    over a row 8, which moves one pixel in 100 or fewer by one level (more where many
+    exact results are whole numbers, which both truncate to themselves or one below).
 
     Args:
       image: Up to `MAX_SIDE` a side.
