@@ -49,7 +49,13 @@ from deit_jax import command
 from deit_jax.data import batches, sources
 from deit_jax.data.replay import StudentViews
 from deit_jax.data.views import ExportOrder
-from deit_jax.distillation import teacher_logits, teacher_parts, teacher_views
+from deit_jax.distillation import (
+    teacher_encoding,
+    teacher_logits,
+    teacher_parts,
+    teacher_views,
+    teacher_writer,
+)
 from deit_jax.errors import InputError
 from deit_jax.student import student_views
 from teacher import classifier as classifiers
@@ -118,8 +124,8 @@ class Export:
         }
 
     @property
-    def encoding(self) -> teacher_logits.Encoding:
-        return teacher_logits.Encoding(
+    def encoding(self) -> teacher_encoding.Encoding:
+        return teacher_encoding.Encoding(
             self.train.num_classes, self.top_k, self.tau if self.top_k else None
         )
 
@@ -213,7 +219,7 @@ def export(
       InputError: The teacher is near chance, `out` holds another cache, the logits do
         not fit float16, or a GPU's memory runs out.
     """
-    teacher_logits.check_unused(out)
+    teacher_writer.check_unused(out)
     deterministic()
     manifest, order = job.manifest(), job.order
     directory, part = Path(out), ""
@@ -226,7 +232,7 @@ def export(
         if teacher_parts.is_written(directory, manifest):
             print(f"{directory} is written already")
             return
-    done, top1 = teacher_logits.find_unfinished(directory, manifest)
+    done, top1 = teacher_writer.find_unfinished(directory, manifest)
     first_part = shard is None or shard.number == 0
     measure = top1 is None and first_part
     _announce(job, manifest, directory, first, last, done, part)
@@ -252,7 +258,7 @@ def export(
         examples = None
         if job.seen is not None and first_part:
             examples = teacher_views.examples(job.seen, job.train, job.num_views)
-        writer = teacher_logits.Writer(directory, manifest, examples)
+        writer = teacher_writer.Writer(directory, manifest, examples)
         _write(job, opened, writer, first, last, whole=shard is None)
     writer.finish()
 
@@ -337,10 +343,10 @@ def verify(
       InputError: The cache is of another teacher, source or other views.
     """
     deterministic()
-    ours, theirs = map(teacher_logits.identity, (job.manifest(), cache.manifest))
+    ours, theirs = map(teacher_writer.identity, (job.manifest(), cache.manifest))
     differing = [
         f"  {field}: {there} in the cache, {here} here"
-        for field, (there, here) in teacher_logits.differences(theirs, ours).items()
+        for field, (there, here) in teacher_writer.differences(theirs, ours).items()
     ]
     if differing:
         raise InputError(

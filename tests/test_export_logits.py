@@ -21,7 +21,12 @@ from absl.testing import flagsaver
 
 from configs import deit
 from deit_jax.data import crops, sources, views
-from deit_jax.distillation import teacher_logits, teacher_parts, teacher_views
+from deit_jax.distillation import (
+    teacher_logits,
+    teacher_parts,
+    teacher_views,
+    teacher_writer,
+)
 from deit_jax.errors import InputError
 from deit_jax.student import student_views
 from teacher import classifier as classifiers
@@ -250,7 +255,7 @@ def test_a_long_export_holds_a_few_blocks(monkeypatch, tmp_path, seen):
     counts = {"read": 0, "asked": 0, "written": 0}
     read_ahead, asked_ahead = [], []
     read, ask = sources.ArraySource.pictures, views.ExportOrder.entries
-    append, write = teacher_logits.Writer.append, export_logits._write
+    append, write = teacher_writer.Writer.append, export_logits._write
 
     def counted_read(self, indices):
         for picture in read(self, indices):
@@ -273,7 +278,7 @@ def test_a_long_export_holds_a_few_blocks(monkeypatch, tmp_path, seen):
 
     monkeypatch.setattr(sources.ArraySource, "pictures", counted_read)
     monkeypatch.setattr(views.ExportOrder, "entries", counted_ask)
-    monkeypatch.setattr(teacher_logits.Writer, "append", counted_append)
+    monkeypatch.setattr(teacher_writer.Writer, "append", counted_append)
     monkeypatch.setattr(export_logits, "_write", from_the_first_entry)
     num_views = 2 if seen else 1
     exported(
@@ -302,7 +307,7 @@ def test_export_is_repeatable_and_resumable(
 ):
     exported(teacher, train, held_out, tmp_path / "whole", **options)
     exported(teacher, train, held_out, tmp_path / "again", **options)
-    real = teacher_logits.Writer.append
+    real = teacher_writer.Writer.append
 
     def killed_after_two_blocks(writer, logits, rows):
         if writer.entries_done == 16:
@@ -310,7 +315,7 @@ def test_export_is_repeatable_and_resumable(
         real(writer, logits, rows)
 
     with monkeypatch.context() as patch:
-        patch.setattr(teacher_logits.Writer, "append", killed_after_two_blocks)
+        patch.setattr(teacher_writer.Writer, "append", killed_after_two_blocks)
         with pytest.raises(KeyboardInterrupt):
             exported(teacher, train, held_out, tmp_path / "killed", **options)
     progress = json.loads((tmp_path / "killed/progress.json").read_text())

@@ -15,8 +15,8 @@ from deit_jax.data import sources
 from deit_jax.data.augment.recipes import Augmentation
 from deit_jax.data.replay import StudentViews
 from deit_jax.data.views import ExportOrder
-from deit_jax.distillation import teacher_logits, teacher_views
-from deit_jax.distillation.teacher_logits import Encoding
+from deit_jax.distillation import teacher_logits, teacher_views, teacher_writer
+from deit_jax.distillation.teacher_encoding import Encoding
 from deit_jax.errors import InputError
 
 LENGTH, CLASSES = 30, 10
@@ -57,7 +57,7 @@ def example_logits(views=1):
 
 def open_writer(directory, source, views=None, logits=None, **teacher):
     manifest = manifest_for(source, views, logits, **teacher)
-    return teacher_logits.Writer(directory, manifest, EXAMPLES if views else None)
+    return teacher_writer.Writer(directory, manifest, EXAMPLES if views else None)
 
 
 def write(directory, source, views=None, logits=None, chunk=7):
@@ -319,11 +319,11 @@ def test_cache_of_another_view_is_refused(cache, source):
 
 def test_differences_of_two_exports_are_named_by_field(source):
     one, two = (
-        teacher_logits.identity(manifest_for(source, views, arch=arch, top1=top1))
+        teacher_writer.identity(manifest_for(source, views, arch=arch, top1=top1))
         for views, arch, top1 in ((2, "resnet50", 0.9), (3, "vit_b_16", 0.8))
     )
-    assert teacher_logits.differences(one, one) == {}
-    assert teacher_logits.differences(one, two) == {
+    assert teacher_writer.differences(one, one) == {}
+    assert teacher_writer.differences(one, two) == {
         "views.count": ("2", "3"),
         "teacher.arch": ("'resnet50'", "'vit_b_16'"),
     }
@@ -591,7 +591,7 @@ def half_a_file(file, **arrays):
         (np, "savez", half_a_file),
         (Path, "replace", 0),  # of the examples
         *((teacher_logits, "sha256", call) for call in range(2)),
-        (teacher_logits, "replace_file", 10),  # after 1 + 9 of the progress
+        (teacher_writer, "replace_file", 10),  # after 1 + 9 of the progress
     ],
 )
 def test_kill_before_the_manifest(

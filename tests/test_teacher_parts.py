@@ -15,7 +15,12 @@ from deit_jax.data import sources
 from deit_jax.data.augment.recipes import Augmentation
 from deit_jax.data.replay import StudentViews
 from deit_jax.data.views import ExportOrder
-from deit_jax.distillation import teacher_logits, teacher_parts, teacher_views
+from deit_jax.distillation import (
+    teacher_logits,
+    teacher_parts,
+    teacher_views,
+    teacher_writer,
+)
 from deit_jax.distillation.teacher_parts import Shard
 from deit_jax.errors import InputError
 
@@ -88,7 +93,7 @@ class Fake:
             start, stop = manifest["shard"]["start"], manifest["shard"]["stop"]
             directory = directory / shard.name
         examples = EXAMPLES if self.views and start == 0 else None
-        writer = teacher_logits.Writer(directory, manifest, examples)
+        writer = teacher_writer.Writer(directory, manifest, examples)
         for first in range(start + writer.entries_done, stop, self.batch_size):
             index, view = order.entries(first, min(first + self.batch_size, stop))
             rows = view * self.length + index
@@ -230,16 +235,16 @@ def test_killed_join_ends_in_the_same_bytes(tmp_path, monkeypatch, fake, appends
     fake.write_parts(tmp_path / "cache")
     row_bytes = teacher_logits.encoding_of(fake.manifest()).bytes_per_row
     monkeypatch.setattr(teacher_parts, "CHUNK_BYTES", 5 * row_bytes)
-    real = teacher_logits.Writer.append_encoded
+    real = teacher_writer.Writer.append_encoded
 
     def bounded(writer, encoded, rows):
         assert max(map(len, encoded.values())) <= 5  # the bound on memory
         real(writer, encoded, rows)
 
-    monkeypatch.setattr(teacher_logits.Writer, "append_encoded", bounded)
+    monkeypatch.setattr(teacher_writer.Writer, "append_encoded", bounded)
     with monkeypatch.context() as patch:
-        kill_after(patch, teacher_logits.Writer, "append_encoded", appends)
-        kill_after(patch, teacher_logits.Writer, "finish", 0)
+        kill_after(patch, teacher_writer.Writer, "append_encoded", appends)
+        kill_after(patch, teacher_writer.Writer, "finish", 0)
         with pytest.raises(Killed):
             teacher_parts.join(tmp_path / "cache")
     with pytest.raises(InputError, match="no teacher cache"):

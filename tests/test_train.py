@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from deit_jax import train
-from deit_jax.distillation import teacher_logits, teacher_views
+from deit_jax.distillation import teacher_logits, teacher_views, teacher_writer
 from deit_jax.errors import InputError
 from deit_jax.training import step, writers
 
@@ -21,7 +21,7 @@ def cache(tmp_path):
     """A teacher that knows the labels, for any source."""
 
     def make(source, directory=tmp_path / "cache", described_as=None):
-        writer = teacher_logits.Writer(
+        writer = teacher_writer.Writer(
             directory,
             {
                 "source": teacher_logits.describe_source(source),

@@ -31,27 +31,23 @@ The manifest:
                     `deit_jax.data.crops.centre_view`, null where images of one size
                     were seen whole
 
-A cache is written in chunks (`Writer`) and can be resumed after a kill: the entries
-that `progress.json` counts are on disk before it says so. Several processes can write
-one in parts (`deit_jax.distillation.teacher_parts`).
+A cache is written in blocks (`deit_jax.distillation.teacher_writer`) and can be resumed
+after a kill: the entries that `progress.json` counts are on disk before it says so.
+Several processes can write one in parts (`deit_jax.distillation.teacher_parts`).
 """
 
 import dataclasses
 import hashlib
 import json
-import math
 import os
-import reprlib
 import shlex
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from flax.traverse_util import flatten_dict
 
+from deit_jax.distillation.teacher_encoding import Encoding
 from deit_jax.errors import InputError
-from deit_jax.files import replace_file
 
 FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
@@ -63,7 +59,6 @@ CHECKSUM_LIMIT_BYTES = 256 * 2**20
 FOLDER = "folder:"  # what the name of a folder of pictures starts with
 VIEWS = ("same", "plain")
 MIXINGS = ("exact", "linear", "none")
-SPARE_BYTES = 2**20  # for the small files beside the logits
 EXPORT_COMMANDS = """\
   python -m teacher.finetune --dataset={name} --arch=resnet50 --out={teacher}
   python -m teacher.export_logits --config={config} --teacher={teacher} --out={out}\
@@ -83,129 +78,6 @@ def export_commands(
         out=shlex.quote(logits_dir),
         more=f" --config.dataset.name={shlex.quote(name)}" if folder else "",
     )
-
-
-# What a row holds --------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Encoding:
-    """How the logits of a row are stored.
-
-    Attributes:
-      num_classes: C.
-      top_k: How many of them are kept; None for all.
-      tau: Temperature at which the others' probability is kept beside that at 1.
-    """
-
-    num_classes: int
-    top_k: int | None = None
-    tau: float | None = None
-
-    def __post_init__(self):
-        if self.top_k is not None and not 0 < self.top_k < self.num_classes:
-            raise InputError(
-                f"--top_k={self.top_k}: expected 1 .. {self.num_classes - 1}, fewer "
-                "than there are classes; without it all logits are kept."
-            )
-        if self.top_k is not None and not (self.tau and self.tau > 0):
-            raise InputError(f"distillation.tau={self.tau} is not above 0.")
-
-    @property
-    def arrays(self) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
-        """File name: (type, shape of a row)."""
-        if self.top_k is None:
-            arrays = {"logits.npy": (np.float16, (self.num_classes,))}
-        else:
-            wide = np.uint16 if self.num_classes <= 2**16 else np.uint32
-            arrays = {
-                "indices.npy": (wide, (self.top_k,)),
-                "values.npy": (np.float16, (self.top_k,)),
-                "tails.npy": (np.float32, (2,)),
-            }
-        return {name: (np.dtype(kind), shape) for name, (kind, shape) in arrays.items()}
-
-    @property
-    def bytes_per_row(self) -> int:
-        return sum(
-            kind.itemsize * math.prod(shape) for kind, shape in self.arrays.values()
-        )
-
-    def describe(self) -> dict:
-        """The manifest's `logits` section."""
-        return {"top_k": self.top_k, "tau": self.tau}
-
-    def encode(self, logits: np.ndarray) -> dict[str, np.ndarray]:
-        """What is stored of logits float [n, C].
-
-        Raises:
-          InputError: They are not finite, or exceed float16.
-        """
-        if not np.isfinite(logits).all():
-            raise InputError(
-                "the teacher gives non-finite logits: its weights are damaged, or "
-                "half precision overflows; try --precision=float32."
-            )
-        with np.errstate(over="ignore"):  # reported below
-            rounded = logits.astype(np.float16)
-        if not np.isfinite(rounded).all():
-            raise InputError("the teacher's logits exceed float16 (65,504).")
-        if self.top_k is None:
-            return {"logits.npy": rounded}
-        # Stable, so that equal logits keep the order of their classes.
-        order = np.argsort(-logits, axis=1, kind="stable")[:, : self.top_k]
-        tails = [_tail(logits, order, tau) for tau in (1.0, self.tau)]
-        indices, _ = self.arrays["indices.npy"]
-        return {
-            "indices.npy": order.astype(indices),
-            "values.npy": np.take_along_axis(rounded, order, axis=1),
-            "tails.npy": np.stack(tails, axis=1).astype(np.float32),
-        }
-
-    def decode(self, rows: Mapping[str, np.ndarray], tau: float) -> np.ndarray:
-        """Logits [n, C] whose softmax at temperature `tau` is the teacher's.
-
-        float16 where all are stored; otherwise float32, and `tau` is 1 or that of the
-        export (`check_tau`).
-        """
-        if self.top_k is None:
-            return rows["logits.npy"]
-        values = rows["values.npy"].astype(np.float32) / tau
-        tail = rows["tails.npy"][:, 0 if tau == 1 else 1, None]
-        # 1e-30: a probability that has vanished in float32 still has a logarithm.
-        log_tail = np.log(np.maximum(tail, 1e-30) / (self.num_classes - self.top_k))
-        log_top = values - _log_sum_exp(values) + np.log1p(-tail)
-        # Where all logits are equal, rounding must not put the others first.
-        log_tail = np.minimum(log_tail, log_top.min(axis=1, keepdims=True))
-        logits = np.repeat(log_tail, self.num_classes, axis=1)
-        np.put_along_axis(logits, rows["indices.npy"].astype(np.int64), log_top, 1)
-        return tau * logits
-
-    def check_tau(self, tau: float) -> None:
-        """Raises InputError where the softmax at `tau` is not known."""
-        if self.top_k is not None and tau not in (1.0, self.tau):
-            raise InputError(
-                f"the teacher cache holds the {self.top_k} largest logits, for "
-                f"distillation.tau of 1 or {self.tau:g}, not {tau:g}. Set "
-                f"--config.distillation.tau={self.tau:g}, or export anew with "
-                f"--config.distillation.tau={tau:g}."
-            )
-
-
-def _tail(logits: np.ndarray, top: np.ndarray, tau: float) -> np.ndarray:
-    """The probability [n] of the classes that are not in `top` [n, K]."""
-    scaled = logits.astype(np.float64) / tau
-    probabilities = np.exp(scaled - _log_sum_exp(scaled))
-    np.put_along_axis(probabilities, top, 0, axis=1)
-    return probabilities.sum(axis=1)
-
-
-def _log_sum_exp(values: np.ndarray) -> np.ndarray:
-    high = values.max(axis=1, keepdims=True)
-    return high + np.log(np.exp(values - high).sum(axis=1, keepdims=True))
-
-
-# Reading ------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -435,199 +307,6 @@ def open_arrays(
             )
         arrays[name] = array
     return arrays
-
-
-# Writing ------------------------------------------------------------------------------
-
-
-def check_unused(directory: str | os.PathLike) -> None:
-    """Raises InputError where `directory` holds a finished cache."""
-    if (Path(directory) / MANIFEST).exists():
-        raise InputError(
-            f"{directory} already holds a finished teacher cache. Delete it or give "
-            "another --out."
-        )
-
-
-def identity(manifest: Mapping) -> dict:
-    """What is known of an export before it starts: two of one identity give one cache.
-
-    The teacher's accuracy is not: it is measured on the way, and follows from the rest.
-    """
-    about = {"format_version": FORMAT_VERSION} | dict(manifest)
-    about["teacher"] = dict(about["teacher"], top1=None)
-    names = ("format_version", "source", "views", "logits", "teacher", "shard")
-    return json.loads(json.dumps({name: about.get(name) for name in names}))
-
-
-def differences(one: Mapping, two: Mapping) -> dict[str, tuple[str, str]]:
-    """Where two `identity` differ: {section.field: both values, shortened}."""
-    one, two = (flatten_dict(dict(side), sep=".") for side in (one, two))
-    return {
-        name: (reprlib.repr(one.get(name)), reprlib.repr(two.get(name)))
-        for name in one | two
-        if one.get(name) != two.get(name)
-    }
-
-
-def find_unfinished(directory, manifest: Mapping) -> tuple[int, float | None]:
-    """How far an earlier start of the export came: entries done, and measured top-1.
-
-    Args:
-      directory: Of the cache; nothing in it is changed.
-      manifest: As the `Writer` takes it; its top-1 may be None.
-
-    Raises:
-      InputError: The directory holds a finished cache, another unfinished export or
-        damaged files.
-    """
-    check_unused(directory)
-    path = Path(directory) / PROGRESS
-    if not path.exists():
-        return 0, None
-    try:
-        progress = json.loads(path.read_text())
-        done, begun = int(progress["entries_done"]), progress["manifest"]
-        top1, same = begun["teacher"]["top1"], identity(begun) == identity(manifest)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _damaged(directory, error) from error
-    if not same:
-        raise InputError(
-            f"{directory} holds an unfinished export of another teacher, data set or "
-            "setting. Delete it or give another --out."
-        )
-    return done, top1
-
-
-def _damaged(directory, error: Exception) -> InputError:
-    return InputError(
-        f"{directory} holds a damaged unfinished export ({type(error).__name__}: "
-        f"{error}). Delete it or give another --out."
-    )
-
-
-class Writer:
-    """Writes a cache block by block, so that a kill loses at most one block.
-
-    Entries are written in the order of `views.ExportOrder`; what is not yet counted
-    when a kill comes is computed again, to the same values.
-
-    Args:
-      directory: Made when missing. A finished cache in it is refused.
-      manifest: All of the manifest but `format_version`, `arrays`, `examples_sha256`.
-      examples: What goes into examples.npz, or None.
-
-    Attributes:
-      entries_done: Already on disk, from an earlier start of the same export.
-
-    Raises:
-      InputError: The directory holds a finished cache, another unfinished export or
-        damaged files, cannot be written, or has too little space.
-    """
-
-    def __init__(self, directory, manifest: Mapping, examples: Mapping | None = None):
-        self.directory = Path(directory)
-        self._manifest = dict(manifest, format_version=FORMAT_VERSION)
-        self._examples = examples
-        self._encoding = encoding_of(manifest)
-        if shard := manifest.get("shard"):
-            self._total = shard["stop"] - shard["start"]
-            self._leading: tuple[int, ...] = (self._total,)
-        else:
-            self._total = entries(manifest)
-            self._leading = (
-                manifest["views"]["count"],
-                manifest["source"]["length"],
-            )
-        self.entries_done, _ = find_unfinished(self.directory, self._manifest)
-        try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            if (self.directory / PROGRESS).exists():
-                self._maps = self._resume()
-            else:
-                self._maps = self._begin()
-            self._save_progress()
-        except OSError as error:
-            raise InputError(f"cannot write {self.directory}: {error}") from error
-
-    def _begin(self) -> dict[str, np.ndarray]:
-        # A memory map on a full disk ends in SIGBUS, which no handler can explain.
-        needed = self._encoding.bytes_per_row * math.prod(self._leading)
-        free = shutil.disk_usage(self.directory).free
-        if free < needed + SPARE_BYTES:
-            raise InputError(
-                f"the cache takes {needed:,} bytes, and {self.directory} has "
-                f"{free:,} free."
-            )
-        return {
-            name: np.lib.format.open_memmap(
-                self.directory / name,
-                mode="w+",
-                dtype=kind,
-                shape=(*self._leading, *shape),
-            )
-            for name, (kind, shape) in self._encoding.arrays.items()
-        }
-
-    def _resume(self) -> dict[str, np.ndarray]:
-        try:
-            return open_arrays(
-                self.directory, self._encoding, self._leading, "", mode="r+"
-            )
-        except InputError as error:
-            raise _damaged(self.directory, error) from error
-
-    def append(self, logits: np.ndarray, rows: np.ndarray | None = None) -> None:
-        """Writes the next entries, and puts them on disk.
-
-        Args:
-          logits: Any float [n, C].
-          rows: Where they belong: `view * N + index`, int [n]; None for the rows that
-            follow the last ones.
-        """
-        self.append_encoded(self._encoding.encode(logits), rows)
-
-    def append_encoded(
-        self, encoded: Mapping[str, np.ndarray], rows: np.ndarray | None = None
-    ) -> None:
-        """`append` of what `Encoding.encode` gives."""
-        count = len(next(iter(encoded.values())))
-        if rows is None:
-            rows = np.arange(self.entries_done, self.entries_done + count)
-        for name, array in self._maps.items():
-            flat = array.reshape(-1, array.shape[-1])
-            flat[rows] = encoded[name]
-            array.flush()
-        self.entries_done += count
-        self._save_progress()
-
-    def finish(self) -> None:
-        """Writes the manifest: from here on the directory is a cache."""
-        if self.entries_done != self._total:
-            raise ValueError(f"{self.entries_done=} of {self._total}")
-        examples_sha256 = None
-        if self._examples is not None:
-            path = self.directory / EXAMPLES
-            partial = path.with_name("partial-" + EXAMPLES)
-            with open(partial, "wb") as file:
-                np.savez(file, **self._examples)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-            examples_sha256 = sha256(path)
-        described = describe_arrays(self._encoding, self._leading)
-        for name in described:
-            described[name]["sha256"] = sha256(self.directory / name)
-        manifest = self._manifest | {
-            "arrays": described,
-            "examples_sha256": examples_sha256,
-        }
-        replace_file(self.directory / MANIFEST, json.dumps(manifest, indent=1) + "\n")
-        (self.directory / PROGRESS).unlink(missing_ok=True)
-
-    def _save_progress(self) -> None:
-        progress = {"entries_done": self.entries_done, "manifest": self._manifest}
-        replace_file(self.directory / PROGRESS, json.dumps(progress))
 
 
 def sha256(path: Path) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from deit_jax.data.views import ExportOrder
-from deit_jax.distillation import teacher_logits
+from deit_jax.distillation import teacher_logits, teacher_writer
 from deit_jax.distillation.teacher_logits import EXAMPLES, MANIFEST, PARTS
 from deit_jax.errors import InputError
 
@@ -95,7 +95,7 @@ def is_written(directory: Path, manifest: Mapping) -> bool:
     """
     if not (directory / MANIFEST).exists():
         return False
-    if _identity(directory) != teacher_logits.identity(manifest):
+    if _identity(directory) != teacher_writer.identity(manifest):
         raise InputError(
             f"{directory} holds a part of another teacher, data set or setting. Delete "
             "it or give another --out."
@@ -122,7 +122,7 @@ def join(directory, *, command: str = "python -m teacher.export_logits ...") -> 
     if not (directory / MANIFEST).exists():
         _copy(_check(directory, parts, command), directory)
     elif not (parts and all(_is_leftover(part, directory) for part in parts)):
-        teacher_logits.check_unused(directory)
+        teacher_writer.check_unused(directory)
     for part in parts:
         # First: without them the rest is known to have been joined (`_is_leftover`).
         for array in part.glob("*.npy"):
@@ -224,10 +224,10 @@ def _order(manifest: dict) -> ExportOrder:
 def _check_same(
     first: dict, other: dict, directory: Path, first_shard: Shard, shard: Shard
 ) -> None:
-    one, two = teacher_logits.identity(first), teacher_logits.identity(other)
+    one, two = teacher_writer.identity(first), teacher_writer.identity(other)
     for side in (one, two):
         side["shard"] = {"batch_size": side["shard"]["batch_size"]}
-    differing = teacher_logits.differences(one, two)
+    differing = teacher_writer.differences(one, two)
     if differing:
         field, (mine, theirs) = next(iter(differing.items()))
         raise InputError(
@@ -246,7 +246,7 @@ def _copy(manifests: list[dict], directory: Path) -> None:
     if manifests[0]["examples_sha256"] is not None:
         with np.load(directory / parts[0] / EXAMPLES) as content:
             examples = dict(content)
-    writer = teacher_logits.Writer(directory, manifest, examples)
+    writer = teacher_writer.Writer(directory, manifest, examples)
     chunk = max(CHUNK_BYTES // encoding.bytes_per_row, 1)
     for part, shard in zip(parts, (m["shard"] for m in manifests), strict=True):
         start, stop = shard["start"], shard["stop"]
@@ -276,6 +276,6 @@ def _is_leftover(part: Path, directory: Path) -> bool:
 def _identity(directory: Path) -> dict:
     """Of the manifest there; empty if it is damaged."""
     try:
-        return teacher_logits.identity(json.loads((directory / MANIFEST).read_text()))
+        return teacher_writer.identity(json.loads((directory / MANIFEST).read_text()))
     except (OSError, ValueError, KeyError, TypeError):
         return {}
