@@ -180,7 +180,10 @@ def train_and_evaluate(config, workdir, *, config_file: str = "<config>") -> dic
         augment_seed=student.augment_seed,
         augmentation=student.settings,
         mix_teacher=functools.partial(
-            losses.mix_teacher_logits, tau=_teacher_tau(config)
+            losses.mix_teacher_logits,
+            tau=losses.teacher_temperature(
+                config.distillation.kind, config.distillation.tau
+            ),
         )
         if mixing == "linear"
         else None,
@@ -317,12 +320,6 @@ def _loss_settings(config) -> dict:
     return {name: config.distillation[name] for name in names}
 
 
-def _teacher_tau(config) -> float:
-    """The temperature at which the teacher is heard."""
-    distillation = config.distillation
-    return 1.0 if distillation.kind == "hard" else distillation.tau
-
-
 def _open_teacher(config, source, model, student, config_file: str):
     """The teacher cache of the run and how it mixes; refuses what cannot be distilled.
 
@@ -342,7 +339,8 @@ def _open_teacher(config, source, model, student, config_file: str):
     )
     directory = distillation.logits_dir
     try:
-        teacher = teacher_logits.open_cache(directory, tau=_teacher_tau(config))
+        tau = losses.teacher_temperature(distillation.kind, distillation.tau)
+        teacher = teacher_logits.open_cache(directory, tau=tau)
     except InputError as error:
         if directory and (Path(directory) / teacher_logits.MANIFEST).exists():
             raise  # it is there and damaged: the message says how

@@ -50,6 +50,7 @@ from deit_jax.data import batches, sources
 from deit_jax.data.replay import StudentViews
 from deit_jax.data.views import ExportOrder
 from deit_jax.distillation import (
+    losses,
     teacher_encoding,
     teacher_logits,
     teacher_parts,
@@ -512,7 +513,7 @@ def main(_) -> None:
 def check(directory: str, train, student, config, mixing: str) -> None:
     """What a start of training checks of its cache, by hand."""
     distillation = config.distillation
-    tau = 1.0 if distillation.kind == "hard" else distillation.tau
+    tau = losses.teacher_temperature(distillation.kind, distillation.tau)
     cache = teacher_logits.open_cache(directory, tau=tau)
     teacher_views.check(
         cache,

@@ -13,28 +13,18 @@ IN_MEMORY_BYTES = 4 * 2**30
 
 @contextlib.contextmanager
 def open_pictures(
-    source,
-    *,
-    size: int,
-    workers: int,
-    area: tuple[float, float] = (0.08, 1.0),
-    aspect: tuple[float, float] = (3 / 4, 4 / 3),
-    crop_ratio: float = 0.9,
+    source, *, size: int, **options
 ) -> Iterator[sources.ArraySource | HostPipeline]:
     """In memory where the images have the model's size and fit, otherwise streamed.
 
-    Args: See `HostPipeline`.
+    Args:
+      source: A source (`deit_jax.data.sources`).
+      size: Pixels a side of the model's images.
+      options: Of `HostPipeline`, for pictures that are streamed.
     """
     total_bytes = len(source) * size * size * 3
     if source.image_shape == (size, size, 3) and total_bytes <= IN_MEMORY_BYTES:
         yield sources.load_into_memory(source)
         return
-    with HostPipeline(
-        source,
-        size=size,
-        workers=workers,
-        area=area,
-        aspect=aspect,
-        crop_ratio=crop_ratio,
-    ) as pipeline:
+    with HostPipeline(source, size=size, **options) as pipeline:
         yield pipeline

@@ -64,6 +64,11 @@ def cosine_distillation(
     return optax.losses.cosine_distance(student, teacher)
 
 
+def teacher_temperature(kind: str, tau: float) -> float:
+    """At which the teacher's answers are used: a decision (`hard`) is taken at 1."""
+    return 1.0 if kind == "hard" else tau
+
+
 def mix_teacher_logits(
     teacher: Float[Array, "b c"],
     partner: Float[Array, "b c"],
