@@ -19,7 +19,15 @@ from deit_jax.errors import InputError
 from deit_jax.files import replace_file
 from deit_jax.models import variants
 from deit_jax.student import student_views
-from deit_jax.training import evaluation, optimizer, state, step, summary, writers
+from deit_jax.training import (
+    evaluation,
+    model_card,
+    optimizer,
+    state,
+    step,
+    summary,
+    writers,
+)
 from deit_jax.training.checkpoint import Checkpoints
 from deit_jax.training.progress import Progress
 
@@ -145,6 +153,19 @@ def train_and_evaluate(config, workdir, *, config_file: str = "<config>") -> dic
 
     # The run directory.
     replace_file(workdir / "config.json", json.dumps(saved_config, indent=1) + "\n")
+    whole = eval_source.image_shape == (student.size, student.size, 3)
+    model_card.write(
+        workdir,
+        model_card.ModelCard(
+            variant=config.model.variant,
+            image_size=student.size,
+            class_names=tuple(train_source.class_names),
+            mean=tuple(config.dataset.mean),
+            std=tuple(config.dataset.std),
+            crop_ratio=1.0 if whole else config.dataset.eval_crop_ratio,
+            dtype=config.model.dtype,
+        ),
+    )
     metrics_file = writers.MetricsFile(workdir, start)
     tensorboard = writers.create(workdir)
     if start == 0:

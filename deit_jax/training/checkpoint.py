@@ -1,10 +1,12 @@
 """Checkpoints: `<workdir>/checkpoints/<step>/` with state and config (orbax)."""
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict
 from orbax.checkpoint import checkpoint_managers
@@ -22,6 +24,11 @@ FREE_FIELDS = (
     "dataset.workers",
     "distillation.logits_dir",
 )
+
+# The config of a checkpoint of converted weights has this field only.
+CONVERTED_FROM = "converted_from"
+# What a checkpoint holds beside the optimizer's state, under the names of users.
+WEIGHTS = {"raw": "params", "ema": "ema_params"}
 
 
 class Checkpoints:
@@ -75,6 +82,12 @@ class Checkpoints:
         saved = self._manager.restore(
             step, args=ocp.args.Composite(config=ocp.args.JsonRestore())
         )["config"]
+        if CONVERTED_FROM in saved:
+            raise InputError(
+                f"{self.directory.parent} holds converted weights, not a training run. "
+                f"To train from them: --config.init_from={self.directory.parent}, and "
+                "another --workdir."
+            )
         check_resumable(saved, config, where=str(self.directory.parent))
         return self._manager.restore(
             step,
@@ -110,3 +123,98 @@ def check_resumable(saved: Mapping, config: Mapping, *, where: str) -> None:
             f"{where} holds a run with another config:\n" + "\n".join(changed) + "\n"
             "Take these changes back to resume it, or give another --workdir."
         )
+
+
+def load_params(
+    workdir: str | os.PathLike, model, *, weights: str = "raw", step: int | None = None
+) -> tuple[dict, int]:
+    """Parameters of a run directory, without the optimizer's state.
+
+    Args:
+      model: The `VisionTransformer` whose parameters they are to be.
+      weights: `raw`, or `ema` for their moving average.
+      step: Of the checkpoint; None is the newest.
+
+    Returns:
+      The parameters as NumPy arrays, and their step.
+
+    Raises:
+      InputError: There is no such checkpoint, it has no moving average, its parameters
+        are not those of `model`, or it is damaged.
+    """
+    if weights not in WEIGHTS:
+        raise InputError(f"weights={weights!r}: expected {' or '.join(WEIGHTS)}.")
+    directory = Path(workdir).absolute() / "checkpoints"
+    if not directory.is_dir():
+        raise InputError(
+            f"{workdir} has no checkpoint yet: there is no folder {directory}."
+        )
+    steps = sorted(ocp.utils.checkpoint_steps(directory))
+    if not steps or step not in (None, *steps):
+        there = ", ".join(map(str, steps)) or "none"
+        raise InputError(
+            f"{directory} has no checkpoint"
+            + (f" of step {step}" if step is not None else "")
+            + f". Steps there: {there}."
+        )
+    step = steps[-1] if step is None else step
+    where = directory / str(step)
+    key = WEIGHTS[weights]
+    # Not a manager or a checkpointer: they would tell of all that is not restored.
+    reader = ocp.PyTreeCheckpointHandler()
+    abstract = abstract_params(model)
+    # NumPy arrays as targets: nothing is put on a device here.
+    target = {key: jax.tree.map(lambda x: np.empty(x.shape, x.dtype), abstract)}
+    try:
+        tree = reader.metadata(where / "state").tree
+        _check_params(tree[key], abstract, model, str(where))
+        restored = reader.restore(
+            where / "state",
+            args=ocp.args.PyTreeRestore(
+                target,
+                restore_args=ocp.checkpoint_utils.construct_restore_args(target),
+                partial_restore=True,
+            ),
+        )
+    except InputError:
+        raise
+    except Exception as error:  # tensorstore and orbax raise anything
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        others = [str(other) for other in steps if other != step]
+        raise InputError(
+            f"the checkpoint {where} is damaged: {first} "
+            + (f"There are others: {', '.join(others)}." if others else "No other.")
+        ) from error
+    return restored[key], step
+
+
+def abstract_params(model) -> dict:
+    """Shapes and types of a model's parameters, without computing any."""
+    side = model.image_size
+    images = jax.ShapeDtypeStruct((1, side, side, 3), np.float32)
+    return jax.eval_shape(model.init, jax.random.key(0), images)["params"]
+
+
+def _check_params(found, expected, model, where: str) -> None:
+    if found is None:
+        raise InputError(
+            f"{where} has no moving average of the parameters (the run's ema.decay was "
+            "0, or they are converted): take the raw ones, --weights=raw."
+        )
+    found = {k: tuple(v.shape) for k, v in flatten_dict(found, sep=".").items()}
+    expected = {k: tuple(v.shape) for k, v in flatten_dict(expected, sep=".").items()}
+    if found == expected:
+        return
+    lines = [
+        f"  {name}: {found.get(name, 'absent')}, expected "
+        f"{expected.get(name, 'no such parameter')}"
+        for name in sorted(found.keys() | expected.keys())
+        if found.get(name) != expected.get(name)
+    ]
+    more = f"\n  ... and {len(lines) - 10} more" if len(lines) > 10 else ""
+    raise InputError(
+        f"{where} holds the parameters of another model than the one its model.json "
+        f"describes ({model.num_classes} classes, {model.image_size} px):\n"
+        + "\n".join(lines[:10])
+        + more
+    )
