@@ -10,8 +10,12 @@ from absl import app, flags, logging
 from deit_jax.errors import InputError
 
 
-def run(main) -> None:
+def run(main, *, takes: str | None = None) -> None:
     """Runs an absl command; what the user can mend is printed without a traceback.
+
+    Args:
+      main: Called with `argv`; returns the exit code, or None for 0.
+      takes: What `argv[1:]` means; None: nothing, the command has flags only.
 
     Exits with 2 and one message on stderr for an `InputError`, a config file that is
     missing or refuses its argument, and a config field that does not exist.
@@ -23,7 +27,7 @@ def run(main) -> None:
 
     def guarded(argv):
         try:
-            if len(argv) > 1:
+            if len(argv) > 1 and takes is None:
                 raise InputError(
                     f"unexpected argument {argv[1]!r}: flags start with --"
                 )

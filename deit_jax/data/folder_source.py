@@ -18,6 +18,7 @@ import dataclasses
 import hashlib
 import os
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -108,7 +109,7 @@ def open_folder(name: str, split: str) -> EncodedSource:
     passed_over = collections.Counter()
     found = []  # (order, relative path, label, size)
     for label, class_name in enumerate(class_names):
-        pictures = list(_pictures(directory, class_name, passed_over, ()))
+        pictures = list(find_pictures(directory, class_name, passed_over))
         if not pictures:
             others = _counted(passed_over)
             raise InputError(
@@ -216,8 +217,22 @@ def _subfolders(directory: Path) -> tuple[str, ...]:
         return tuple(sorted(e.name for e in entries if _is_dir(e) and not _hidden(e)))
 
 
-def _pictures(directory: Path, relative: str, passed_over, ancestors):
-    """Yields (path relative to `directory`, size in bytes) of every picture below."""
+def find_pictures(
+    directory: Path,
+    relative: str,
+    passed_over: collections.Counter,
+    ancestors: tuple[str, ...] = (),
+) -> Iterator[tuple[str, int]]:
+    """Finds the pictures in a folder and the folders below it.
+
+    Args:
+      relative: The folder, seen from `directory`.
+      passed_over: Counts, by ending, the files that are no pictures.
+      ancestors: Real paths of the folders above, which a link may lead back to.
+
+    Yields:
+      (path relative to `directory`, size in bytes), by name.
+    """
     here = os.path.realpath(directory / relative)
     if here in ancestors:  # a link to a folder that contains it
         return
@@ -229,7 +244,7 @@ def _pictures(directory: Path, relative: str, passed_over, ancestors):
         if _hidden(entry):
             passed_over["hidden"] += 1
         elif _is_dir(entry):
-            yield from _pictures(directory, path, passed_over, (*ancestors, here))
+            yield from find_pictures(directory, path, passed_over, (*ancestors, here))
         elif ending in ENDINGS:
             try:
                 yield path, entry.stat().st_size

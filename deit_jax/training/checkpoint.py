@@ -144,21 +144,7 @@ def load_params(
     """
     if weights not in WEIGHTS:
         raise InputError(f"weights={weights!r}: expected {' or '.join(WEIGHTS)}.")
-    directory = Path(workdir).absolute() / "checkpoints"
-    if not directory.is_dir():
-        raise InputError(
-            f"{workdir} has no checkpoint yet: there is no folder {directory}."
-        )
-    steps = sorted(ocp.utils.checkpoint_steps(directory))
-    if not steps or step not in (None, *steps):
-        there = ", ".join(map(str, steps)) or "none"
-        raise InputError(
-            f"{directory} has no checkpoint"
-            + (f" of step {step}" if step is not None else "")
-            + f". Steps there: {there}."
-        )
-    step = steps[-1] if step is None else step
-    where = directory / str(step)
+    where, others = _find(workdir, step)
     key = WEIGHTS[weights]
     # Not a manager or a checkpointer: they would tell of all that is not restored.
     reader = ocp.PyTreeCheckpointHandler()
@@ -179,13 +165,48 @@ def load_params(
     except InputError:
         raise
     except Exception as error:  # tensorstore and orbax raise anything
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        others = [str(other) for other in steps if other != step]
+        raise _damaged(where, others, error) from error
+    return restored[key], int(where.name)
+
+
+def weights_in(
+    workdir: str | os.PathLike, *, step: int | None = None
+) -> tuple[str, ...]:
+    """The `WEIGHTS` that a checkpoint holds: `raw`, and `ema` where the run has one.
+
+    Raises:
+      InputError: There is no such checkpoint, or it is damaged.
+    """
+    where, others = _find(workdir, step)
+    try:
+        tree = ocp.PyTreeCheckpointHandler().metadata(where / "state").tree
+        return tuple(name for name, key in WEIGHTS.items() if tree[key] is not None)
+    except Exception as error:
+        raise _damaged(where, others, error) from error
+
+
+def _find(workdir, step: int | None) -> tuple[Path, list[int]]:
+    """The folder of a checkpoint, the newest for None, and the steps of the others."""
+    directory = Path(workdir).absolute() / "checkpoints"
+    if not directory.is_dir():
         raise InputError(
-            f"the checkpoint {where} is damaged: {first} "
-            + (f"There are others: {', '.join(others)}." if others else "No other.")
-        ) from error
-    return restored[key], step
+            f"{workdir} has no checkpoint yet: there is no folder {directory}."
+        )
+    steps = sorted(ocp.utils.checkpoint_steps(directory))
+    if not steps or step not in (None, *steps):
+        raise InputError(
+            f"{directory} has no checkpoint"
+            + (f" of step {step}" if step is not None else "")
+            + f". Steps there: {', '.join(map(str, steps)) or 'none'}."
+        )
+    step = steps[-1] if step is None else step
+    return directory / str(step), [other for other in steps if other != step]
+
+
+def _damaged(where: Path, others: list[int], error: Exception) -> InputError:
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    more = f"There are others: {', '.join(map(str, others))}" if others else "No other"
+    return InputError(f"the checkpoint {where} is damaged: {first} {more}.")
 
 
 def abstract_params(model) -> dict:

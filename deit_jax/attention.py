@@ -1,0 +1,214 @@
+"""Draws what a model looks at: attention maps over pictures.
+
+    python -m deit_jax.attention --workdir=runs/deit-digits seven.png --out=maps
+    python -m deit_jax.attention --workdir=runs/deit-digits pictures/ --out=maps
+
+One PNG a picture. Left is what the model saw, with its predictions; then the attention
+of the last block, a column a head, and the attention rollout over all blocks (Abnar and
+Zuidema 2020). The upper row is the class token's, the lower, of a distilled model, the
+distillation token's. Each map is scaled to its own maximum, which stands above it as
+a multiple of uniform attention. A file that cannot be read is reported, the others go
+on, and the exit code is 1.
+"""
+
+import functools
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+
+from deit_jax import command
+from deit_jax.errors import InputError
+
+TOKENS = {"class": "class token", "distill": "distillation token"}
+PANEL = 1.7  # inches a side
+DPI = 120
+
+
+def draw(
+    workdir: str | os.PathLike,
+    paths: Sequence[str],
+    out: str | os.PathLike,
+    *,
+    weights: str = "raw",
+    step: int | None = None,
+) -> int:
+    """Draws the attention maps of every picture at `paths` into the folder `out`.
+
+    Args:
+      workdir: A run directory.
+      paths: Pictures, and folders of pictures.
+      out: Is made; `<name of the picture>.png` in it are written, the names numbered
+        where two pictures have the same.
+      weights: `raw`, or `ema` for their moving average.
+      step: Of the checkpoint; None is the newest.
+
+    Returns:
+      The number of files that could not be read.
+
+    Raises:
+      InputError: `workdir` or `paths` cannot work, or `out` cannot be written.
+    """
+    import jax
+
+    from deit_jax import trained_model
+    from deit_jax.data import picture_files
+    from deit_jax.models.attention_maps import attention_maps
+    from deit_jax.training.step import normalise
+
+    files, _ = picture_files.find(paths)
+    trained = trained_model.load(workdir, weights=weights, step=step)
+    out = Path(out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _cannot_write(out, error) from error
+
+    card = trained.card
+
+    @jax.jit
+    def look(params, images):
+        normalised = normalise(images, card.mean, card.std)
+        return attention_maps(trained.model, params, normalised)
+
+    unreadable = 0
+    for file, name in zip(files, _names(files), strict=True):
+        try:
+            view = trained.view(picture_files.read(file))
+        except InputError as error:
+            unreadable += 1
+            print(f"error: {error}", file=sys.stderr)
+            continue
+        # One by one: a ViT-B at 384 px has 48 million weights in the maps of a picture.
+        maps, logits = jax.device_get(look(trained.params, view[None]))
+        figure = plot(
+            view,
+            maps.heads[0],
+            maps.rollout[0],
+            {
+                head: _top(values[0], card.class_names)
+                for head, values in logits.items()
+            },
+            title=Path(file).name,
+        )
+        try:
+            figure.savefig(out / name, dpi=DPI)
+        except OSError as error:
+            raise _cannot_write(out / name, error) from error
+        print(out / name, flush=True)
+    if unreadable:
+        print(f"{unreadable:,} of {len(files):,} files unreadable", file=sys.stderr)
+    return unreadable
+
+
+def plot(
+    view: np.ndarray,
+    heads: np.ndarray,
+    rollout: np.ndarray,
+    predictions: dict[str, str],
+    *,
+    title: str,
+):
+    """The figure of one picture.
+
+    Args:
+      view: What the model saw, uint8 [S, S, 3].
+      heads: float [t, H, s, s], the last block's attention to the patches.
+      rollout: float [t, s, s].
+      predictions: What each head says, in the order of the t tokens.
+    """
+    from matplotlib.figure import Figure
+
+    tokens, columns = heads.shape[0], heads.shape[1] + 2
+    figure = Figure(
+        (PANEL * columns, (PANEL + 0.25) * tokens + 0.3), layout="constrained"
+    )
+    figure.suptitle(title, fontsize=9)
+    panels = figure.subplots(tokens, columns, squeeze=False)
+    show = functools.partial(_overlay, view=view)
+    for row, (head, answer) in enumerate(predictions.items()):
+        panels[row, 0].imshow(view)
+        panels[row, 0].set_title(answer, fontsize=8)
+        panels[row, 0].set_ylabel(TOKENS[head], fontsize=8)
+        for column in range(columns - 2):
+            show(panels[row, 1 + column], heads[row, column], f"head {column + 1}")
+        show(panels[row, -1], rollout[row], "rollout")
+    for panel in panels.flat:
+        panel.set_xticks([])
+        panel.set_yticks([])
+    return figure
+
+
+def _overlay(panel, weights: np.ndarray, name: str, *, view: np.ndarray) -> None:
+    """The map over the picture in grey, so that the colours are the map's alone."""
+    side = view.shape[0]
+    grey = view.astype(np.float32).mean(axis=-1)
+    panel.imshow(grey, cmap="gray", vmin=0, vmax=255)
+    panel.imshow(
+        weights,
+        cmap="viridis",
+        alpha=0.65,
+        vmin=0,
+        vmax=max(float(weights.max()), 1e-12),
+        extent=(-0.5, side - 0.5, side - 0.5, -0.5),
+        interpolation="bilinear",
+    )
+    panel.set_title(f"{name}, max {weights.max() * weights.size:.1f}x", fontsize=8)
+
+
+def _top(logits: np.ndarray, class_names: Sequence[str]) -> str:
+    shifted = np.exp(logits - logits.max())
+    best = int(shifted.argmax())
+    return f"{class_names[best][:24]} {100 * shifted[best] / shifted.sum():.0f}%"
+
+
+def _names(files: Sequence[str]) -> list[str]:
+    """`<stem>.png` for each file, `<stem>-2.png` for the second of that stem, ..."""
+    names, taken = [], set()
+    for stem in (Path(file).stem for file in files):
+        name, number = f"{stem}.png", 1
+        while name in taken:
+            number += 1
+            name = f"{stem}-{number}.png"
+        taken.add(name)
+        names.append(name)
+    return names
+
+
+def _cannot_write(path: Path, error: OSError) -> InputError:
+    return InputError(
+        f"{path} cannot be written: {error.strerror or error}. Give another --out."
+    )
+
+
+def define_flags() -> None:
+    """Defines the command's flags; an import defines none."""
+    flags.DEFINE_string("workdir", None, "The run directory of the model.")
+    flags.DEFINE_string("out", None, "The folder to draw into; it is made.")
+    flags.DEFINE_enum("weights", "raw", ["raw", "ema"], "Or their moving average.")
+    flags.DEFINE_integer("step", None, "Of the checkpoint; the newest if not given.")
+
+
+def main(argv) -> int:
+    values = flags.FLAGS
+    for name, example in (("workdir", "runs/deit-digits"), ("out", "maps")):
+        if getattr(values, name) is None:
+            raise InputError(f"--{name} is missing, e.g. --{name}={example}")
+    if not argv[1:]:
+        raise InputError("give pictures or folders of pictures to look at")
+    unreadable = draw(
+        values.workdir,
+        argv[1:],
+        values.out,
+        weights=values.weights,
+        step=values.step,
+    )
+    return 1 if unreadable else 0
+
+
+if __name__ == "__main__":
+    define_flags()
+    command.run(main, takes="pictures")

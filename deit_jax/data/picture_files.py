@@ -1,0 +1,60 @@
+"""Pictures named by their paths: what prediction and attention maps look at."""
+
+import collections
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from deit_jax.data.folder_source import ENDINGS, find_pictures
+from deit_jax.data.images import open_rgb
+from deit_jax.errors import InputError
+
+
+def find(paths: Sequence[str | os.PathLike]) -> tuple[list[str], dict[str, int]]:
+    """The pictures at `paths`, sorted, each once.
+
+    Args:
+      paths: Files, taken whatever their names, and folders, in which the pictures
+        (`folder_source.ENDINGS`) are found at any depth; hidden and foreign files in
+        them are passed over.
+
+    Returns:
+      The files, and how many were passed over, by ending.
+
+    Raises:
+      InputError: A path does not exist, or a folder holds no picture.
+    """
+    found, passed_over = set(), collections.Counter()
+    for path in map(Path, paths):
+        if path.is_dir():
+            here = [
+                os.path.normpath(path / relative)
+                for relative, _ in find_pictures(path, "", passed_over)
+            ]
+            if not here:
+                others = ", ".join(f"{n} {e}" for e, n in passed_over.most_common(5))
+                raise InputError(
+                    f"the folder {path} holds no picture ({', '.join(sorted(ENDINGS))})"
+                    + (f"; passed over: {others}." if others else ", it is empty.")
+                )
+            found.update(here)
+        elif path.exists():
+            found.add(str(path))
+        else:
+            raise InputError(f"{path} does not exist. Expected a picture or a folder.")
+    return sorted(found), dict(passed_over)
+
+
+def read(path: str) -> Image.Image:
+    """The picture in the file `path`: RGB and upright.
+
+    Raises:
+      InputError: It cannot be read or decoded; the message names it.
+    """
+    try:
+        encoded = Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
+    return open_rgb(encoded, path)

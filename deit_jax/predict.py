@@ -1,0 +1,205 @@
+"""Names what is in pictures, with the model of a run directory.
+
+    python -m deit_jax.predict --workdir=runs/deit-digits seven.png three.jpg
+    python -m deit_jax.predict --workdir=runs/deit-digits pictures/ --json
+    python -m deit_jax.predict --workdir=runs/deit-digits pictures/ \\
+        --logits_out=logits.npz
+
+A picture is brought to the model's size as in the evaluation of its training run. The
+probabilities are those of the mean of both heads' logits, as DeiT predicts, or of the
+one head there is. A file that cannot be read is reported, the others go on, and the
+exit code is 1.
+"""
+
+import concurrent.futures
+import itertools
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+
+from deit_jax import command
+from deit_jax.errors import InputError
+
+NAME_WIDTH = 60  # of the table's first column, at most
+
+
+def predict(
+    workdir: str | os.PathLike,
+    paths: Sequence[str],
+    *,
+    weights: str = "raw",
+    step: int | None = None,
+    top: int = 5,
+    batch_size: int = 64,
+    as_json: bool = False,
+    logits_out: str | None = None,
+) -> int:
+    """Prints the most probable classes of every picture at `paths`, sorted by name.
+
+    Args:
+      workdir: A run directory.
+      paths: Pictures, and folders of pictures.
+      weights: `raw`, or `ema` for their moving average.
+      step: Of the checkpoint; None is the newest.
+      top: Classes shown for a picture; all, of fewer.
+      batch_size: Pictures at once.
+      as_json: One JSON object a line instead of the table.
+      logits_out: An .npz file for `files`, str [N], and the logits of every head,
+        float32 [N, C], in the order of the file names; without the unreadable.
+
+    Returns:
+      The number of files that could not be read.
+
+    Raises:
+      InputError: `workdir`, `paths` or a setting cannot work, or `logits_out` cannot
+        be written.
+    """
+    for name, value in (("top", top), ("batch_size", batch_size)):
+        if value < 1:
+            raise InputError(f"--{name}={value}: expected at least 1.")
+    if logits_out is not None and not logits_out.endswith(".npz"):
+        raise InputError(f"--logits_out={logits_out}: expected a name ending in .npz.")
+    if logits_out is not None and not Path(logits_out).parent.is_dir():
+        raise InputError(f"--logits_out={logits_out}: its folder does not exist.")
+    from deit_jax import trained_model
+    from deit_jax.data import picture_files
+
+    files, passed_over = picture_files.find(paths)
+    if passed_over:
+        counted = ", ".join(f"{n:,} {ending}" for ending, n in passed_over.items())
+        print(f"files passed over, not pictures: {counted}", file=sys.stderr)
+    trained = trained_model.load(workdir, weights=weights, step=step)
+
+    columns = min(NAME_WIDTH, max(map(len, files)))
+    kept: dict[str, list] = {"files": []}
+    unreadable = 0
+    for file, logits in _logits(trained, files, min(batch_size, len(files))):
+        if isinstance(logits, InputError):
+            unreadable += 1
+            if as_json:
+                print(json.dumps({"file": file, "error": str(logits)}))
+            print(f"error: {logits}", file=sys.stderr)
+            continue
+        ranked = rank(logits.get("mean", logits["class"]), trained.card.class_names)
+        if as_json:
+            print(json.dumps({"file": file, "top": ranked[:top]}), flush=True)
+        else:
+            answers = (f"{100 * r['probability']:5.1f}% {r['name']}" for r in ranked)
+            shown = "  ".join(itertools.islice(answers, top))
+            print(f"{file:<{columns}}  {shown}", flush=True)
+        if logits_out is not None:
+            kept["files"].append(file)
+            for head, row in logits.items():
+                kept.setdefault(head, []).append(row)
+    if logits_out is not None:
+        try:
+            np.savez(logits_out, **kept)
+        except OSError as error:
+            raise InputError(
+                f"--logits_out={logits_out} cannot be written: {error.strerror}."
+            ) from error
+    if unreadable:
+        print(f"{unreadable:,} of {len(files):,} files unreadable", file=sys.stderr)
+    return unreadable
+
+
+def rank(logits: np.ndarray, class_names: Sequence[str]) -> list[dict]:
+    """All classes, the most probable first; of equals the one with the lower number.
+
+    Args:
+      logits: float [C].
+
+    Returns:
+      {"class": its number, "name": str, "probability": 0 .. 1} of each.
+    """
+    shifted = np.exp(logits.astype(np.float64) - logits.max())
+    probabilities = shifted / shifted.sum()
+    return [
+        {
+            "class": int(c),
+            "name": class_names[c],
+            "probability": float(probabilities[c]),
+        }
+        for c in np.argsort(-probabilities, kind="stable")
+    ]
+
+
+def _logits(trained, files: list[str], batch_size: int) -> Iterator[tuple]:
+    """Yields every file with {head: float32 [C]}, or with the error that it raised."""
+    from deit_jax.data.batches import prefetch
+
+    # The next pictures are decoded while the model looks at these.
+    for block, read in prefetch(_read(trained, files, batch_size), size=1):
+        views = [view for view in read if not isinstance(view, InputError)]
+        rows = iter(())
+        if views:
+            size = trained.card.image_size
+            images = np.zeros((batch_size, size, size, 3), np.uint8)  # one shape only
+            images[: len(views)] = views
+            logits = trained.logits(images)
+            rows = (
+                {head: values[i] for head, values in logits.items()}
+                for i in range(len(views))
+            )
+        for file, view in zip(block, read, strict=True):
+            yield file, view if isinstance(view, InputError) else next(rows)
+
+
+def _read(trained, files: list[str], batch_size: int) -> Iterator[tuple]:
+    """Yields blocks of files, each file with its uint8 [S, S, 3] or its error."""
+    from deit_jax.data import picture_files
+
+    def view(file):
+        try:
+            return trained.view(picture_files.read(file))
+        except InputError as error:
+            return error
+
+    # Threads suffice: Pillow decodes and resizes without Python's lock.
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        for first in range(0, len(files), batch_size):
+            block = files[first : first + batch_size]
+            yield block, list(pool.map(view, block))
+
+
+def define_flags() -> None:
+    """Defines the command's flags; an import defines none."""
+    flags.DEFINE_string("workdir", None, "The run directory of the model.")
+    flags.DEFINE_enum("weights", "raw", ["raw", "ema"], "Or their moving average.")
+    flags.DEFINE_integer("step", None, "Of the checkpoint; the newest if not given.")
+    flags.DEFINE_integer("top", 5, "Classes shown for a picture.")
+    flags.DEFINE_integer("batch_size", 64, "Pictures at once.")
+    flags.DEFINE_bool("json", False, "One JSON object a line instead of a table.")
+    flags.DEFINE_string("logits_out", None, "Write all logits to this .npz file.")
+
+
+def main(argv) -> int:
+    values = flags.FLAGS
+    if values.workdir is None:
+        raise InputError("say which model, e.g. --workdir=runs/deit-digits")
+    if not argv[1:]:
+        raise InputError(
+            "give pictures or folders of pictures, e.g. "
+            f"python -m deit_jax.predict --workdir={values.workdir} picture.jpg"
+        )
+    unreadable = predict(
+        values.workdir,
+        argv[1:],
+        weights=values.weights,
+        step=values.step,
+        top=values.top,
+        batch_size=values.batch_size,
+        as_json=values.json,
+        logits_out=values.logits_out,
+    )
+    return 1 if unreadable else 0
+
+
+if __name__ == "__main__":
+    define_flags()
+    command.run(main, takes="pictures")

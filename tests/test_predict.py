@@ -1,0 +1,163 @@
+"""Prediction for pictures on disk."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import run_directories
+from deit_jax import predict, trained_model
+from deit_jax.data import crops, sources
+from deit_jax.errors import InputError
+from deit_jax.training import metrics, step
+
+DIGITS = sources.load("digits", "test[:7]")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    path = tmp_path_factory.mktemp("run")
+    return path, *run_directories.make(path, ema=True)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    for i, image in enumerate(DIGITS.images):
+        Image.fromarray(image).save(tmp_path / f"{i}.png")
+    return tmp_path
+
+
+def expected_logits(card, params, images):
+    logits = step.eval_step(
+        params, images, model=card.create_model(), mean=card.mean, std=card.std
+    )
+    return metrics.heads(jax.device_get(logits))
+
+
+@pytest.mark.parametrize("weights", ["raw", "ema"])
+def test_gives_the_model_logits_of_every_picture(run, pictures, weights):
+    path, card, params = run
+    out = str(pictures / "logits.npz")
+    # Three at once: a last batch that is padded.
+    unreadable = predict.predict(
+        path, [pictures], batch_size=3, logits_out=out, weights=weights
+    )
+    assert unreadable == 0
+    written = np.load(out)
+    assert set(written) == {"files", "class", "distill", "mean"}
+    assert written["files"].tolist() == [str(pictures / f"{i}.png") for i in range(7)]
+    expected = expected_logits(card, params[weights], DIGITS.images)
+    for head, values in expected.items():
+        np.testing.assert_allclose(written[head], values, atol=1e-5)
+    assert np.ptp(written["class"]) > 0.5  # a constant would prove nothing
+
+
+def test_shows_the_most_probable_classes_of_the_mean_head(run, pictures, capsys):
+    path, card, params = run
+    predict.predict(path, [pictures / "3.png"], as_json=True, top=3)
+    answer = json.loads(capsys.readouterr().out)
+    logits = expected_logits(card, params["raw"], DIGITS.images[3:4])["mean"][0]
+    probabilities = np.exp(logits) / np.exp(logits).sum()
+    best = np.argsort(-logits)[:3]
+    assert answer["file"] == str(pictures / "3.png")
+    assert [a["class"] for a in answer["top"]] == best.tolist()
+    assert [a["name"] for a in answer["top"]] == [card.class_names[i] for i in best]
+    np.testing.assert_allclose(
+        [a["probability"] for a in answer["top"]], probabilities[best], rtol=1e-4
+    )
+
+
+def test_the_table_has_a_line_a_picture(run, pictures, capsys):
+    predict.predict(run[0], [pictures], top=2)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 7
+    assert lines[0].startswith(str(pictures / "0.png"))
+    assert lines[0].count("%") == 2
+
+
+def test_an_unreadable_file_is_reported_and_the_rest_go_on(run, pictures, capsys):
+    (pictures / "4.png").write_bytes(b"")
+    out = str(pictures / "logits.npz")
+    unreadable = predict.predict(run[0], [pictures], batch_size=2, logits_out=out)
+    shown = capsys.readouterr()
+    assert unreadable == 1
+    assert "4.png is empty (0 bytes)" in shown.err
+    assert "1 of 7 files unreadable" in shown.err
+    names = [f"{i}.png" for i in (0, 1, 2, 3, 5, 6)]
+    assert [line.split()[0][-5:] for line in shown.out.splitlines()] == names
+    assert [file[-5:] for file in np.load(out)["files"]] == names
+    assert len(np.load(out)["mean"]) == 6
+
+
+def test_nothing_but_unreadable_files(run, tmp_path, capsys):
+    (tmp_path / "a.png").write_bytes(b"")
+    assert predict.predict(run[0], [tmp_path], as_json=True) == 1
+    assert "is empty" in json.loads(capsys.readouterr().out)["error"]
+
+
+def test_pictures_of_other_sizes_are_seen_as_in_evaluation(tmp_path):
+    random = np.random.default_rng(0)
+    picture = Image.fromarray(random.integers(0, 256, (90, 70, 3), np.uint8))
+    run_directories.make(tmp_path, "vit_nano_patch8_32", crop_ratio=0.8)
+    trained = trained_model.load(tmp_path)
+    np.testing.assert_array_equal(
+        trained.view(picture), crops.centre_view(picture, 32, 0.8)
+    )
+    assert set(trained.logits(trained.view(picture)[None])) == {"class"}
+
+
+def test_ranks_equal_classes_by_their_number():
+    ranked = predict.rank(np.array([1.0, 2.0, 1.0]), ["a", "b", "c"])
+    assert [r["name"] for r in ranked] == ["b", "a", "c"]
+    assert sum(r["probability"] for r in ranked) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"top": 0}, "--top=0: expected at least 1"),
+        ({"batch_size": 0}, "--batch_size=0: expected at least 1"),
+        ({"logits_out": "x.npy"}, r"expected a name ending in \.npz"),
+        ({"logits_out": "/nowhere/x.npz"}, "its folder does not exist"),
+        ({"weights": "best"}, "expected raw or ema"),
+        ({"step": 4}, "no checkpoint of step 4. Steps there: 3"),
+    ],
+)
+def test_refuses_bad_settings(run, pictures, settings, message):
+    with pytest.raises(InputError, match=message):
+        predict.predict(run[0], [pictures], **settings)
+
+
+def test_refuses_what_is_no_run_directory(pictures):
+    with pytest.raises(InputError, match=r"holds no model\.json"):
+        predict.predict(pictures, [pictures])
+
+
+def test_the_command(run, pictures):
+    """Its exit codes and messages, as a user meets them."""
+
+    def command(*arguments):
+        return subprocess.run(
+            [sys.executable, "-m", "deit_jax.predict", *map(str, arguments)],
+            cwd=Path(__file__).parent.parent,
+            text=True,
+            capture_output=True,
+        )
+
+    (pictures / "bad.png").write_bytes(b"x")
+    done = command(pictures, f"--workdir={run[0]}", "--top=1")
+    assert (done.returncode, len(done.stdout.splitlines())) == (1, 7)
+    assert done.stderr.splitlines()[0].startswith("error: ")
+    assert "1 of 8 files unreadable" in done.stderr
+    for arguments, message in (
+        ([pictures], "error: say which model"),
+        ([f"--workdir={run[0]}"], "error: give pictures or folders"),
+    ):
+        done = command(*arguments)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith(message)
