@@ -222,7 +222,7 @@ class VisionTransformer(nn.Module):
         # DeiT's order: class token, distillation token, patches.
         names = ["cls_token", "dist_token"] if self.distilled else ["cls_token"]
         tokens = [self.param(name, trunc_normal, (1, 1, self.width)) for name in names]
-        tokens = jnp.tile(jnp.concatenate(tokens, axis=1), (len(x), 1, 1))
+        tokens = jnp.tile(jnp.concatenate(tokens, axis=1), (x.shape[0], 1, 1))
         x = jnp.concatenate([tokens, x], axis=1)  # [B, 1 or 2 + N, D], float32
         positions = nn.initializers.truncated_normal(self.position_std / TRUNCATED_STD)
         x = x + self.param("pos_embed", positions, (1, *x.shape[1:]))
