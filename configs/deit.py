@@ -117,6 +117,9 @@ def _base() -> ConfigDict:
     config.epochs = 100.0
     # Images a step, over all devices.
     config.batch_size = 128
+    # Fine-tuning: the run directory or file of weights that training starts from; empty:
+    # from scratch. Once there is a checkpoint it is not read again.
+    config.init_from = ""
 
     config.dataset = ConfigDict()
     # A name that deit_jax.data.sources knows.
@@ -148,6 +151,10 @@ def _base() -> ConfigDict:
     # Initial standard deviation of the position embeddings, 0.02 in DeiT. Larger ones
     # are heard beside the patches from the start, which short schedules need.
     config.model.position_std = 0.02
+    # How init_from's position embeddings become those of another image size: bicubic, as
+    # the published code of DeiT resized those of its 384 px models, or
+    # bicubic_antialias, as timm does today.
+    config.model.position_resize = "bicubic"
     # Dropout, 0 in DeiT.
     config.model.dropout = 0.0
 
@@ -229,6 +236,9 @@ def _base() -> ConfigDict:
     config.optimizer.reference_batch_size = 512
     # On kernels only, not on bias, norm, tokens and position embeddings.
     config.optimizer.weight_decay = 0.05
+    # Learning rate of each layer, as a share of that of the layer above it; the heads
+    # have the whole. 1: the same for all, as in DeiT. For fine-tuning, 0.65 to 0.9.
+    config.optimizer.layer_decay = 1.0
     # Adam's two decay rates.
     config.optimizer.b1 = 0.9
     config.optimizer.b2 = 0.999

@@ -13,7 +13,11 @@ from configs import deit
 
 def get_config(dataset: str = "cifar10") -> ConfigDict:
     """The recipe for `dataset`."""
-    config = deit.get_config(dataset)
+    return without_teacher(deit.get_config(dataset))
+
+
+def without_teacher(config: ConfigDict) -> ConfigDict:
+    """Makes a recipe of a distilled DeiT that of a ViT, in place."""
     config.model.variant = config.model.variant.replace("deit_", "vit_", 1).replace(
         "_distilled", ""
     )

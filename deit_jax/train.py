@@ -9,8 +9,10 @@ import time
 from pathlib import Path
 
 import jax
+import numpy as np
 from flax.traverse_util import flatten_dict
 
+from deit_jax import pretrained
 from deit_jax.data import batches, grid, sources, views
 from deit_jax.data.host_pipeline import HostPipeline
 from deit_jax.data.pictures import open_pictures
@@ -53,6 +55,7 @@ def train_and_evaluate(config, workdir, *, config_file: str = "<config>") -> dic
     workdir = Path(workdir)
     devices = jax.local_devices()
     _check_ranges(config)
+    pretrained.check(config.init_from, workdir)
     batches.check_batch_size(
         config.batch_size,
         devices=len(devices),
@@ -115,16 +118,34 @@ def train_and_evaluate(config, workdir, *, config_file: str = "<config>") -> dic
         b2=config.optimizer.b2,
         momentum=config.optimizer.momentum,
         clip_norm=config.optimizer.clip_norm,
+        layer_decay=config.optimizer.layer_decay,
     )
     train_state = state.create(
         model, gradient_transformation, seed=config.seed, ema=config.ema.decay > 0
     )
 
-    # Restore: the parameters, then everything that follows from the step.
+    # Restore: the parameters, then everything that follows from the step. What they
+    # started from is not read again.
     saved_config = json.loads(config.to_json_best_effort())
     checkpoints = Checkpoints(workdir, config.checkpoint.keep)
     if checkpoints.latest_step is not None:
         train_state = checkpoints.restore(train_state, saved_config)
+    elif config.init_from:
+        params, sentences = pretrained.initial_params(
+            config.init_from,
+            model,
+            jax.device_get(train_state.params),
+            class_names=train_source.class_names,
+            mean=config.dataset.mean,
+            std=config.dataset.std,
+            position_resize=config.model.position_resize,
+        )
+        # The optimizer's state is that of step 0, whatever the parameters are.
+        train_state = train_state.replace(
+            params=params,
+            ema_params=jax.tree.map(np.copy, params) if config.ema.decay > 0 else None,
+        )
+        print("\n".join(sentences), flush=True)
     start = int(train_state.step)
     train_state = step.replicate(train_state, devices)
     finished = summary.read(workdir)

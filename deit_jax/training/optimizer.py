@@ -1,6 +1,7 @@
 """Adam, AdamW and SGD with warm-up, cosine decay and a weight-decay mask."""
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from deit_jax.errors import InputError
@@ -54,6 +55,34 @@ def decay_mask(params) -> dict:
     return jax.tree_util.tree_map_with_path(decayed, params)
 
 
+def layer_scales(params, layer_decay: float) -> dict:
+    """Factor on the learning rate of every parameter, as BEiT fine-tunes (arXiv 2106.08254).
+
+    Layer 0 is the patch projection, the tokens and the positions; block i, from 0, is
+    layer i + 1, and the last one shares its layer with the final norm, as in timm's
+    `param_groups_layer_decay`; the heads are the last layer, depth + 1.
+
+    Args:
+      params: Of a `VisionTransformer`.
+
+    Returns:
+      layer_decay ** (layers from the heads), shaped like `params`.
+    """
+    depth = sum(name.startswith("blocks_") for name in params)
+
+    def scale(path, _) -> float:
+        name = path[0].key
+        if name.startswith("blocks_"):
+            layer = int(name.removeprefix("blocks_")) + 1
+        elif name.startswith("head"):
+            layer = depth + 1
+        else:
+            layer = depth if name == "norm" else 0
+        return layer_decay ** (depth + 1 - layer)
+
+    return jax.tree_util.tree_map_with_path(scale, params)
+
+
 def create(
     name: str,
     learning_rate: optax.ScalarOrSchedule,
@@ -63,6 +92,7 @@ def create(
     b2: float = 0.999,
     momentum: float = 0.9,
     clip_norm: float = 0.0,
+    layer_decay: float = 1.0,
 ) -> optax.GradientTransformation:
     """The gradient transformation of a run.
 
@@ -71,7 +101,14 @@ def create(
         by the learning rate as in torch), or `sgd` (Nesterov momentum, L2 decay).
       weight_decay: Applied under `decay_mask`. Refused for plain Adam.
       clip_norm: Bound on the global norm of the gradient; 0 for none.
+      layer_decay: Of `layer_scales`, which multiply the learning rate, and with it the
+        weight decay; 1 for none.
     """
+    if not 0 < layer_decay <= 1:
+        raise InputError(
+            f"optimizer.layer_decay={layer_decay}: expected above 0 and at most 1, "
+            "which is none."
+        )
     if name == "adam":
         if weight_decay:
             raise InputError(
@@ -94,4 +131,13 @@ def create(
         raise InputError(f"unknown optimizer.name={name!r}. Known: {', '.join(NAMES)}.")
     if clip_norm:
         steps.insert(0, optax.clip_by_global_norm(clip_norm))
+    if layer_decay < 1:
+        # Last: the updates hold learning rate and weight decay by then.
+        steps.append(
+            optax.stateless(
+                lambda updates, _: jax.tree.map(
+                    jnp.multiply, updates, layer_scales(updates, layer_decay)
+                )
+            )
+        )
     return optax.chain(*steps)
