@@ -1,0 +1,103 @@
+"""Which variant a state dict belongs to, from the shapes in it."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+
+from deit_jax.errors import InputError
+from deit_jax.models.variants import GRIDS, SIZES, VARIANTS
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """What the shapes say.
+
+    Attributes:
+      variants: The names of `models/variants.py` that fit, of the nearest image size.
+      image_size: Pixels a side.
+      num_classes: Of the class head.
+      words: The same for messages.
+    """
+
+    variants: tuple[str, ...]
+    image_size: int
+    num_classes: int
+    words: str
+
+
+def infer(
+    shapes: Mapping[str, tuple[int, ...]], roles: Mapping[str, str], *, where: str
+) -> Architecture:
+    """Finds the variant.
+
+    Args:
+      shapes: Of the tensors, by name.
+      roles: `timm.ROLES` or `hugging_face.roles`.
+      where: The file, for messages.
+
+    Raises:
+      InputError: A tensor that tells is missing or has another rank, there is no head,
+        the patches make no square, or no variant has these sizes.
+    """
+    if roles["head"] not in shapes or not all(shapes[roles["head"]]):
+        raise InputError(
+            f"{where} has no {roles['head']}, the layer that makes the logits: it is a "
+            "model without classes (timm's num_classes=0, a bare model of "
+            "transformers) or no ViT. Give one with a classifier."
+        )
+    patches = _shape(shapes, roles["patches"], "width, 3, patch, patch", where)
+    positions = _shape(shapes, roles["positions"], "1, tokens, width", where)
+    num_classes, _ = _shape(shapes, roles["head"], "classes, width", where)
+    width, _, patch_size, _ = patches
+    distilled = roles["distillation token"] in shapes
+    start = roles["blocks"]
+    depth = len({n[len(start) :].split(".")[0] for n in shapes if n.startswith(start)})
+    words = (
+        f"{width} wide, {depth} deep, patches of {patch_size} px, "
+        f"{'with' if distilled else 'without'} a distillation token"
+    )
+
+    found = [
+        name
+        for name, sizes in VARIANTS.items()
+        if (sizes["width"], sizes["depth"], sizes["patch_size"], sizes["distilled"])
+        == (width, depth, patch_size, distilled)
+    ]
+    if not found:
+        there = "\n".join(
+            f"  {size}: {sizes['width']} wide, {sizes['depth']} deep, patches of "
+            + " or ".join(
+                f"{patch} px" for patch in sorted({p for p, _ in GRIDS[size]})
+            )
+            for size, sizes in SIZES.items()
+        )
+        raise InputError(
+            f"{where} holds a model that is not in this package: {words}. There are, "
+            f"with and without the token:\n{there}"
+        )
+    tokens = positions[1] - 1 - distilled
+    grid = math.isqrt(max(tokens, 0))
+    if grid * grid != tokens or not tokens:
+        raise InputError(
+            f"{where}: {roles['positions']} has {positions[1]:,} entries. Expected "
+            f"{1 + distilled} and the patches of a square image."
+        )
+    image_size = grid * patch_size
+    distance = {name: abs(VARIANTS[name]["image_size"] - image_size) for name in found}
+    nearest = min(distance.values())
+    return Architecture(
+        tuple(name for name in found if distance[name] == nearest),
+        image_size,
+        num_classes,
+        f"{words}, {image_size} px",
+    )
+
+
+def _shape(shapes, name: str, meaning: str, where: str) -> tuple[int, ...]:
+    found = shapes.get(name)
+    if found is None or len(found) != len(meaning.split(", ")):
+        raise InputError(
+            f"{where} is no ViT or DeiT of timm or transformers: {name} is "
+            f"{found or 'missing'}, expected [{meaning}]."
+        )
+    return found

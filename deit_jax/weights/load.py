@@ -1,0 +1,333 @@
+"""Weights of timm, DeiT's authors or transformers, as parameters and a model card."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from deit_jax.errors import InputError
+from deit_jax.models import variants
+from deit_jax.models.variants import VARIANTS
+from deit_jax.training.checkpoint import abstract_params
+from deit_jax.training.model_card import MODEL, ModelCard
+from deit_jax.weights import (
+    architecture,
+    download,
+    files,
+    hugging_face,
+    preprocessing,
+    timm,
+)
+
+CONFIG = "config.json"
+PREPROCESSOR = "preprocessor_config.json"
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # of a directory, in this order
+MAX_JSON = 64 * 2**20  # bytes
+EPSILON = 1e-6  # of our layer norms
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Loaded:
+    """A model that another program has trained.
+
+    Attributes:
+      params: Of `card.create_model()`: a nested dict of float32 NumPy arrays.
+      card: Variant, classes and preprocessing.
+      notes: What a user should be told: assumptions, and what is not quite the same.
+    """
+
+    params: dict
+    card: ModelCard
+    notes: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Source:
+    """Tensors, and what the files beside them say."""
+
+    where: str
+    tensors: dict[str, files.Tensor]
+    config: dict = dataclasses.field(default_factory=dict)
+    preprocessor: dict = dataclasses.field(default_factory=dict)
+
+
+def load(
+    path: str | os.PathLike,
+    *,
+    variant: str | None = None,
+    class_names: Sequence[str] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    crop_ratio: float | None = None,
+) -> Loaded:
+    """Reads a file of weights, or a directory of timm or transformers.
+
+    Args:
+      path: A file (`files.read_tensors`); a directory with `config.json` and
+        `model.safetensors` or `pytorch_model.bin`; `timm:NAME` or `hf:ID`, which are
+        downloaded. A `config.json` and `preprocessor_config.json` of timm or
+        transformers beside a file count too.
+      variant: What it is to be; None finds it out.
+      class_names: One a class; None takes those of `config.json`, or numbers.
+      mean: Of the channels, for pixels in 0 .. 1; None takes that of the files, or
+        what timm has for the variant. So do `std` and `crop_ratio`.
+
+    Raises:
+      InputError: The weights cannot be read, are those of no model of this package or
+        of another than `variant`, or what stands beside them contradicts them.
+    """
+    if variant is not None:
+        variants.create(variant, num_classes=1)  # explains an unknown one
+    source = _open(str(path))
+    where, config, notes = source.where, source.config, []
+    tensors = dict(source.tensors)
+    is_hugging_face = hugging_face.is_layout(tensors)
+    if is_hugging_face:
+        tensors, unused = _published(tensors, where)
+        if unused:
+            notes.append(f"{', '.join(unused)}: left out, the logits do not need them")
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    roles = hugging_face.roles(shapes) if is_hugging_face else timm.ROLES
+    found = architecture.infer(shapes, roles, where=where)
+    chosen = _choose(found, variant, is_hugging_face, config, where, notes)
+    _check_config(chosen, is_hugging_face, config, where, notes)
+
+    placed = _preprocessing(source, chosen, is_hugging_face)
+    given = {"mean": mean, "std": std, "crop_ratio": crop_ratio}
+    given = {name: value for name, value in given.items() if value is not None}
+    placed = preprocessing.check(dataclasses.replace(placed, **given), where)
+    if len(given) < 3:
+        notes += placed.notes
+    if found.image_size != VARIANTS[chosen]["image_size"]:
+        notes.append(f"the weights are for {found.image_size} px, as {chosen} resized")
+    if class_names is None:
+        class_names = _class_names(config, is_hugging_face, found, where, notes)
+    elif len(class_names) != found.num_classes:
+        raise InputError(
+            f"{len(class_names):,} class names for {found.num_classes:,} classes of "
+            f"{where}. Expected one a class, in the order of the logits."
+        )
+    card = ModelCard(
+        variant=chosen,
+        image_size=found.image_size,
+        class_names=tuple(class_names),
+        mean=placed.mean,
+        std=placed.std,
+        crop_ratio=placed.crop_ratio,
+        origin=str(path),
+    )
+
+    # All shapes are checked before anything is read.
+    state_dict = timm.from_flax(_placeholders(card))
+    if is_hugging_face:
+        state_dict = hugging_face.from_timm(state_dict)
+    expected = {name: value.shape for name, value in state_dict.items()}
+    _check_shapes(shapes, expected, chosen, where)
+    state_dict = {name: tensor.read() for name, tensor in tensors.items()}
+    for name, value in state_dict.items():
+        if not np.isfinite(value).all():
+            raise InputError(f"{where}: {name} has values that are not finite.")
+    if is_hugging_face:
+        state_dict = hugging_face.to_timm(state_dict)
+    return Loaded(timm.to_flax(state_dict), card, tuple(notes))
+
+
+def _open(path: str) -> _Source:
+    kind, _, name = path.partition(":")
+    if kind == "timm":
+        tensors, config = download.timm_model(name)
+        return _Source(path, tensors, config)
+    if kind == "hf":
+        directory = download.hugging_face_directory(
+            name, (CONFIG, PREPROCESSOR), WEIGHTS
+        )
+        file = _weights_of(directory)
+    else:
+        file = Path(path)
+        if file.is_dir():
+            file = _weights_of(file)
+    tensors = files.read_tensors(file)
+    config = _read_json(file.with_name(CONFIG))
+    if not _is_hugging_face_config(config) and "architecture" not in config:
+        config = {}  # of something else that lies in the same folder
+    preprocessor = _read_json(file.with_name(PREPROCESSOR))
+    return _Source(path, tensors, config, preprocessor)
+
+
+def _weights_of(directory: Path) -> Path:
+    for name in WEIGHTS:
+        if (directory / name).is_file():
+            return directory / name
+    if (directory / MODEL).is_file():
+        raise InputError(
+            f"{directory} is a run directory of this package. Expected weights of timm "
+            "or transformers; commands take a run directory as it is."
+        )
+    others = sorted(
+        path.name for path in directory.iterdir() if path.suffix in files.ENDINGS
+    )
+    raise InputError(
+        f"{directory} has no {' or '.join(WEIGHTS)}. "
+        + (
+            f"Give a file of it: {', '.join(others[:10])}."
+            if others
+            else "Expected a directory as timm and transformers save it, or a file."
+        )
+    )
+
+
+def _read_json(path: Path) -> dict:
+    if not path.is_file():
+        return {}
+    try:
+        if path.stat().st_size > MAX_JSON:
+            raise ValueError(f"it has more than {MAX_JSON:,} bytes")
+        content = json.loads(path.read_bytes())
+        if not isinstance(content, dict):
+            raise ValueError("it is no object")
+        return content
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"{path} is damaged: {error}. Mend it, or remove it: then what it says is "
+            "assumed, aloud."
+        ) from error
+
+
+def _is_hugging_face_config(config: Mapping) -> bool:
+    return config.get("model_type") in ("vit", "deit")
+
+
+def _published(tensors, where: str) -> tuple[dict[str, files.Tensor], list[str]]:
+    """Under the names of published files, without unused ones, whose names follow."""
+    unused = [name for name in tensors if name.endswith(hugging_face.UNUSED)]
+    result = {}
+    for name, tensor in tensors.items():
+        published = hugging_face.published_name(name)
+        if published in result:
+            raise InputError(f"{where} has {published} twice, also as {name}.")
+        if name not in unused:
+            result[published] = tensor
+    return result, unused
+
+
+def _choose(found, variant, is_hugging_face: bool, config, where, notes) -> str:
+    """The name of the variant; remarks on the choice go to `notes`."""
+    if variant is not None:
+        if variant not in found.variants:
+            raise InputError(
+                f"--variant={variant}: the weights of {where} are "
+                f"{' or '.join(found.variants)} ({found.words})."
+            )
+        return variant
+    if len(found.variants) == 1:
+        return found.variants[0]
+    named = config.get("architecture")
+    family = str(named).partition("_")[0]
+    if is_hugging_face or family == "vit":
+        family = "vit"
+    elif family != "deit":
+        family = "deit"
+        notes.append(
+            f"{' and '.join(found.variants)} are one architecture, and timm prepares "
+            "pictures differently for them: deit_* is taken (--variant says otherwise)"
+        )
+    return next(name for name in found.variants if name.startswith(family + "_"))
+
+
+def _check_config(chosen, is_hugging_face: bool, config, where, notes) -> None:
+    """What shapes do not show: the heads, the activation, the norms' epsilon."""
+    arguments = config if is_hugging_face else config.get("model_args", {})
+    expected = VARIANTS[chosen]["num_heads"]
+    name = "num_attention_heads" if is_hugging_face else "num_heads"
+    if arguments.get(name, expected) != expected:
+        raise InputError(
+            f"{where}: {CONFIG} has {name}={arguments[name]}, but {chosen} has "
+            f"{expected} attention heads. Such a model is not in this package."
+        )
+    if not is_hugging_face:
+        return
+    if (activation := config.get("hidden_act", "gelu")) != "gelu":
+        raise InputError(
+            f"{where}: {CONFIG} has hidden_act={activation!r}; models of this package "
+            "have 'gelu' only, the exact one."
+        )
+    epsilon = config.get("layer_norm_eps", EPSILON)
+    if epsilon != EPSILON:
+        notes.append(
+            f"{CONFIG} has layer_norm_eps={epsilon}, here it is {EPSILON}, as in timm; "
+            "logits can differ a little"
+        )
+
+
+def _preprocessing(source, chosen, is_hugging_face) -> preprocessing.Preprocessing:
+    if is_hugging_face and source.preprocessor:
+        return preprocessing.from_hugging_face(source.preprocessor)
+    if not is_hugging_face and source.config:
+        # Older files have one level only.
+        return preprocessing.from_timm(
+            source.config.get("pretrained_cfg", source.config)
+        )
+    return preprocessing.of_variant(chosen)
+
+
+def _class_names(config, is_hugging_face, found, where, notes) -> list[str]:
+    count = found.num_classes
+    if is_hugging_face:
+        labels = config.get("id2label")
+        field = "id2label"
+        names = None
+        if isinstance(labels, dict):
+            names = [labels.get(str(index)) for index in range(len(labels))]
+    else:
+        inner = config.get("pretrained_cfg", {})
+        field = "label_names"
+        names = config.get(field) or inner.get(field)
+        words = config.get("label_descriptions") or inner.get("label_descriptions")
+        if names and isinstance(words, dict):
+            names = [words.get(name, name) for name in names]
+    if names is None:
+        notes.append(
+            f"no class names were found: the classes are called 0 .. {count - 1} "
+            "(--class_names=FILE says otherwise)"
+        )
+        return [str(index) for index in range(count)]
+    if len(names) != count or not all(isinstance(name, str) for name in names):
+        raise InputError(
+            f"{where}: {field} of {CONFIG} is no list of names for {count:,} classes. "
+            "Give --class_names=FILE, one a line."
+        )
+    return names
+
+
+def _placeholders(card: ModelCard) -> dict:
+    """Arrays with the shapes of the model's parameters, and next to no memory."""
+    zero = np.zeros((), np.float32)
+    return jax.tree.map(
+        lambda leaf: np.broadcast_to(zero, leaf.shape),
+        abstract_params(card.create_model()),
+    )
+
+
+def _check_shapes(found, expected, chosen: str, where: str) -> None:
+    lines = [
+        f"  {name}: "
+        + (
+            f"missing, expected {expected[name]}"
+            if name not in found
+            else f"{found[name]}, left over: {chosen} has no such tensor"
+            if name not in expected
+            else f"{found[name]}, expected {expected[name]}"
+        )
+        for name in sorted(found.keys() | expected.keys())
+        if found.get(name) != expected.get(name)
+    ]
+    if lines:
+        more = f"\n  ... and {len(lines) - 20} more" if len(lines) > 20 else ""
+        raise InputError(
+            f"the weights of {where} are not quite those of {chosen}, and nothing is "
+            "taken in part:\n" + "\n".join(lines[:20]) + more
+        )

@@ -1,0 +1,149 @@
+"""What a model expects of its pictures, as other programs write it down."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+
+from deit_jax.errors import InputError
+from deit_jax.models.variants import VARIANTS
+from deit_jax.weights import timm
+
+BICUBIC = 3  # Pillow's number, which transformers writes
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessing:
+    """As in `training.model_card.ModelCard`, and remarks on what is not quite it."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    crop_ratio: float
+    notes: tuple[str, ...] = ()
+
+
+def of_variant(variant: str) -> Preprocessing:
+    """timm's for a variant."""
+    mean, std = timm.MEAN_STD[variant.partition("_")[0]]
+    crop_ratio = timm.CROP_RATIO[VARIANTS[variant]["image_size"]]
+    return Preprocessing(
+        mean,
+        std,
+        crop_ratio,
+        (
+            f"no preprocessing was found: that of timm's {variant.partition('_')[0]}_* "
+            f"is taken, mean {_show(mean)}, std {_show(std)}, crop ratio "
+            f"{crop_ratio:g} (--mean, --std and --crop_ratio say otherwise)",
+        ),
+    )
+
+
+def from_timm(config: Mapping) -> Preprocessing:
+    """Of a `pretrained_cfg`: `mean`, `std`, `crop_pct`, `interpolation`, `crop_mode`.
+
+    What is missing or wrong is found by `check`.
+    """
+    notes = []
+    if (interpolation := config.get("interpolation", "bicubic")) != "bicubic":
+        notes.append(_resized_otherwise(interpolation))
+    if (mode := config.get("crop_mode", "center")) != "center":
+        notes.append(f"timm's crop mode is {mode!r}; here the centre is cropped")
+    return Preprocessing(
+        config.get("mean"), config.get("std"), config.get("crop_pct"), tuple(notes)
+    )
+
+
+def from_hugging_face(config: Mapping) -> Preprocessing:
+    """Of a `preprocessor_config.json`.
+
+    `image_mean`, `image_std`, and the ratio of `crop_size` to `size`, where
+    `do_center_crop` is set. What is missing or wrong is found by `check`.
+    """
+    notes = []
+    factor = config.get("rescale_factor", 1 / 255)
+    if not config.get("do_rescale", True) or not _is_near(factor, 1 / 255):
+        mean = std = "of pixels that are not scaled by 1/255"
+    elif config.get("do_normalize", True):
+        mean, std = config.get("image_mean"), config.get("image_std")
+    else:
+        mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    if (resample := config.get("resample", BICUBIC)) != BICUBIC:
+        notes.append(_resized_otherwise(f"Pillow's number {resample}"))
+    size = config.get("size")
+    resized = _side(size)
+    cropped = bool(config.get("do_center_crop", "crop_size" in config))
+    crop = _side(config.get("crop_size")) if cropped else resized
+    ratio = crop_ratio(crop, resized) if crop and resized else None
+    if not (isinstance(size, Mapping) and "shortest_edge" in size):
+        notes.append(
+            "transformers resizes a picture straight to a square there; here the "
+            "shorter side is resized and the centre cropped, so that pictures that "
+            "are not square look a little different"
+        )
+    return Preprocessing(mean, std, ratio, tuple(notes))
+
+
+def crop_ratio(crop: int, resized: int) -> float:
+    """The ratio with which `data.crops.centre_view` resizes to just `resized` pixels.
+
+    A quotient alone would not do: int(224 / (224 / 354)) is 353.
+    """
+    ratio = crop / resized
+    while int(crop / ratio) < resized:
+        ratio = math.nextafter(ratio, 0)
+    return ratio
+
+
+def check(found: Preprocessing, where: str) -> Preprocessing:
+    """`found`, all of it floats.
+
+    Raises:
+      InputError: A mean or standard deviation is no three numbers, or the ratio is
+        not in (0, 1].
+    """
+    for name, value in (("mean", found.mean), ("std", found.std)):
+        low = 0 if name == "std" else -math.inf
+        if not (
+            isinstance(value, list | tuple)
+            and len(value) == 3
+            and all(_is_number(x) and x > low for x in value)
+        ):
+            raise InputError(
+                f"{where}: {name} is {value!r}, expected three numbers"
+                + (" above 0" if name == "std" else "")
+                + f", for pixels in 0 .. 1. Give --{name}."
+            )
+    if not (_is_number(found.crop_ratio) and 0 < found.crop_ratio <= 1):
+        raise InputError(
+            f"{where}: the ratio of crop and size is {found.crop_ratio!r}, expected a "
+            "number above 0 and at most 1. Give --crop_ratio."
+        )
+    return Preprocessing(
+        tuple(map(float, found.mean)),
+        tuple(map(float, found.std)),
+        float(found.crop_ratio),
+        found.notes,
+    )
+
+
+def _side(size) -> int | None:
+    """Of a `size` or `crop_size`: a number, or a dict with a square or an edge."""
+    if isinstance(size, Mapping):
+        height = size.get("height", size.get("shortest_edge"))
+        size = height if size.get("width", height) == height else None
+    return size if type(size) is int and 0 < size < 2**16 else None
+
+
+def _is_number(value) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _is_near(value, expected: float) -> bool:
+    return _is_number(value) and math.isclose(value, expected, rel_tol=1e-3)
+
+
+def _resized_otherwise(how: str) -> str:
+    return f"pictures were resized by {how} interpolation there, here by bicubic"
+
+
+def _show(values) -> str:
+    return ", ".join(f"{value:g}" for value in values)
