@@ -20,8 +20,10 @@ from deit_jax.distillation import losses, teacher_logits, teacher_views
 from deit_jax.errors import InputError
 from deit_jax.files import replace_file
 from deit_jax.models import variants
+from deit_jax.reporting import confusion
 from deit_jax.student import student_views
 from deit_jax.training import (
+    cost,
     evaluation,
     model_card,
     optimizer,
@@ -241,10 +243,14 @@ def train_and_evaluate(config, workdir, *, config_file: str = "<config>") -> dic
         accumulation=config.optimizer.accumulation,
     )
     eval_step = step.pmap_eval_step(
-        devices, model=model, mean=config.dataset.mean, std=config.dataset.std
+        devices,
+        model=model,
+        mean=config.dataset.mean,
+        std=config.dataset.std,
+        token_cosine=True,
     )
-    evaluate = functools.partial(
-        evaluation.evaluate,
+    collect_logits = functools.partial(
+        evaluation.collect_logits,
         eval_step,
         source=eval_pictures,
         batch_size=config.eval.batch_size,
@@ -252,16 +258,23 @@ def train_and_evaluate(config, workdir, *, config_file: str = "<config>") -> dic
     )
 
     def write(done: int, values: dict[str, float]) -> None:
-        metrics_file.write(done, values)
+        metrics_file.write(done, {"epoch": done / plan.steps_per_epoch, **values})
         tensorboard.write_scalars(done, values)
 
-    def evaluate_and_write(done: int) -> dict:
+    def evaluate_and_write(done: int) -> tuple[dict, dict]:
         params = {"eval": train_state.params}
         if train_state.ema_params is not None:
             params["eval_ema"] = train_state.ema_params
-        results = evaluate(params)
+        last = done == total_steps
+        results, tables = evaluation.score(
+            *collect_logits(params), everything=True if last else None
+        )
         write(done, flatten_dict(results, sep="/"))
-        return results
+        if last:
+            tensorboard.write_images(
+                done, _confusions(tables, train_source.class_names)
+            )
+        return results, tables
 
     # The loop. Everything is written before the checkpoint that covers it is saved.
     log = Progress(start, total_steps, plan, config.batch_size, schedule)
@@ -288,13 +301,13 @@ def train_and_evaluate(config, workdir, *, config_file: str = "<config>") -> dic
                 write(done, log.interval())
             if last or (every_eval and done % every_eval == 0):
                 log.pause()
-                results = evaluate_and_write(done)
+                results, tables = evaluate_and_write(done)
                 log.resume(summary.headline(results))
             if last or (every_save and done % every_save == 0):
                 log.drain()  # a state that is not finite must not be saved
                 checkpoints.save(train_state, saved_config)
         if results is None:  # killed between the last checkpoint and the summary
-            results = evaluate_and_write(total_steps)
+            results, tables = evaluate_and_write(total_steps)
     except FloatingPointError as error:
         checkpoints.wait()
         kept = checkpoints.latest_step
@@ -326,14 +339,30 @@ def train_and_evaluate(config, workdir, *, config_file: str = "<config>") -> dic
             "epochs": config.epochs,
             "batch_size": config.batch_size,
             "parameters": parameters,
+            "flops_per_image": cost.forward_flops(model),
             "seconds": round(seconds, 1),
             "images_per_sec": log.images_per_sec,
             "resumed_at_step": start,
             **results,
             "teacher": teacher.manifest["teacher"] if teacher else None,
             "devices": [device.device_kind for device in devices],
+            "absent_classes": evaluation.absent_classes(
+                eval_source.labels, train_source.class_names
+            ),
+            "tables": tables,
         },
     )
+
+
+def _confusions(tables: dict, class_names) -> dict:
+    """By tag, a picture [1, H, W, 3] for what each set of parameters predicts with."""
+    pictures = {}
+    for name, per_head in tables.items():
+        head = "mean" if "mean" in per_head else "class"
+        if matrix := per_head.get(head, {}).get("confusion"):
+            tag = f"{name}/{head}/confusion"
+            pictures[tag] = confusion.picture(matrix, class_names, title=tag)[None]
+    return pictures
 
 
 def _check_ranges(config) -> None:

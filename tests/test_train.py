@@ -100,16 +100,17 @@ def test_a_run_leaves_what_the_readme_says(small, tmp_path, capsys):
     assert list(run.glob("events.out.tfevents.*"))
     assert summary["steps"] == 12
     assert summary["eval_images"] == 50
-    assert (
-        set(summary["eval"])
-        == set(summary["eval_ema"])
-        == {
-            "class",
-            "distill",
-            "mean",
-        }
-    )
-    assert set(summary["eval"]["mean"]) == {"loss", "top1", "top5"}
+    assert summary["flops_per_image"] > summary["parameters"]
+    assert summary["absent_classes"] == []
+    heads = {"class", "distill", "mean"}
+    for name in ("eval", "eval_ema"):
+        assert set(summary[name]) == heads | {"token_cosine"}
+        assert set(summary["tables"][name]) == heads
+        confusion = np.array(summary["tables"][name]["mean"]["confusion"])
+        assert confusion.sum() == 50
+        assert confusion.trace() / 50 == pytest.approx(summary[name]["mean"]["top1"])
+    averages = {"precision", "recall", "f1", "auc", "ece"}
+    assert set(summary["eval"]["mean"]) == {"loss", "top1", "top5"} | averages
 
     rows = writers.read(run)
     trained = [row for row in rows if "train/loss" in row]
@@ -117,7 +118,12 @@ def test_a_run_leaves_what_the_readme_says(small, tmp_path, capsys):
     evaluated = [row for row in rows if "eval/mean/top1" in row]
     assert [row["step"] for row in evaluated] == [4, 8, 12]
     assert evaluated[-1]["eval_ema/class/loss"] == summary["eval_ema"]["class"]["loss"]
+    assert all("eval_ema/mean/auc" in row for row in evaluated)
+    assert [row["epoch"] for row in evaluated] == [1, 2, 3]
     for row in trained:
+        assert 0 <= row["train/teacher_agreement"] <= 1
+        assert row["train/teacher_kl"] > 0
+        assert 0 < row["train/teacher_cosine"] < 1
         mix = 0.5 * row["train/loss_ce"] + 0.5 * row["train/loss_distill"]
         assert row["train/loss"] == pytest.approx(mix, abs=1e-5)
     out = capsys.readouterr().out

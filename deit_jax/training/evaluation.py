@@ -1,13 +1,17 @@
 """Evaluation over a whole split: every image once, every head, raw and EMA weights."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
 
 from deit_jax.data import batches
 from deit_jax.training import metrics
+
+# Images x classes up to which every evaluation of a run has all metrics: CIFAR-100 is
+# just within. They then cost a percent or two of the evaluation (docs/performance.md).
+SMALL = 10_000 * 100
 
 
 def collect_logits(
@@ -22,38 +26,84 @@ def collect_logits(
       batch_size: Global, rounded up to a multiple of `devices`.
 
     Returns:
-      {name: {head: float32 [N, C]}} and the labels, int32 [N].
+      {name: {head: float32 [N, C]}} and the labels, int32 [N]. Where `eval_step` gives
+      `token_cosine`, it stands beside the heads, float32 [N].
     """
     parts, labels = [], []
     for batch, real_labels in batches.eval_batches(
         source, batch_size=batch_size, devices=devices
     ):
-        logits = {name: eval_step(p, batch["image"]) for name, p in params.items()}
-        parts.append(jax.tree.map(functools.partial(_rows, len(real_labels)), logits))
+        outputs = {name: eval_step(p, batch["image"]) for name, p in params.items()}
+        parts.append(jax.tree.map(functools.partial(_rows, len(real_labels)), outputs))
         labels.append(real_labels)
     whole = jax.tree.map(lambda *x: np.concatenate(x), *parts)
     return whole, np.concatenate(labels)
 
 
-def _rows(real: int, logits: jax.Array) -> np.ndarray:
-    """[d, b, C] to [real, C]: without the padding."""
-    return np.asarray(logits).reshape(-1, logits.shape[-1])[:real]
+def _rows(real: int, values: jax.Array) -> np.ndarray:
+    """[d, b, ...] to [real, ...]: without the padding."""
+    return np.asarray(values).reshape(-1, *values.shape[2:])[:real]
+
+
+def score(
+    outputs: Mapping, labels: np.ndarray, *, everything: bool | None = None
+) -> tuple[dict[str, dict], dict[str, dict]]:
+    """The metrics of what `collect_logits` returns, and the tables behind them.
+
+    Args:
+      outputs: {name: {head: logits [N, C]}}, maybe with `token_cosine` [N].
+      labels: int [N].
+      everything: Whether to go beyond `loss`, `top1` and `top5`; None does so for at
+        most `SMALL` images x classes.
+
+    Returns:
+      {name: {head: {metric: value}}} and {name: {head: `metrics.tables`}}. The heads
+      are `class` and, with the token, `distill` and `mean`. `loss` is the negative
+      log-likelihood in nats; with everything there are `precision`, `recall`, `f1`,
+      `auc` and `ece` too, see `metrics.averages`, unless a logit of the head is not
+      finite. Beside the heads stands the mean `token_cosine`, the cosine similarity of
+      the two tokens that the heads read, a number between -1 and 1 (Touvron et al.
+      2020, section 4, finds 0.93).
+    """
+    results, tables = {}, {}
+    for name, arrays in outputs.items():
+        logits = {k: v for k, v in arrays.items() if k != "token_cosine"}
+        results[name], tables[name] = {}, {}
+        for head, scores in metrics.heads(logits).items():
+            results[name][head] = metrics.classification(scores, labels)
+            wanted = scores.size <= SMALL if everything is None else everything
+            if wanted and np.isfinite(scores).all():
+                tables[name][head] = metrics.tables(scores, labels)
+                results[name][head] |= metrics.averages(tables[name][head])
+        if "token_cosine" in arrays:
+            results[name]["token_cosine"] = float(arrays["token_cosine"].mean())
+    return results, tables
 
 
 def evaluate(
-    eval_step: Callable, params: Mapping, source, *, batch_size: int, devices: int
-) -> dict[str, dict[str, dict[str, float]]]:
-    """{name: {head: {"loss", "top1", "top5"}}} for each of the sets in `params`.
+    eval_step: Callable,
+    params: Mapping,
+    source,
+    *,
+    batch_size: int,
+    devices: int,
+    labels_of: Sequence[int] | None = None,
+) -> dict[str, dict]:
+    """All metrics of `score` for each of the sets in `params`.
 
-    The heads are `class` and, with the token, `distill` and `mean`.
+    Args:
+      labels_of: The model's class for each class of the source; None: they are equal.
     """
-    logits, labels = collect_logits(
+    outputs, labels = collect_logits(
         eval_step, params, source, batch_size=batch_size, devices=devices
     )
-    return {
-        name: {
-            head: metrics.classification(scores, labels)
-            for head, scores in metrics.heads(per_head).items()
-        }
-        for name, per_head in logits.items()
-    }
+    if labels_of is not None:
+        labels = np.asarray(labels_of)[labels]
+    results, _ = score(outputs, labels, everything=True)
+    return results
+
+
+def absent_classes(labels: np.ndarray, class_names: Sequence[str]) -> list[str]:
+    """The classes without images, which `score` leaves out of its averages."""
+    present = set(np.unique(labels).tolist())
+    return [name for c, name in enumerate(class_names) if c not in present]

@@ -1,6 +1,11 @@
 """Exact metrics from the logits of a whole split, on the host."""
 
 import numpy as np
+from scipy.special import softmax
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+
+BINS = 15  # of the calibration error, as in Guo et al. 2017
+LARGEST_CONFUSION = 100  # classes; a larger matrix can neither be read nor drawn
 
 
 def heads(logits: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -36,3 +41,113 @@ def classification(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         "top1": float((rank < 1).mean()),
         "top5": float((rank < 5).mean()),
     }
+
+
+def tables(logits: np.ndarray, labels: np.ndarray) -> dict[str, dict | list]:
+    """What stands behind the macro averages: by class, by confidence, by mistake.
+
+    Args:
+      logits: float [N, C], finite.
+      labels: int [N].
+
+    Returns:
+      `per_class`: lists of C values, `precision`, `recall`, `f1`, one-vs-rest `auc`
+      (None for a class without images, and for the only class that has any) and
+      `support`, its images. A class that is never predicted has precision 0.
+      `calibration`: lists of `BINS` values for equal bins of the confidence (the
+      largest probability): `count`, mean `confidence` and `accuracy` (None if empty).
+      `confusion`: images of row's class that were taken for column's, for at most
+      `LARGEST_CONFUSION` classes.
+    """
+    num_classes = logits.shape[1]
+    every_class = np.arange(num_classes)
+    scores = softmax(logits.astype(np.float64), axis=1)
+    predicted = logits.argmax(axis=1)
+    precision, recall, f1, support = precision_recall_fscore_support(
+        labels, predicted, labels=every_class, zero_division=0
+    )
+    absent = support == 0
+    per_class = {
+        name: _listed(np.where(absent, np.nan, values))
+        for name, values in (("precision", precision), ("recall", recall), ("f1", f1))
+    }
+    per_class["auc"] = _listed(one_vs_rest_auc(scores, labels))
+    per_class["support"] = support.tolist()
+    found = {
+        "per_class": per_class,
+        "calibration": _calibration(scores.max(axis=1), predicted == labels),
+    }
+    if num_classes <= LARGEST_CONFUSION:
+        matrix = confusion_matrix(labels, predicted, labels=every_class)
+        found["confusion"] = matrix.tolist()
+    return found
+
+
+def averages(tables: dict[str, dict | list]) -> dict[str, float]:
+    """Macro `precision`, `recall`, `f1` and `auc`, and `ece`, from `tables`.
+
+    Classes without images are left out. `auc` is missing where all images are of one
+    class. `ece` is the expected calibration error (Guo et al. 2017, eq. 3): the mean
+    distance of confidence and accuracy over the bins, weighted by their images.
+    """
+    means = {}
+    for name in ("precision", "recall", "f1", "auc"):
+        values = [v for v in tables["per_class"][name] if v is not None]
+        if values:
+            means[name] = float(np.mean(values))
+    bins = tables["calibration"]
+    total = sum(bins["count"])
+    means["ece"] = sum(
+        count / total * abs(confidence - accuracy)
+        for count, confidence, accuracy in zip(
+            bins["count"], bins["confidence"], bins["accuracy"], strict=True
+        )
+        if count
+    )
+    return means
+
+
+def one_vs_rest_auc(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Area under the ROC curve of each class against the rest: float64 [C].
+
+    Args:
+      scores: float [N, C]; column c ranks the images for class c. Ties count half.
+      labels: int [N].
+
+    A class that has no image, or all of them, has nan. The same as scikit-learn's
+    `roc_auc_score(labels == c, scores[:, c])`, which sorts, copies and checks a column
+    several times: with 1000 classes this takes a fraction of its time.
+    """
+    areas = np.full(scores.shape[1], np.nan)
+    for c in np.unique(labels):
+        own = scores[labels == c, c]
+        others = len(labels) - len(own)
+        if others:
+            column = np.sort(scores[:, c])
+            below = np.searchsorted(column, own, side="left").sum()
+            not_above = np.searchsorted(column, own, side="right").sum()
+            # Pairs in which the image of the class is the higher; ties are halves.
+            # Among its own images that is half of all pairs, whatever their scores.
+            pairs = (int(below) + int(not_above) - len(own) ** 2) / 2
+            areas[c] = pairs / (len(own) * others)
+    return areas
+
+
+def _calibration(confidence: np.ndarray, right: np.ndarray) -> dict[str, list]:
+    # Bins are open below and closed above, so that 1 belongs to the last.
+    which = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
+    count = np.bincount(which, minlength=BINS)
+    filled = np.where(count, count, 1)
+    means = (
+        np.where(count, np.bincount(which, values, BINS) / filled, np.nan)
+        for values in (confidence, right)
+    )
+    return {
+        "count": count.tolist(),
+        **dict(zip(("confidence", "accuracy"), map(_listed, means), strict=True)),
+    }
+
+
+def _listed(values: np.ndarray) -> list[float | None]:
+    """For JSON, which has no nan."""
+    return [None if np.isnan(value) else float(value) for value in values]

@@ -115,7 +115,8 @@ def train_step(
 
     Returns:
       The new state, and means over the global batch: the losses, `top1` of the class
-      head on this (augmented) batch, and `grad_norm` before clipping.
+      head on this (augmented) batch, with a teacher its `agreement` with the student's
+      distillation head (or only head), and `grad_norm` before clipping.
     """
     local = batch["label"].shape[0]
     first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * local
@@ -129,7 +130,11 @@ def train_step(
         losses = loss(logits, targets, teacher_logits)
         predicted = jnp.argmax(logits["class"], axis=-1)
         hits = predicted == jnp.argmax(targets, axis=-1)
-        metrics = {k: v.mean() for k, v in losses.items()} | {"top1": hits.mean()}
+        metrics = losses | {"top1": hits}
+        if teacher_logits is not None:
+            student = logits.get("distill", logits["class"])
+            metrics |= agreement(student, teacher_logits)
+        metrics = {name: values.mean() for name, values in metrics.items()}
         return metrics["loss"], metrics
 
     gradient = jax.grad(mean_loss, has_aux=True)
@@ -163,11 +168,37 @@ def train_step(
     return new_state, metrics | {"grad_norm": optax.tree.norm(grads)}
 
 
+def agreement(
+    student: Float[Array, "b c"], teacher: Float[Array, "b c"]
+) -> dict[str, Shaped[Array, " b"]]:
+    """How a student's logits agree with its teacher's, per example.
+
+    `teacher_agreement`: both decide for the same class. `teacher_kl`: KL(teacher ||
+    student) in nats, and `teacher_cosine`: the cosine similarity of the probabilities,
+    both at temperature 1 whatever that of the loss.
+    """
+    same = jnp.argmax(student, axis=-1) == jnp.argmax(teacher, axis=-1)
+    return {
+        "teacher_agreement": same,
+        "teacher_kl": losses.soft_distillation(student, teacher, tau=1.0),
+        "teacher_cosine": 1 - losses.cosine_distillation(student, teacher, tau=1.0),
+    }
+
+
 def eval_step(
-    params, images: UInt8[Array, "b h w 3"], *, model, mean, std
-) -> dict[str, Float[Array, "b c"]]:
-    """Logits of every head; nothing is dropped."""
-    return model.apply({"params": params}, normalise(images, mean, std))
+    params, images: UInt8[Array, "b h w 3"], *, model, mean, std, token_cosine=False
+) -> dict[str, Float[Array, "b ..."]]:
+    """Logits of every head, [b, C]; nothing is dropped.
+
+    With `token_cosine`, a model that has a distillation token also gives, under that
+    name, the cosine similarity of its two tokens after the last norm, [b].
+    """
+    images = normalise(images, mean, std)
+    if not (token_cosine and model.distilled):
+        return model.apply({"params": params}, images)
+    logits, sown = model.apply({"params": params}, images, mutable=["intermediates"])
+    tokens = (sown["intermediates"][f"{h}_token"][0] for h in ("class", "distill"))
+    return logits | {"token_cosine": optax.losses.cosine_similarity(*tokens)}
 
 
 def replicate(state: TrainState, devices: Sequence[jax.Device]) -> TrainState:
@@ -197,7 +228,7 @@ def pmap_train_step(devices: Sequence[jax.Device], **statics) -> Callable:
 
 
 def pmap_eval_step(devices: Sequence[jax.Device], **statics) -> Callable:
-    """`eval_step` over `devices`: (params, images [d, b, ...]) -> logits [d, b, C]."""
+    """`eval_step` over `devices`: (params, images [d, b, ...]) -> values [d, b, ...]."""
     return jax.pmap(
         functools.partial(eval_step, **statics),
         axis_name=AXIS,

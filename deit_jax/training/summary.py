@@ -3,21 +3,43 @@
 import importlib.metadata
 import json
 import platform
+import re
+import textwrap
 from pathlib import Path
 
 from deit_jax.files import replace_file
 from deit_jax.training.progress import clock
 
 SUMMARY = "summary.json"
+# Of the final table: the metric, its title and its format.
+COLUMNS = (
+    ("loss", "loss", ".4f"),
+    ("top1", "top-1", ".2%"),
+    ("top5", "top-5", ".2%"),
+    ("f1", "F1", ".4f"),
+    ("auc", "AUC", ".4f"),
+    ("ece", "ECE", ".4f"),
+)
 
 
 def write(workdir: Path, facts: dict) -> dict:
     """Adds the versions to `facts`, writes and prints them; returns what it wrote."""
     versions = {p: importlib.metadata.version(p) for p in ("jax", "flax", "optax")}
     summary = facts | {"versions": {"python": platform.python_version()} | versions}
-    replace_file(workdir / SUMMARY, json.dumps(summary, indent=1) + "\n")
+    replace_file(workdir / SUMMARY, _encode(summary) + "\n")
     show(summary, workdir)
     return summary
+
+
+def _encode(summary: dict) -> str:
+    """JSON with one line for each list of plain values, such as a confusion's row."""
+    text = json.dumps(summary, indent=1)
+    # A line end is never part of a string here, so no string can change.
+    return re.sub(
+        r"\[\n *([^\[\]{}]*?)\n *\]",
+        lambda match: "[" + re.sub(r"\n *", " ", match[1]) + "]",
+        text,
+    )
 
 
 def read(workdir: Path) -> dict | None:
@@ -35,13 +57,29 @@ def show(summary: dict, workdir: Path) -> None:
         f"{summary['steps']:,}, {clock(summary['seconds'])} of training"
         + (f" at {rate:,.0f} images/s" if rate else "")
     )
-    print(f"{'weights':<10}{'head':<10}{'loss':>9}{'top-1':>9}{'top-5':>9}")
-    for key, weights in (("eval", "raw"), ("eval_ema", "EMA")):
-        for head, values in summary.get(key, {}).items():
-            print(
-                f"{weights:<10}{head:<10}{values['loss']:>9.4f}"
-                f"{100 * values['top1']:>8.2f}%{100 * values['top5']:>8.2f}%"
-            )
+    scored = [
+        (weights, head, values)
+        for key, weights in (("eval", "raw"), ("eval_ema", "EMA"))
+        for head, values in summary.get(key, {}).items()
+        if isinstance(values, dict)
+    ]
+    columns = [
+        column
+        for column in COLUMNS
+        if all(column[0] in values for _, _, values in scored)
+    ]
+    print(
+        f"{'weights':<10}{'head':<10}"
+        + "".join(f"{title:>9}" for _, title, _ in columns)
+    )
+    for weights, head, values in scored:
+        print(
+            f"{weights:<10}{head:<10}"
+            + "".join(f"{values[name]:>9{form}}" for name, _, form in columns)
+        )
+    if absent := summary.get("absent_classes"):
+        names = textwrap.shorten(", ".join(absent), 200, placeholder=" ...")
+        print(f"no images of {len(absent)} classes, left out of F1 and AUC: {names}")
     print(
         f"\nSummary  {workdir / SUMMARY}\nCurves   tensorboard --logdir={workdir}",
         flush=True,
@@ -52,6 +90,10 @@ def headline(results: dict) -> str:
     """Top-1 of every head in one line, for `{"eval": {"class": {...}}}`."""
     parts = []
     for prefix, per_head in results.items():
-        scores = "  ".join(f"{h} {v['top1']:.4f}" for h, v in per_head.items())
+        scores = "  ".join(
+            f"{head} {values['top1']:.4f}"
+            for head, values in per_head.items()
+            if isinstance(values, dict)
+        )
         parts.append(f"{prefix} top-1: {scores}")
     return "  ".join(parts)

@@ -1,0 +1,1 @@
+"""Runs side by side: reading them, drawing them, and laying them out on a page."""
