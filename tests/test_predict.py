@@ -8,9 +8,9 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import run_directories
 from PIL import Image
 
-import run_directories
 from deit_jax import predict, trained_model
 from deit_jax.data import crops, sources
 from deit_jax.errors import InputError

@@ -1,0 +1,113 @@
+"""Attention maps: what they are computed from, and the pictures of them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import run_directories
+from PIL import Image
+
+from deit_jax import attention
+from deit_jax.errors import InputError
+from deit_jax.models import attention_maps, variants
+from deit_jax.training.checkpoint import abstract_params
+
+
+def bright_patch_seeker(model):
+    """Parameters with which every head of every block attends to bright patches.
+
+    A bright patch is embedded off the zero vector and so has a norm of its own, which
+    is the key; the class token's query asks for it. All values are zero, so that
+    every block sees the same.
+    """
+    params = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), abstract_params(model))
+    params["cls_token"][0, 0, 1] = 1
+    params["patch_embed"]["proj"]["kernel"][..., 0] = 1
+    if model.distilled:
+        params["dist_token"][0, 0, 0] = 1  # a bright patch to the keys, no query
+    head_dim = model.width // model.num_heads
+    for block in range(model.depth):
+        block = params[f"blocks_{block}"]
+        block["norm1"]["scale"][:] = 1
+        kernel = block["attn"]["qkv"]["kernel"]
+        for head in range(model.num_heads):
+            kernel[1, head * head_dim] = 1
+            kernel[0, model.width + head * head_dim] = 1
+    return params
+
+
+@pytest.mark.parametrize("family", ["vit_nano", "deit_nano_distilled"])
+def test_the_map_is_bright_where_the_token_looks(family):
+    model = variants.create(f"{family}_patch8_32", num_classes=2)
+    image = np.zeros((1, 32, 32, 3), np.float32)
+    image[0, 8:16, 24:32] = 1  # the patch in row 1, column 3
+    maps, logits = attention_maps.attention_maps(
+        model, bright_patch_seeker(model), jnp.asarray(image)
+    )
+    tokens = 1 + model.distilled
+    assert maps.heads.shape == (1, tokens, 3, 4, 4)
+    assert maps.rollout.shape == (1, tokens, 4, 4)
+    for one in [*maps.heads[0, 0], maps.rollout[0, 0]]:
+        assert np.unravel_index(one.argmax(), one.shape) == (1, 3)
+        assert one[1, 3] > 2 * np.sort(np.ravel(one))[-2]
+    if model.distilled:  # asks for next to nothing: the same attention everywhere
+        np.testing.assert_allclose(maps.heads[0, 1], 1 / 18, rtol=0.2)
+    assert set(logits) == set(model.heads)
+
+
+def test_rollout_is_the_product_of_the_blocks():
+    random = np.random.default_rng(0)
+    blocks = random.dirichlet(np.ones(5), (3, 2, 4, 5))  # [depth, B, H, N, N]
+    got = attention_maps.rollout([jnp.asarray(b, jnp.float32) for b in blocks])
+    for image in range(2):
+        first, second, third = (
+            (b[image].mean(0) + np.eye(5)) / 2 for b in blocks.astype(np.float64)
+        )
+        np.testing.assert_allclose(got[image], third @ second @ first, atol=1e-6)
+    np.testing.assert_allclose(got.sum(-1), 1, rtol=1e-5)
+
+
+def test_a_picture_a_file(tmp_path, capsys):
+    run_directories.make(tmp_path / "run")
+    random = np.random.default_rng(0)
+    for name in ("a/7.png", "b/7.png", "a/8.png"):
+        path = tmp_path / "pictures" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (40, 50, 3), np.uint8)).save(path)
+    (tmp_path / "pictures" / "bad.png").write_bytes(b"x")
+    out = tmp_path / "maps"
+    unreadable = attention.draw(tmp_path / "run", [tmp_path / "pictures"], out)
+    assert unreadable == 1
+    assert "bad.png is not a picture" in capsys.readouterr().err
+    assert sorted(p.name for p in out.iterdir()) == ["7-2.png", "7.png", "8.png"]
+    with Image.open(out / "7.png") as picture:
+        assert picture.width > 2 * picture.height > 200
+
+
+def test_the_figure_shows_every_head_of_every_token():
+    random = np.random.default_rng(0)
+    view = random.integers(0, 256, (32, 32, 3), np.uint8)
+    heads, rollout = random.random((2, 3, 4, 4)), random.random((2, 4, 4))
+    figure = attention.plot(
+        view, heads, rollout, {"class": "cat 90%", "distill": "dog 60%"}, title="a.png"
+    )
+    panels = np.reshape(figure.axes, (2, 5))
+    assert [p.get_ylabel() for p in panels[:, 0]] == [
+        "class token",
+        "distillation token",
+    ]
+    assert [p.get_title() for p in panels[:, 0]] == ["cat 90%", "dog 60%"]
+    for row in range(2):
+        np.testing.assert_array_equal(panels[row, 0].images[0].get_array(), view)
+        shown = [panel.images[1].get_array() for panel in panels[row, 1:]]
+        np.testing.assert_array_equal(shown[:3], heads[row])
+        np.testing.assert_array_equal(shown[3], rollout[row])
+    assert panels[0, 1].get_title().startswith("head 1, max ")
+    assert panels[1, 4].get_title().startswith("rollout, max ")
+
+
+def test_refuses_a_file_as_out(tmp_path):
+    run_directories.make(tmp_path / "run")
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
+    with pytest.raises(InputError, match=r"a\.png cannot be written: File exists"):
+        attention.draw(tmp_path / "run", [tmp_path / "a.png"], tmp_path / "a.png")
