@@ -117,8 +117,8 @@ def _base() -> ConfigDict:
     config.epochs = 100.0
     # Images a step, over all devices.
     config.batch_size = 128
-    # Fine-tuning: the run directory or file of weights that training starts from; empty:
-    # from scratch. Once there is a checkpoint it is not read again.
+    # Fine-tuning: the run directory or file of weights that training starts from;
+    # empty: from scratch. Once the run has a checkpoint it is not read again.
     config.init_from = ""
 
     config.dataset = ConfigDict()
@@ -151,10 +151,13 @@ def _base() -> ConfigDict:
     # Initial standard deviation of the position embeddings, 0.02 in DeiT. Larger ones
     # are heard beside the patches from the start, which short schedules need.
     config.model.position_std = 0.02
-    # How init_from's position embeddings become those of another image size: bicubic, as
-    # the published code of DeiT resized those of its 384 px models, or
-    # bicubic_antialias, as timm does today.
+    # How init_from's position embeddings become those of another image size: bicubic,
+    # as in the code of DeiT, so that its recipes start where theirs do, or
+    # bicubic_antialias, as in timm.
     config.model.position_resize = "bicubic"
+    # Whether init_from's heads are kept. Unset: where its classes have the names of
+    # this run's, or are only numbered and as many.
+    config.model.keep_heads = placeholder(bool)
     # Dropout, 0 in DeiT.
     config.model.dropout = 0.0
 

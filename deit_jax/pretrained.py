@@ -8,6 +8,12 @@ from deit_jax.errors import InputError
 from deit_jax.models import transfer
 from deit_jax.models.vit import VisionTransformer
 from deit_jax.training import checkpoint, model_card
+from deit_jax.weights import load as weights
+
+EXPECTED = (
+    "a run directory (runs/...), a file of weights (.safetensors, .pth), timm:NAME or "
+    "hf:ID"
+)
 
 
 def check(init_from: str | None, workdir: str | os.PathLike) -> None:
@@ -25,45 +31,14 @@ def check(init_from: str | None, workdir: str | os.PathLike) -> None:
     """
     if init_from is None:
         raise InputError(
-            "this recipe fine-tunes a trained model. Say which: --config.init_from="
-            "DIR_OR_FILE, a run directory (runs/...) or a file of weights of timm or "
-            "Hugging Face (.safetensors, .pth)."
+            "this recipe fine-tunes a trained model, which is not given. Set "
+            f"--config.init_from to {EXPECTED}."
         )
     if init_from and Path(init_from).resolve() == Path(workdir).resolve():
         raise InputError(
             f"init_from={init_from} is this run's own directory. A rerun of its "
-            "command without init_from resumes it; to fine-tune its model, give "
-            "another --workdir."
+            "command resumes it; to fine-tune its model, give another --workdir."
         )
-
-
-def load(path: str | os.PathLike) -> tuple[dict, model_card.ModelCard, list[str]]:
-    """Reads a trained model.
-
-    Args:
-      path: A run directory, of which the raw parameters of the newest checkpoint are
-        taken, or what `weights.load.load` reads.
-
-    Returns:
-      The parameters as NumPy arrays, the card of their model, and what there is to
-      say of the reading, in sentences.
-
-    Raises:
-      InputError: There is nothing at `path`, or no whole model.
-    """
-    if not Path(path).exists():
-        raise InputError(
-            f"init_from={path} does not exist. Expected a run directory (runs/...) or "
-            "a file of weights (.safetensors, .pth)."
-        )
-    if (Path(path) / model_card.MODEL).is_file():
-        card = model_card.read(path)
-        params, step = checkpoint.load_params(path, card.create_model())
-        return params, card, [f"its step is {step:,}"]
-    from deit_jax.weights import load as weights
-
-    loaded = weights.load(path)
-    return loaded.params, loaded.card, list(loaded.notes)
 
 
 def initial_params(
@@ -75,31 +50,31 @@ def initial_params(
     mean: Sequence[float],
     std: Sequence[float],
     position_resize: str,
+    keep_heads: bool | None = None,
 ) -> tuple[dict, list[str]]:
     """The parameters at `path`, adapted to `model` by `models.transfer.adapt`.
 
-    Heads are kept where the classes have the same names in the same order, or where
-    the source only numbers as many classes, as files of weights do.
-
     Args:
-      path: As in `load`.
+      path: A run directory, of which the raw parameters of the newest checkpoint are
+        taken, or whatever `weights.load.load` reads.
       fresh: Initial parameters of `model`.
       class_names: Of the run.
       mean: Of the run's pixels, 0 .. 1.
       std: As `mean`.
       position_resize: As in `models.position.resize`.
+      keep_heads: None keeps them where the classes have the same names in the same
+        order, or where the source only numbers as many, as files of weights do.
 
     Returns:
       The parameters, and in sentences where they come from and what was changed.
 
     Raises:
-      InputError: As in `load`, or the models do not go together.
+      InputError: There is nothing at `path`, or no whole model, or one that does not
+        go together with `model`.
     """
-    params, card, notes = load(path)
-    names, numbers = card.class_names, tuple(map(str, range(card.num_classes)))
-    same = names == tuple(class_names)
-    keep_heads = same or (names == numbers and len(names) == len(class_names))
     try:
+        params, card, notes = _load(str(path))
+        keep_heads, why = _keep_heads(keep_heads, card.class_names, tuple(class_names))
         params, changes = transfer.adapt(
             params,
             fresh,
@@ -115,18 +90,41 @@ def initial_params(
         f"{card.num_classes} classes",
         *notes,
         *changes,
+        *([f"the head stays: {why}"] if keep_heads else []),
     ]
-    if same:
-        lines.append("the classes are the same and the head stays")
-    elif keep_heads:
+    theirs, ours = (card.mean, card.std), (tuple(mean), tuple(std))
+    if theirs != ours:
         lines.append(
-            f"the head stays: the source only numbers its {len(names)} classes, which "
-            "are taken to be this run's"
+            "pixels are normalised with mean {} and std {}, the source's were with {} "
+            "and {}: see dataset.mean and .std".format(*ours, *theirs)
         )
-    for field, theirs, ours in (("mean", card.mean, mean), ("std", card.std, std)):
-        if tuple(theirs) != tuple(ours):
-            lines.append(
-                f"pixels have another {field} than the source's: dataset.{field} is "
-                f"{tuple(ours)}, the source's is {tuple(theirs)}"
-            )
     return params, lines
+
+
+def _load(path: str) -> tuple[dict, model_card.ModelCard, list[str]]:
+    """The parameters, the card, and sentences on the reading."""
+    if not path.startswith(("timm:", "hf:")) and not Path(path).exists():
+        raise InputError(f"it does not exist. Expected {EXPECTED}.")
+    if any((Path(path) / name).exists() for name in (model_card.MODEL, "checkpoints")):
+        card = model_card.read(path)
+        params, step = checkpoint.load_params(path, card.create_model())
+        return params, card, [f"its parameters are those of step {step:,}"]
+    loaded = weights.load(path)
+    return loaded.params, loaded.card, list(loaded.notes)
+
+
+def _keep_heads(
+    wanted: bool | None, source: tuple[str, ...], run: tuple[str, ...]
+) -> tuple[bool, str]:
+    """Whether the heads for the classes `source` answer for those of `run`, and why."""
+    if wanted and len(source) != len(run):
+        raise InputError(
+            f"model.keep_heads=True, but it has {len(source):,} classes and this run "
+            f"{len(run):,}. Leave keep_heads unset, or set it to False, for new heads."
+        )
+    if wanted is not None:
+        return wanted, "model.keep_heads=True"
+    if source == run:
+        return True, "the classes are the same"
+    numbered = source == tuple(map(str, range(len(run))))
+    return numbered, f"the source only numbers its {len(source):,} classes"

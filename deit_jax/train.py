@@ -141,6 +141,7 @@ def train_and_evaluate(config, workdir, *, config_file: str = "<config>") -> dic
             mean=config.dataset.mean,
             std=config.dataset.std,
             position_resize=config.model.position_resize,
+            keep_heads=config.model.keep_heads,
         )
         # The optimizer's state is that of step 0, whatever the parameters are.
         train_state = train_state.replace(

@@ -7,7 +7,7 @@ import ml_collections
 import pytest
 from flax.traverse_util import flatten_dict
 
-from configs import deit, study, vit
+from configs import deit, finetune, study, vit
 from deit_jax.data.augment import recipes
 from deit_jax.models import variants
 from deit_jax.student import student_views
@@ -19,6 +19,11 @@ PICTURES = types.SimpleNamespace(image_shape=None)
 SMALL = types.SimpleNamespace(image_shape=(32, 32, 3))
 RECIPES = [(module, name) for module in (deit, vit) for name in deit.DATASETS]
 RECIPES += [(study, name) for name in study.MODELS]
+RECIPES += [
+    (finetune, name + suffix)
+    for name in finetune.RECIPES
+    for suffix in ("", "_distilled")
+]
 
 
 @pytest.mark.parametrize(("module", "argument"), RECIPES)
@@ -29,7 +34,9 @@ def test_every_recipe_names_a_model_and_survives_json(module, argument):
     assert config.to_json()
 
 
-@pytest.mark.parametrize(("module", "known"), [(deit, "digits"), (study, "vit")])
+@pytest.mark.parametrize(
+    ("module", "known"), [(deit, "digits"), (study, "vit"), (finetune, "folder")]
+)
 def test_an_unknown_argument_lists_the_known(module, known):
     with pytest.raises(ValueError, match=f"Known: .*{known}"):
         module.get_config("imagenett")
@@ -99,6 +106,64 @@ def test_imagenet_is_the_papers_recipe():
     assert settings.flip
     assert not any(settings.color_jitter)
     assert (config.distillation.kind, config.distillation.alpha) == ("hard", 0.5)
+
+
+def test_384_px_is_the_recipe_of_the_references_readme():
+    config = finetune.get_config("imagenet384")
+    assert differing(config, vit.get_config("imagenet")) == {
+        "init_from",
+        "epochs",
+        "batch_size",
+        "dataset.eval_crop_ratio",
+        "model.variant",
+        "optimizer.learning_rate",
+        "optimizer.weight_decay",
+        "schedule.min_learning_rate",
+    }
+    assert (config.epochs, config.batch_size) == (30.0, 512)
+    assert config.optimizer.learning_rate == config.schedule.min_learning_rate == 5e-6
+    assert config.optimizer.reference_batch_size == 512
+    assert config.optimizer.weight_decay == 1e-8
+    assert variants.VARIANTS[config.model.variant]["image_size"] == 384
+
+
+def test_cifar10_is_what_the_authors_say_in_issue_45():
+    config = finetune.get_config("cifar10")
+    assert (config.epochs, config.batch_size) == (1000.0, 768)
+    assert config.optimizer.name == "sgd"
+    assert config.optimizer.learning_rate == 1e-2
+    assert config.optimizer.weight_decay == 1e-4
+    assert config.model.drop_path == 0
+    settings = student_views(config, SMALL).settings
+    assert settings.erase_probability == 0
+    assert settings.randaugment == "rand-m9-mstd0.5-inc1"
+    assert (settings.mixup, settings.cutmix) == (0.8, 1.0)
+    assert settings.crop_padding == 0  # 32 px become 224: a random part is resized
+    assert config.dataset.mean == deit.IMAGENET_MEAN
+
+
+@pytest.mark.parametrize("name", finetune.RECIPES)
+def test_fine_tuning_with_a_teacher_is_the_same_recipe(name):
+    plain, distilled = (
+        finetune.get_config(name),
+        finetune.get_config(name + "_distilled"),
+    )
+    assert plain.distillation.kind == "none"
+    assert distilled.distillation.kind != "none"
+    assert "_distilled" in distilled.model.variant
+    assert differing(plain, distilled) == {
+        "model.variant",
+        "distillation.kind",
+        "distillation.head",
+        "distillation.logits_dir",
+    }
+
+
+def test_fine_tuning_asks_for_what_to_start_from():
+    config = finetune.get_config("folder")
+    assert config.init_from is None
+    config.init_from = "runs/deit-digits"
+    assert deit.get_config("folder").init_from == ""
 
 
 def test_images_of_the_models_size_are_padded_and_others_resized():

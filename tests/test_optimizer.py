@@ -1,13 +1,20 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import timm
 import torch
+from flax.traverse_util import flatten_dict
+from timm.optim import param_groups_layer_decay
 
 from deit_jax.errors import InputError
 from deit_jax.models import variants
-from deit_jax.training import optimizer
+from deit_jax.training import checkpoint, optimizer
+
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 def trajectory(transformation, start, gradients):
@@ -84,6 +91,78 @@ def test_masked_parameters_do_not_decay():
     np.testing.assert_array_equal(updates["bias"], 0)
 
 
+@pytest.mark.parametrize(
+    "variant", ["deit_tiny_distilled_patch16_224", "vit_tiny_patch16_224"]
+)
+def test_layer_scales_are_timms(variant):
+    params = checkpoint.abstract_params(variants.create(variant, num_classes=10))
+    ours = {
+        re.sub("kernel$|scale$", "weight", path.replace("blocks_", "blocks.")): scale
+        for path, scale in flatten_dict(
+            optimizer.layer_scales(params, 0.75), sep="."
+        ).items()
+    }
+    with torch.device("meta"):
+        reference = timm.create_model(variant, num_classes=10)
+    names = {id(parameter): name for name, parameter in reference.named_parameters()}
+    timms = {
+        names[id(parameter)]: group["lr_scale"]
+        for group in param_groups_layer_decay(reference, layer_decay=0.75)
+        for parameter in group["params"]
+    }
+    assert ours == timms
+    assert timms["head.weight"] == 1
+    assert timms["blocks.0.norm1.bias"] == pytest.approx(0.75**12)
+
+
+LAYERS = ["cls_token", "patch_embed", "blocks_0", "blocks_1", "norm", "head"]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"name": "adamw", "weight_decay": 0.5},
+        {"name": "sgd", "weight_decay": 0.5, "clip_norm": 1.0},
+    ],
+)
+def test_layer_decay_multiplies_the_learning_rate_of_each_layer(settings):
+    """As timm does: a group of torch's optimizer for each layer, with its own rate."""
+    rng = np.random.default_rng(0)
+    start = {name: {"kernel": rng.normal(size=3).astype("f4")} for name in LAYERS}
+    start["cls_token"] = start["cls_token"]["kernel"]
+    leaves = jax.tree.map(lambda x: torch.nn.Parameter(torch.tensor(x)), start)
+    scales = dict(zip(LAYERS, (1 / 8, 1 / 8, 1 / 4, 1 / 2, 1 / 2, 1), strict=True))
+    groups = [
+        {
+            "params": jax.tree.leaves(leaves[name]),
+            "lr": 0.01 * scales[name],
+            "weight_decay": 0 if name == "cls_token" else settings["weight_decay"],
+        }
+        for name in LAYERS
+    ]
+    reference = (
+        torch.optim.AdamW(groups)
+        if settings["name"] == "adamw"
+        else torch.optim.SGD(groups, 0.01, momentum=0.9, nesterov=True)
+    )
+    created = optimizer.create(learning_rate=0.01, layer_decay=0.5, **settings)
+    params = jax.tree.map(jnp.asarray, start)
+    opt_state = created.init(params)
+    for _ in range(5):
+        gradient = jax.tree.map(lambda x: rng.normal(size=x.shape).astype("f4"), start)
+        updates, opt_state = created.update(gradient, opt_state, params)
+        params = optax.apply_updates(params, updates)
+        for leaf, value in zip(
+            jax.tree.leaves(leaves), jax.tree.leaves(gradient), strict=True
+        ):
+            leaf.grad = torch.tensor(value)
+        if "clip_norm" in settings:
+            torch.nn.utils.clip_grad_norm_(jax.tree.leaves(leaves), 1.0)
+        reference.step()
+    for got, leaf in zip(jax.tree.leaves(params), jax.tree.leaves(leaves), strict=True):
+        np.testing.assert_allclose(got, leaf.detach().numpy(), atol=2e-6)
+
+
 def test_warmup_then_cosine():
     schedule = optimizer.warmup_cosine(
         1.0, total_steps=110, warmup_steps=10, min_learning_rate=0.1
@@ -116,6 +195,14 @@ def test_learning_rate_scales_with_the_batch(reference, expected):
         (
             lambda: optimizer.create("adam", 0.1, weight_decay=0.1),
             "no meaning for adam",
+        ),
+        (
+            lambda: optimizer.create("adamw", 0.1, layer_decay=0.0),
+            "optimizer.layer_decay=0.0: expected above 0 and at most 1",
+        ),
+        (
+            lambda: optimizer.create("adamw", 0.1, layer_decay=1.1),
+            "optimizer.layer_decay=1.1: expected above 0 and at most 1",
         ),
         (
             lambda: optimizer.warmup_cosine(1.0, total_steps=10, warmup_steps=10),

@@ -56,7 +56,7 @@ def decay_mask(params) -> dict:
 
 
 def layer_scales(params, layer_decay: float) -> dict:
-    """Factor on the learning rate of every parameter, as BEiT fine-tunes (arXiv 2106.08254).
+    """Factor on the learning rate of every parameter, after BEiT (arXiv 2106.08254).
 
     Layer 0 is the patch projection, the tokens and the positions; block i, from 0, is
     layer i + 1, and the last one shares its layer with the final norm, as in timm's

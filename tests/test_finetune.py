@@ -1,0 +1,280 @@
+"""Training that starts from trained weights: what it takes over, says and refuses."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import deit, vit
+from deit_jax import pretrained, train
+from deit_jax.data import sources
+from deit_jax.distillation import teacher_logits, teacher_views, teacher_writer
+from deit_jax.errors import InputError
+from deit_jax.models import variants
+from deit_jax.training import checkpoint, model_card, state, step
+from deit_jax.weights import files, timm
+
+DIGITS = tuple("0123456789")
+VIT, DEIT = "vit_nano_patch8_32", "deit_nano_distilled_patch8_32"
+
+
+def short(config):
+    """Of digits or of a folder: two steps."""
+    config.epochs = 1.0
+    config.batch_size = 16
+    config.dataset.workers = 0
+    config.eval.batch_size = 32
+    config.eval.every_epochs = 0.0
+    config.checkpoint.every_steps = 1
+    config.schedule.warmup_epochs = 0.0
+    if config.dataset.name == "digits":
+        config.dataset.train_split = "train[:32]"
+        config.dataset.eval_split = "test[:32]"
+    return config
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """A teacher that knows the labels of 32 digits."""
+    source = sources.load("digits", "train[:32]")
+    directory = tmp_path_factory.mktemp("cache")
+    writer = teacher_writer.Writer(
+        directory,
+        {
+            "source": teacher_logits.describe_source(source),
+            "views": teacher_views.describe("plain", 1, None),
+            "logits": {"top_k": None, "tau": None},
+            "teacher": {"arch": "oracle", "top1": 1.0, "top1_split": "test"},
+        },
+    )
+    writer.append(5 * np.eye(source.num_classes)[source.labels])
+    writer.finish()
+    return directory
+
+
+def distilled(cache):
+    config = short(deit.get_config("digits"))
+    config.distillation.view = "plain"
+    config.distillation.logits_dir = str(cache)
+    return config
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, cache):
+    """A distilled DeiT on digits, after two steps, and its summary."""
+    workdir = tmp_path_factory.mktemp("runs") / "deit-digits"
+    return workdir, train.train_and_evaluate(distilled(cache), workdir)
+
+
+def unchanging(config, source):
+    """The same run from other weights, which never move."""
+    config.init_from = str(source)
+    config.optimizer.learning_rate = 0.0
+    config.optimizer.layer_decay = 0.75
+    config.schedule.min_learning_rate = 0.0
+    return config
+
+
+def test_starts_from_the_weights_and_resumes_without_them(
+    trained, cache, tmp_path, monkeypatch, capsys
+):
+    workdir, before = trained
+    source = shutil.copytree(workdir, tmp_path / "source")
+    config = unchanging(distilled(cache), source)
+    real, calls = step.pmap_train_step, []
+
+    def dies_in_its_second_step(*args, **kwargs):
+        mapped = real(*args, **kwargs)
+
+        def one(*step_args):
+            calls.append(None)
+            if len(calls) == 2:
+                raise KeyboardInterrupt
+            return mapped(*step_args)
+
+        return one
+
+    monkeypatch.setattr(step, "pmap_train_step", dies_in_its_second_step)
+    with pytest.raises(KeyboardInterrupt):
+        train.train_and_evaluate(config, tmp_path / "run")
+    assert f"starts from {source}: {DEIT}" in capsys.readouterr().out
+    monkeypatch.undo()
+    shutil.rmtree(source)
+    after = train.train_and_evaluate(config, tmp_path / "run")
+    assert after["resumed_at_step"] == 1
+    assert "starts from" not in capsys.readouterr().out
+    assert after["eval"] == before["eval"]
+    for head, scores in after["eval_ema"].items():
+        assert scores["loss"] == pytest.approx(before["eval"][head]["loss"], rel=1e-5)
+
+
+def test_another_source_is_another_run(trained, cache, tmp_path):
+    config = unchanging(distilled(cache), trained[0])
+    shutil.copytree(trained[0], tmp_path / "run")
+    with pytest.raises(InputError, match=r"init_from: '' -> '.*deit-digits'"):
+        train.train_and_evaluate(config, tmp_path / "run")
+
+
+def test_pictures_at_another_size_and_back_to_digits(
+    trained, cache, folder, tmp_path, capsys
+):
+    config = short(vit.get_config("folder"))
+    config.dataset.name = folder
+    config.dataset.image_size = 48
+    config.model.variant = VIT
+    config.init_from = str(trained[0])
+    summary = train.train_and_evaluate(config, tmp_path / "pictures")
+    assert set(summary["eval"]) == {"class"}
+    assert np.isfinite(summary["eval"]["class"]["loss"])
+    card = model_card.read(tmp_path / "pictures")
+    assert (card.image_size, card.class_names) == (48, ("bright", "dark"))
+    out = capsys.readouterr().out
+    assert "the distillation token, its position and its head are dropped" in out
+    assert "resized from 4 x 4 to 6 x 6 patches (bicubic)" in out
+    assert "the head is new: 2 classes, not 10" in out
+    assert "the source's were with (0.305" in out
+
+    config = distilled(cache)
+    config.init_from = str(tmp_path / "pictures")
+    summary = train.train_and_evaluate(config, tmp_path / "digits")
+    assert set(summary["eval"]) == {"class", "distill", "mean"}
+    assert np.isfinite(summary["eval"]["distill"]["loss"])
+    out = capsys.readouterr().out
+    assert "a distillation token is added" in out
+    assert "resized from 6 x 6 to 4 x 4" in out
+    assert "the heads are new: 10 classes, not 2" in out
+
+
+@pytest.fixture
+def source(tmp_path):
+    """A run directory of random parameters, and these."""
+
+    def make(variant=VIT, class_names=DIGITS):
+        card = model_card.ModelCard(
+            variant=variant,
+            image_size=variants.VARIANTS[variant]["image_size"],
+            class_names=class_names,
+            mean=(0.5,) * 3,
+            std=(0.5,) * 3,
+            crop_ratio=1.0,
+        )
+        params = random_params(card.create_model())
+        workdir = tmp_path / "source"
+        workdir.mkdir()
+        model_card.write(workdir, card)
+        checkpoints = checkpoint.Checkpoints(workdir, keep=1)
+        checkpoints.save(state.TrainState(jnp.asarray(7), params, (), None), {})
+        checkpoints.close()
+        return workdir, params
+
+    return make
+
+
+def random_params(model, seed=0):
+    random = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda x: random.normal(size=x.shape).astype(np.float32),
+        checkpoint.abstract_params(model),
+    )
+
+
+def start(path, variant=VIT, class_names=DIGITS, **options):
+    """(initial parameters, sentences, fresh parameters)."""
+    model = variants.create(variant, num_classes=len(class_names))
+    fresh = random_params(model, seed=1)
+    settings = {
+        "class_names": class_names,
+        "mean": (0.5,) * 3,
+        "std": (0.5,) * 3,
+        "position_resize": "bicubic",
+    }
+    got = pretrained.initial_params(path, model, fresh, **settings | options)
+    return *got, fresh
+
+
+ANIMALS = ("ant", "bee", "cat")
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "keep", "kept", "sentence"),
+    [
+        (ANIMALS, ANIMALS, None, True, "the head stays: the classes are the same"),
+        (("0", "1", "2"), ANIMALS, None, True, "the source only numbers its 3 classes"),
+        (("ant", "bee", "dog"), ANIMALS, None, False, "the head is new: 3 other"),
+        (ANIMALS[::-1], ANIMALS, None, False, "the head is new: 3 other classes"),
+        (ANIMALS, ("0", "1", "2"), None, False, "the head is new: 3 other classes"),
+        (ANIMALS, DIGITS, None, False, "the head is new: 10 classes, not 3"),
+        (("a", "b", "c"), ANIMALS, True, True, "stays: model.keep_heads=True"),
+        (ANIMALS, ANIMALS, False, False, "the head is new: 3 other classes"),
+    ],
+)
+def test_heads_stay_for_the_same_classes(source, theirs, ours, keep, kept, sentence):
+    path, params = source(class_names=theirs)
+    got, sentences, fresh = start(path, class_names=ours, keep_heads=keep)
+    expected = (params if kept else fresh)["head"]
+    jax.tree.map(np.testing.assert_array_equal, got["head"], expected)
+    assert sentences[0] == f"starts from {path}: {VIT}, 32 px, {len(theirs)} classes"
+    assert sentences[1] == "its parameters are those of step 7"
+    assert sentence in sentences[2]
+    assert len(sentences) == 3
+
+
+def test_a_file_of_weights_is_read_too(tmp_path):
+    params = random_params(variants.create(DEIT, num_classes=10))
+    path = tmp_path / "weights.safetensors"
+    files.write_safetensors(path, timm.from_flax(params))
+    got, sentences, _ = start(path, variant=DEIT)
+    jax.tree.map(np.testing.assert_array_equal, got, params)
+    assert any("the head stays" in sentence for sentence in sentences)
+    assert any("mean (0.5, 0.5, 0.5)" in sentence for sentence in sentences)
+
+
+def test_heads_of_another_number_of_classes_cannot_be_kept(source):
+    path, _ = source(class_names=ANIMALS)
+    with pytest.raises(InputError, match="it has 3 classes and this run 10"):
+        start(path, keep_heads=True)
+
+
+def test_another_model_is_refused(source):
+    path, _ = source(variant="vit_tiny_patch4_32")
+    with pytest.raises(InputError) as refused:
+        start(path)
+    assert str(refused.value).startswith(f"init_from={path}: the weights are those of")
+    assert "--config.model.variant=vit_tiny_patch4_32 or deit" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (shutil.rmtree, "does not exist. Expected a run directory"),
+        (lambda path: (path / "model.json").unlink(), "holds no model.json"),
+        (lambda path: shutil.rmtree(path / "checkpoints"), "no checkpoint yet"),
+        (lambda path: shutil.rmtree(path / "checkpoints" / "7" / "state"), "damaged"),
+    ],
+)
+def test_half_a_source_is_refused_by_name(source, damage, message):
+    path, _ = source()
+    damage(path)
+    with pytest.raises(InputError) as refused:
+        start(path)
+    assert str(refused.value).startswith(f"init_from={path}: ")
+    assert message in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["run", "run/../run/"])
+def test_a_run_does_not_start_from_itself(tmp_path, digits_config, name):
+    digits_config.init_from = f"{tmp_path}/{name}"
+    with pytest.raises(InputError, match=r"own directory.* another --workdir"):
+        train.train_and_evaluate(digits_config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_recipe_that_fine_tunes_asks_for_weights(tmp_path):
+    from configs import finetune
+
+    with pytest.raises(InputError, match=r"Set --config\.init_from to a run directory"):
+        train.train_and_evaluate(finetune.get_config("folder"), tmp_path / "run")
+    assert json.loads(finetune.get_config("folder").to_json_best_effort())

@@ -1,0 +1,134 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from deit_jax.errors import InputError
+from deit_jax.models import position, transfer, variants
+
+VIT, DEIT = "vit_nano_patch8_32", "deit_nano_distilled_patch8_32"
+
+
+def model_and_params(variant, seed=0, **options):
+    """With random numbers for parameters: none is 0, no two are the same."""
+    model = variants.create(variant, **{"num_classes": 3} | options)
+    images = jnp.zeros((1, model.image_size, model.image_size, 3), jnp.float32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
+    random = np.random.default_rng(seed)
+    return model, jax.tree.map(
+        lambda x: random.normal(size=x.shape).astype(np.float32), shapes
+    )
+
+
+def adapted(source_options, target_options, *, keep_heads=True, **options):
+    """(params, fresh, what `adapt` makes of them, its sentences)."""
+    source, params = model_and_params(**source_options)
+    target, fresh = model_and_params(seed=1, **target_options)
+    got, changes = transfer.adapt(
+        params, fresh, source=source, target=target, keep_heads=keep_heads, **options
+    )
+    assert jax.tree.map(np.shape, got) == jax.tree.map(np.shape, fresh)
+    assert {x.dtype for x in jax.tree.leaves(got)} == {np.dtype(np.float32)}
+    trunk = ("patch_embed", "cls_token", "norm", "blocks_0", "blocks_3")
+    for name in trunk:
+        jax.tree.map(np.testing.assert_array_equal, got[name], params[name])
+    return params, fresh, got, changes
+
+
+@pytest.mark.parametrize("variant", [VIT, DEIT])
+def test_the_same_model_is_not_changed(variant):
+    params, _, got, changes = adapted({"variant": variant}, {"variant": variant})
+    jax.tree.map(np.testing.assert_array_equal, got, params)
+    assert changes == []
+
+
+@pytest.mark.parametrize(
+    ("variant", "heads"), [(VIT, ["head"]), (DEIT, ["head", "head_dist"])]
+)
+@pytest.mark.parametrize("count", [3, 7])
+def test_other_classes_have_new_heads(variant, heads, count):
+    params, fresh, got, changes = adapted(
+        {"variant": variant},
+        {"variant": variant, "num_classes": count},
+        keep_heads=False,
+    )
+    for name in heads:
+        jax.tree.map(np.testing.assert_array_equal, got[name], fresh[name])
+    np.testing.assert_array_equal(got["pos_embed"], params["pos_embed"])
+    words = "7 classes, not 3" if count == 7 else "3 other classes"
+    assert changes == [
+        f"the {'heads are' if variant == DEIT else 'head is'} new: {words}"
+    ]
+
+
+@pytest.mark.parametrize("method", position.METHODS)
+@pytest.mark.parametrize(("variant", "prefix"), [(VIT, 1), (DEIT, 2)])
+def test_another_image_size_has_resized_positions(variant, prefix, method):
+    params, _, got, changes = adapted(
+        {"variant": variant},
+        {"variant": variant, "image_size": 48},
+        position_resize=method,
+    )
+    expected = position.resize(params["pos_embed"], 6, prefix=prefix, method=method)
+    np.testing.assert_array_equal(got["pos_embed"], expected)
+    np.testing.assert_array_equal(got["head"]["kernel"], params["head"]["kernel"])
+    (change,) = changes
+    assert f"from 4 x 4 to 6 x 6 patches ({method})" in change
+
+
+@pytest.mark.parametrize("keep_heads", [True, False])
+def test_a_distillation_token_starts_as_the_class_token(keep_heads):
+    params, fresh, got, changes = adapted(
+        {"variant": VIT}, {"variant": DEIT}, keep_heads=keep_heads
+    )
+    np.testing.assert_array_equal(got["dist_token"], params["cls_token"])
+    assert not np.shares_memory(got["dist_token"], got["cls_token"])
+    positions = got["pos_embed"]
+    np.testing.assert_array_equal(positions[:, 1], params["pos_embed"][:, 0])
+    np.testing.assert_array_equal(np.delete(positions, 1, axis=1), params["pos_embed"])
+    expected = params["head"] if keep_heads else fresh["head_dist"]
+    jax.tree.map(np.testing.assert_array_equal, got["head_dist"], expected)
+    assert changes[0].startswith("a distillation token is added")
+
+
+def test_a_distillation_token_is_dropped():
+    params, _, got, changes = adapted(
+        {"variant": DEIT}, {"variant": VIT, "image_size": 40}
+    )
+    np.testing.assert_array_equal(
+        got["pos_embed"],
+        position.resize(np.delete(params["pos_embed"], 1, axis=1), 5, prefix=1),
+    )
+    assert len(changes) == 2
+    assert changes[0].endswith("are dropped")
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "differ", "fitting"),
+    [
+        (
+            "deit_tiny_distilled_patch16_224",
+            "deit_small_patch16_384",
+            "width 192, num_heads 3; this run's has width 384, num_heads 6",
+            "vit_tiny_patch16_384 or deit_tiny_patch16_384",
+        ),
+        (
+            "vit_tiny_patch4_32",
+            "deit_tiny_distilled_patch16_224",
+            "patch_size 4; this run's has patch_size 16",
+            "deit_tiny_distilled_patch4_32",
+        ),
+        (
+            "vit_tiny_patch16_224",
+            "deit_nano_distilled_patch8_32",
+            "width 192, depth 12, patch_size 16; this run's has width 96, depth 4",
+            "deit_tiny_distilled_patch16_224",
+        ),
+    ],
+)
+def test_another_trunk_is_refused_with_what_fits(source, target, differ, fitting):
+    source, target = (variants.create(v, num_classes=3) for v in (source, target))
+    with pytest.raises(InputError) as refused:
+        transfer.adapt({}, {}, source=source, target=target, keep_heads=True)
+    assert differ in str(refused.value)
+    assert str(refused.value).endswith(f"--config.model.variant={fitting}.")
