@@ -8,6 +8,9 @@ from deit_jax.errors import InputError
 from deit_jax.models.variants import GRIDS, SIZES, VARIANTS
 
 
+LARGEST = 2**20  # classes, and patches; a file that claims more is not believed
+
+
 @dataclasses.dataclass(frozen=True)
 class Architecture:
     """What the shapes say.
@@ -46,9 +49,10 @@ def infer(
             "transformers) or no ViT. Give one with a classifier."
         )
     patches = _shape(shapes, roles["patches"], "width, 3, patch, patch", where)
-    positions = _shape(shapes, roles["positions"], "1, tokens, width", where)
-    num_classes, _ = _shape(shapes, roles["head"], "classes, width", where)
     width, _, patch_size, _ = patches
+    positions = _shape(shapes, roles["positions"], f"1, tokens, {width}", where)
+    head = _shape(shapes, roles["head"], f"classes, {width}", where)
+    num_classes, num_positions = head[0], positions[1]
     distilled = roles["distillation token"] in shapes
     start = roles["blocks"]
     depth = len({n[len(start) :].split(".")[0] for n in shapes if n.startswith(start)})
@@ -75,12 +79,17 @@ def infer(
             f"{where} holds a model that is not in this package: {words}. There are, "
             f"with and without the token:\n{there}"
         )
-    tokens = positions[1] - 1 - distilled
+    tokens = num_positions - 1 - distilled
     grid = math.isqrt(max(tokens, 0))
-    if grid * grid != tokens or not tokens:
+    if not 0 < grid * grid == tokens <= LARGEST:
         raise InputError(
-            f"{where}: {roles['positions']} has {positions[1]:,} entries. Expected "
+            f"{where}: {roles['positions']} has {num_positions:,} entries. Expected "
             f"{1 + distilled} and the patches of a square image."
+        )
+    if num_classes > LARGEST:
+        raise InputError(
+            f"{where}: {roles['head']} is for {num_classes:,} classes, more than "
+            f"{LARGEST:,}."
         )
     image_size = grid * patch_size
     distance = {name: abs(VARIANTS[name]["image_size"] - image_size) for name in found}
@@ -94,8 +103,14 @@ def infer(
 
 
 def _shape(shapes, name: str, meaning: str, where: str) -> tuple[int, ...]:
+    """The shape of a tensor, of which the rank and the last side are as expected."""
     found = shapes.get(name)
-    if found is None or len(found) != len(meaning.split(", ")):
+    sides = meaning.split(", ")
+    if (
+        found is None
+        or len(found) != len(sides)
+        or (sides[-1].isdigit() and found[-1] != int(sides[-1]))
+    ):
         raise InputError(
             f"{where} is no ViT or DeiT of timm or transformers: {name} is "
             f"{found or 'missing'}, expected [{meaning}]."

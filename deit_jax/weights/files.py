@@ -185,8 +185,8 @@ def write_safetensors(
     """
     path = Path(path)
     partial = path.with_name(path.name + ".partial")
-    # The library writes the memory as it lies, so that views have to be copied.
+    # The library takes the memory as it lies, so that views have to be copied.
     tensors = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
     # transformers refuses a file that does not say so.
-    safetensors.numpy.save_file(tensors, partial, metadata={"format": "pt"})
+    partial.write_bytes(safetensors.numpy.save(tensors, metadata={"format": "pt"}))
     os.replace(partial, path)

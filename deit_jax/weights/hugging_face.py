@@ -15,6 +15,9 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
+from deit_jax.models.variants import VARIANTS
+from deit_jax.training.model_card import ModelCard
+
 # Ours (timm's) on the left, theirs on the right, without `.weight` and `.bias`.
 TRUNK = {
     "cls_token": "embeddings.cls_token",
@@ -56,6 +59,57 @@ def published_name(name: str) -> str:
     for pattern, replacement in IN_MEMORY:
         name = re.sub(pattern, replacement, name)
     return name
+
+
+def config(card: ModelCard) -> dict:
+    """The `config.json` with which `from_pretrained` has the model."""
+    sizes = VARIANTS[card.variant]
+    distilled = sizes["distilled"]
+    return {
+        "architectures": [
+            "DeiTForImageClassificationWithTeacher"
+            if distilled
+            else "ViTForImageClassification"
+        ],
+        "model_type": "deit" if distilled else "vit",
+        "image_size": card.image_size,
+        "patch_size": sizes["patch_size"],
+        "num_channels": 3,
+        "hidden_size": sizes["width"],
+        "intermediate_size": 4 * sizes["width"],
+        "num_hidden_layers": sizes["depth"],
+        "num_attention_heads": sizes["num_heads"],
+        "qkv_bias": True,
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-6,  # transformers' own default is 1e-12
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "id2label": {str(i): name for i, name in enumerate(card.class_names)},
+        "label2id": {name: i for i, name in enumerate(card.class_names)},
+    }
+
+
+def preprocessor_config(card: ModelCard) -> dict:
+    """The `preprocessor_config.json` of `card`.
+
+    It names BiT's image processor: only its kind resizes the shorter side and crops the
+    centre in every version; those of ViT and DeiT squash a picture to a square.
+    """
+    side = card.image_size
+    return {
+        "image_processor_type": "BitImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"shortest_edge": int(side / card.crop_ratio)},
+        "resample": 3,  # bicubic
+        "do_center_crop": True,
+        "crop_size": {"height": side, "width": side},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(card.mean),
+        "image_std": list(card.std),
+    }
 
 
 def roles(names: Iterable[str]) -> dict[str, str]:

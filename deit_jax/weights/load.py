@@ -152,7 +152,11 @@ def _open(path: str) -> _Source:
             file = _weights_of(file)
     tensors = files.read_tensors(file)
     config = _read_json(file.with_name(CONFIG))
-    if not _is_hugging_face_config(config) and "architecture" not in config:
+    if not (
+        config.get("model_type") in ("vit", "deit")
+        if hugging_face.is_layout(tensors)
+        else "architecture" in config
+    ):
         config = {}  # of something else that lies in the same folder
     preprocessor = _read_json(file.with_name(PREPROCESSOR))
     return _Source(path, tensors, config, preprocessor)
@@ -197,10 +201,6 @@ def _read_json(path: Path) -> dict:
         ) from error
 
 
-def _is_hugging_face_config(config: Mapping) -> bool:
-    return config.get("model_type") in ("vit", "deit")
-
-
 def _published(tensors, where: str) -> tuple[dict[str, files.Tensor], list[str]]:
     """Under the names of published files, without unused ones, whose names follow."""
     unused = [name for name in tensors if name.endswith(hugging_face.UNUSED)]
@@ -240,7 +240,7 @@ def _choose(found, variant, is_hugging_face: bool, config, where, notes) -> str:
 
 def _check_config(chosen, is_hugging_face: bool, config, where, notes) -> None:
     """What shapes do not show: the heads, the activation, the norms' epsilon."""
-    arguments = config if is_hugging_face else config.get("model_args", {})
+    arguments = config if is_hugging_face else _section(config, "model_args")
     expected = VARIANTS[chosen]["num_heads"]
     name = "num_attention_heads" if is_hugging_face else "num_heads"
     if arguments.get(name, expected) != expected:
@@ -249,6 +249,11 @@ def _check_config(chosen, is_hugging_face: bool, config, where, notes) -> None:
             f"{expected} attention heads. Such a model is not in this package."
         )
     if not is_hugging_face:
+        if (pool := config.get("global_pool", "token")) != "token":
+            raise InputError(
+                f"{where}: {CONFIG} has global_pool={pool!r}; the head of models of "
+                "this package reads the class token."
+            )
         return
     if (activation := config.get("hidden_act", "gelu")) != "gelu":
         raise InputError(
@@ -269,38 +274,46 @@ def _preprocessing(source, chosen, is_hugging_face) -> preprocessing.Preprocessi
     if not is_hugging_face and source.config:
         # Older files have one level only.
         return preprocessing.from_timm(
-            source.config.get("pretrained_cfg", source.config)
+            _section(source.config, "pretrained_cfg") or source.config
         )
     return preprocessing.of_variant(chosen)
 
 
 def _class_names(config, is_hugging_face, found, where, notes) -> list[str]:
-    count = found.num_classes
     if is_hugging_face:
-        labels = config.get("id2label")
-        field = "id2label"
-        names = None
-        if isinstance(labels, dict):
-            names = [labels.get(str(index)) for index in range(len(labels))]
+        field, words = "id2label", {}
+        names = config.get(field)
     else:
-        inner = config.get("pretrained_cfg", {})
         field = "label_names"
+        inner = _section(config, "pretrained_cfg")
         names = config.get(field) or inner.get(field)
-        words = config.get("label_descriptions") or inner.get("label_descriptions")
-        if names and isinstance(words, dict):
-            names = [words.get(name, name) for name in names]
-    if names is None:
+        words = _section(config, "label_descriptions") or _section(
+            inner, "label_descriptions"
+        )
+    count = found.num_classes
+    if not names:
         notes.append(
             f"no class names were found: the classes are called 0 .. {count - 1} "
             "(--class_names=FILE says otherwise)"
         )
         return [str(index) for index in range(count)]
-    if len(names) != count or not all(isinstance(name, str) for name in names):
+    if isinstance(names, dict):
+        names = [names.get(str(index)) for index in range(len(names))]
+    if (
+        not isinstance(names, list)
+        or len(names) != count
+        or not all(isinstance(name, str) for name in names)
+    ):
         raise InputError(
             f"{where}: {field} of {CONFIG} is no list of names for {count:,} classes. "
             "Give --class_names=FILE, one a line."
         )
-    return names
+    return [str(words.get(name, name)) for name in names]
+
+
+def _section(config: Mapping, name: str) -> dict:
+    section = config.get(name)
+    return section if isinstance(section, dict) else {}
 
 
 def _placeholders(card: ModelCard) -> dict:

@@ -23,16 +23,15 @@ class Preprocessing:
 
 def of_variant(variant: str) -> Preprocessing:
     """timm's for a variant."""
-    mean, std = timm.MEAN_STD[variant.partition("_")[0]]
-    crop_ratio = timm.CROP_RATIO[VARIANTS[variant]["image_size"]]
+    family = variant.partition("_")[0]
+    mean, std = timm.MEAN_STD[family]
     return Preprocessing(
         mean,
         std,
-        crop_ratio,
+        timm.CROP_RATIO[VARIANTS[variant]["image_size"]],
         (
-            f"no preprocessing was found: that of timm's {variant.partition('_')[0]}_* "
-            f"is taken, mean {_show(mean)}, std {_show(std)}, crop ratio "
-            f"{crop_ratio:g} (--mean, --std and --crop_ratio say otherwise)",
+            "nothing was found about the preparation of pictures: mean and std of "
+            f"timm's {family}_* are taken (--mean, --std, --crop_ratio say otherwise)",
         ),
     )
 
@@ -143,7 +142,3 @@ def _is_near(value, expected: float) -> bool:
 
 def _resized_otherwise(how: str) -> str:
     return f"pictures were resized by {how} interpolation there, here by bicubic"
-
-
-def _show(values) -> str:
-    return ", ".join(f"{value:g}" for value in values)

@@ -1,0 +1,255 @@
+"""Weights of timm and transformers into a run directory, and back.
+
+    python -m deit_jax.convert --src=deit_tiny.pth --out=runs/deit-tiny
+    python -m deit_jax.convert --src=timm:deit_tiny_patch16_224 --out=runs/deit-tiny
+    python -m deit_jax.convert --src=hf:facebook/deit-tiny-distilled-patch16-224 \\
+        --out=runs/deit-tiny
+    python -m deit_jax.convert --workdir=runs/deit-digits --to=hf --out=exported
+
+What is not said by the files, and what is not quite the same here, is told in lines
+that start with `note:`.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from deit_jax import command
+from deit_jax.errors import InputError
+
+LAYOUTS = ("timm", "hf")
+# Which flags go with --src and which with --workdir.
+IMPORT = ("variant", "class_names", "mean", "std", "crop_ratio")
+EXPORT = ("to", "weights", "step")
+
+
+def import_weights(
+    src: str | os.PathLike,
+    out: str | os.PathLike,
+    *,
+    variant: str | None = None,
+    class_names: Sequence[str] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    crop_ratio: float | None = None,
+) -> str:
+    """Makes the run directory `out`, with a checkpoint of step 0, from weights.
+
+    Args:
+      src: As the `path` of `weights.load.load`; so are the others.
+
+    Returns:
+      What was made, in words.
+
+    Raises:
+      InputError: The weights cannot be read or are not those of a model of this
+        package, or `out` holds a run already or cannot be written.
+    """
+    # Flags are refused without waiting for JAX.
+    import numpy as np
+
+    from deit_jax.training import model_card
+    from deit_jax.training.checkpoint import CONVERTED_FROM, Checkpoints
+    from deit_jax.training.state import TrainState, count_parameters
+    from deit_jax.weights.load import load
+
+    out = Path(out)
+    if (out / model_card.MODEL).exists() or (out / "checkpoints").exists():
+        raise InputError(
+            f"--out={out} holds a run already. Delete it, or give another directory."
+        )
+    loaded = load(
+        src,
+        variant=variant,
+        class_names=class_names,
+        mean=mean,
+        std=std,
+        crop_ratio=crop_ratio,
+    )
+    card = loaded.card
+    state = TrainState(
+        step=np.zeros((), np.int32),
+        params=loaded.params,
+        opt_state=(),
+        ema_params=None,
+    )
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        checkpoints = Checkpoints(out, keep=1)
+        checkpoints.save(state, {CONVERTED_FROM: card.origin})
+        checkpoints.close()
+        model_card.write(out, card)  # last: with it the run directory is whole
+    except OSError as error:
+        raise InputError(
+            f"--out={out} cannot be written: {error.strerror or error}. Give another."
+        ) from error
+    lines = [
+        f"{card.variant}: {count_parameters(loaded.params):,} parameters, "
+        f"{card.num_classes:,} classes, {card.image_size} px",
+        f"mean {_show(card.mean)}, std {_show(card.std)}, crop ratio "
+        f"{card.crop_ratio:g}",
+        *(f"note: {note}" for note in loaded.notes),
+        f"run directory {out}",
+    ]
+    return "\n".join(lines)
+
+
+def export_weights(
+    workdir: str | os.PathLike,
+    out: str | os.PathLike,
+    *,
+    layout: str,
+    weights: str = "raw",
+    step: int | None = None,
+) -> str:
+    """Writes the model of a run directory for timm or transformers.
+
+    Args:
+      out: A file that ends in .safetensors, or a directory.
+      layout: `timm` or `hf`.
+      weights: `raw`, or `ema` for their moving average.
+      step: Of the checkpoint; None is the newest.
+
+    Returns:
+      What was written, in words.
+
+    Raises:
+      InputError: The run directory has no such checkpoint, or `out` cannot be written
+        or is a run directory itself.
+    """
+    from deit_jax.training import checkpoint, model_card
+    from deit_jax.weights import save
+
+    save.check(out)
+    card = model_card.read(workdir)
+    params, step = checkpoint.load_params(
+        workdir, card.create_model(), weights=weights, step=step
+    )
+    written = save.save(out, params, card, layout=layout)
+    lines = [f"{card.variant}, {weights} parameters of step {step}"]
+    if len(written) == 1:
+        lines.append(
+            "note: class names and preprocessing are in a directory only: --out=DIR"
+        )
+    return "\n".join([*lines, *map(str, written)])
+
+
+def _show(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values)
+
+
+def read_class_names(path: str | os.PathLike) -> list[str]:
+    """The lines of a text file.
+
+    Raises:
+      InputError: It cannot be read, has no line, or an empty one.
+    """
+    try:
+        names = [line.strip() for line in Path(path).read_text("utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--class_names={path} cannot be read: {error}.") from error
+    if not names or not all(names):
+        raise InputError(
+            f"--class_names={path}: expected one name a line and no empty lines."
+        )
+    return names
+
+
+def parse_numbers(name: str, texts: Sequence[str] | None) -> tuple[float, ...] | None:
+    """The three numbers of `--mean` or `--std`; None where it was not given.
+
+    Raises:
+      InputError: They are not three, or one is no number.
+    """
+    if texts is None:
+        return None
+    try:
+        numbers = tuple(float(text) for text in texts)
+    except ValueError:
+        numbers = ()
+    if len(numbers) != 3:
+        raise InputError(
+            f"--{name}={','.join(texts)}: expected three numbers, for pixels in 0 .. 1,"
+            " such as 0.5,0.5,0.5."
+        )
+    return numbers
+
+
+def define_flags() -> None:
+    """Defines the command's flags; an import defines none."""
+    flags.DEFINE_string(
+        "src",
+        None,
+        "Weights to convert: a file, a directory, timm:NAME or hf:ID.",
+    )
+    flags.DEFINE_string("workdir", None, "Or: the run directory to export.")
+    flags.DEFINE_string(
+        "out",
+        None,
+        "With --src the run directory to make; with --workdir a file that ends in "
+        ".safetensors, or a directory.",
+    )
+    flags.DEFINE_string(
+        "variant", None, "With --src: what the weights are to be; found out by default."
+    )
+    flags.DEFINE_string(
+        "class_names", None, "With --src: a text file with one name a line."
+    )
+    flags.DEFINE_list("mean", None, "With --src: of the channels, pixels in 0 .. 1.")
+    flags.DEFINE_list("std", None, "With --src: as --mean.")
+    flags.DEFINE_float(
+        "crop_ratio", None, "With --src: image size / size of the shorter side."
+    )
+    flags.DEFINE_enum("to", None, LAYOUTS, "With --workdir: for timm or transformers.")
+    flags.DEFINE_enum(
+        "weights",
+        None,
+        ["raw", "ema"],
+        "With --workdir: raw (default), or the average.",
+    )
+    flags.DEFINE_integer("step", None, "With --workdir: of the checkpoint; the newest.")
+
+
+def main(_) -> None:
+    values = flags.FLAGS
+    if (values.src is None) == (values.workdir is None):
+        raise InputError(
+            "give either --src, weights to make a run directory of, or --workdir, a "
+            "run directory to export"
+        )
+    if values.out is None:
+        raise InputError("say where to write: --out")
+    importing = values.src is not None
+    for name in EXPORT if importing else IMPORT:
+        if values[name].value is not None:
+            with_, there = ("--workdir", "--src")[:: 1 if importing else -1]
+            raise InputError(f"--{name} goes with {with_}, not with {there}")
+    if importing:
+        names = values.class_names
+        text = import_weights(
+            values.src,
+            values.out,
+            variant=values.variant,
+            class_names=None if names is None else read_class_names(names),
+            mean=parse_numbers("mean", values.mean),
+            std=parse_numbers("std", values.std),
+            crop_ratio=values.crop_ratio,
+        )
+    else:
+        if values.to is None:
+            raise InputError("say for which program: --to=timm or --to=hf")
+        text = export_weights(
+            values.workdir,
+            values.out,
+            layout=values.to,
+            weights=values.weights or "raw",
+            step=values.step,
+        )
+    print(text)
+
+
+if __name__ == "__main__":
+    define_flags()
+    command.run(main)

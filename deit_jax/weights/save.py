@@ -1,0 +1,75 @@
+"""Parameters and a model card, as files of timm or transformers."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from deit_jax.errors import InputError
+from deit_jax.files import replace_file
+from deit_jax.training.model_card import MODEL, ModelCard
+from deit_jax.weights import files, hugging_face, timm
+
+
+def check(out: str | os.PathLike) -> None:
+    """Refuses a path that `save` must not write to.
+
+    Raises:
+      InputError: It has the ending of a pickle, or is a run directory.
+    """
+    out = Path(out)
+    if out.suffix.lower() in files.TORCH_ENDINGS:
+        raise InputError(
+            f"--out={out}: expected a file that ends in .safetensors, which torch, "
+            "timm and transformers read, or a directory."
+        )
+    if (out / MODEL).exists() or (out / "checkpoints").exists():
+        raise InputError(
+            f"--out={out} holds a run, whose config.json would be lost. Give another."
+        )
+
+
+def save(
+    out: str | os.PathLike, params: Mapping, card: ModelCard, *, layout: str
+) -> list[Path]:
+    """Writes the weights; with what is needed to load and use them, if `out` allows.
+
+    Args:
+      out: A file that ends in .safetensors, or a directory, which is made:
+        model.safetensors and config.json, and for `hf` preprocessor_config.json.
+      params: Of `card.create_model()`.
+      layout: `timm` or `hf`.
+
+    Returns:
+      The files, each of which is whole at any moment.
+
+    Raises:
+      InputError: See `check`; or `out` cannot be written.
+    """
+    check(out)
+    out = Path(out)
+    state_dict = timm.from_flax(params)
+    if layout == "hf":
+        state_dict = hugging_face.from_timm(state_dict)
+    try:
+        if out.suffix.lower() == ".safetensors":
+            out.parent.mkdir(parents=True, exist_ok=True)
+            files.write_safetensors(out, state_dict)
+            return [out]
+        out.mkdir(parents=True, exist_ok=True)
+        files.write_safetensors(out / "model.safetensors", state_dict)
+        configs = (
+            {
+                "config.json": hugging_face.config(card),
+                "preprocessor_config.json": hugging_face.preprocessor_config(card),
+            }
+            if layout == "hf"
+            else {"config.json": timm.config(card)}
+        )
+        for name, content in configs.items():
+            replace_file(out / name, json.dumps(content, indent=1) + "\n")
+        return [out / "model.safetensors", *(out / name for name in configs)]
+    except OSError as error:
+        raise InputError(
+            f"--out={out} cannot be written: {error.strerror or error}. Give another."
+        ) from error
