@@ -1,0 +1,255 @@
+"""The pictures of the report, as PNG.
+
+Colours are those of Okabe and Ito (2008), which colour-blind readers can tell apart;
+markers and dashes say the same for print in grey.
+"""
+
+import contextlib
+import dataclasses
+import io
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from deit_jax.reporting import confusion
+
+# Without yellow, which cannot be seen on white. There are more markers than colours,
+# so that it takes long until two runs share both.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = "osD^vP*X"
+DPI = 144
+WIDTH = 10  # inches
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """A curve; `of` is the number of its run, which gives colour and marker."""
+
+    of: int
+    x: Sequence[float]
+    y: Sequence[float]
+    dashed: bool = False
+    faint: bool = False  # one of several seeds
+
+
+@dataclasses.dataclass(frozen=True)
+class Panel:
+    title: str
+    lines: Sequence[Line]
+
+
+def curves(panels: Sequence[Panel], names: Sequence[str], *, x_label: str) -> bytes:
+    """Panels in two columns over one x axis, with one legend for all.
+
+    Args:
+      names: Of the runs, by their number.
+    """
+    rows = math.ceil(len(panels) / 2)
+    with _figure(WIDTH, 0.4 + 2.5 * rows) as (figure, png):
+        axes = figure.subplots(rows, 2, squeeze=False, sharex=True)
+        for panel, ax in zip(panels, axes.flat, strict=False):
+            for line in panel.lines:
+                _plot(ax, line)
+            ax.set_title(panel.title)
+            ax.grid(alpha=0.3)
+        for ax in axes.flat[len(panels) :]:
+            ax.remove()
+        for column in range(2):  # the lowest panel of each column has the numbers
+            shown = [n for n in range(len(panels)) if n % 2 == column]
+            if shown:
+                lowest = axes.flat[shown[-1]]
+                lowest.set_xlabel(x_label)
+                lowest.tick_params(labelbottom=True)
+        used = {line.of for panel in panels for line in panel.lines}
+        handles = [_key(number, names[number]) for number in sorted(used)]
+        if any(line.dashed for panel in panels for line in panel.lines):
+            handles += [
+                Line2D([], [], color="0.3", label="validation"),
+                Line2D([], [], color="0.3", ls="--", lw=1.2, label="training"),
+            ]
+        _legend(figure, handles)
+    return png.getvalue()
+
+
+def _plot(ax, line: Line) -> None:
+    ax.plot(
+        line.x,
+        line.y,
+        color=_colour(line.of),
+        linestyle="--" if line.dashed else "-",
+        linewidth=0.8 if line.faint else 1.2 if line.dashed else 1.8,
+        alpha=0.45 if line.faint else 1,
+        marker="" if line.dashed or line.faint else _marker(line.of),
+        markersize=4,
+        markevery=max(1, len(line.x) // 12),
+    )
+
+
+def dots(
+    values: Sequence[tuple[int, np.ndarray, np.ndarray | None]],
+    class_names: Sequence[str],
+    names: Sequence[str],
+    *,
+    x_label: str,
+) -> bytes:
+    """A line for each class, with the value of every run on it.
+
+    Args:
+      values: (number of the run, [C] values with nan for none, [C] standard deviations
+        over seeds or None).
+    """
+    count = len(class_names)
+    with _figure(WIDTH * 0.75, 1.1 + count * (0.16 + 0.07 * len(values))) as drawn:
+        figure, png = drawn
+        ax = figure.subplots()
+        rows = np.arange(count)
+        for place, (of, value, deviation) in enumerate(values):
+            offset = 0.6 * ((place + 0.5) / len(values) - 0.5)
+            ax.errorbar(
+                value,
+                rows + offset,
+                xerr=deviation,
+                color=_colour(of),
+                marker=_marker(of),
+                linestyle="",
+                markersize=5,
+                elinewidth=1,
+                label=names[of],
+            )
+        ax.set_yticks(rows, [_shorten(name) for name in class_names])
+        ax.set_ylim(count - 0.5, -0.5)
+        ax.set_xlabel(x_label)
+        ax.grid(axis="x", alpha=0.3)
+        for edge in rows[1:] - 0.5:
+            ax.axhline(edge, color="0.88", linewidth=0.8)
+        _legend(figure, [_key(of, names[of], line=False) for of, _, _ in values])
+    return png.getvalue()
+
+
+def confusions(
+    matrices: Sequence[tuple[str, np.ndarray]], class_names: Sequence[str]
+) -> bytes:
+    """A confusion matrix, with its title, for every run."""
+    columns = min(len(matrices), 2 if len(class_names) > 5 else 3)
+    rows = math.ceil(len(matrices) / columns)
+    side = WIDTH / max(columns, 2)
+    with _figure(side * columns, side * rows) as (figure, png):
+        axes = figure.subplots(rows, columns, squeeze=False)
+        for (title, matrix), ax in zip(matrices, axes.flat, strict=False):
+            confusion.draw(ax, matrix, class_names)
+            ax.set_title(title)
+        for ax in axes.flat[len(matrices) :]:
+            ax.remove()
+    return png.getvalue()
+
+
+def calibration(
+    bins: Sequence[tuple[int, np.ndarray, np.ndarray, np.ndarray]],
+    names: Sequence[str],
+) -> bytes:
+    """Accuracy over confidence, and how often each confidence occurs.
+
+    Args:
+      bins: (number of the run, images, mean confidence and accuracy of each bin; nan
+        where it is empty).
+    """
+    with _figure(WIDTH, 4.4) as (figure, png):
+        left, right = figure.subplots(1, 2)
+        left.plot([0, 1], [0, 1], color="0.5", ls=":", lw=1.2)
+        edges = np.linspace(0, 1, len(bins[0][1]) + 1)
+        for of, count, confidence, accuracy in bins:
+            filled = count > 0
+            left.plot(
+                confidence[filled],
+                accuracy[filled],
+                color=_colour(of),
+                marker=_marker(of),
+                markersize=5,
+                lw=1.5,
+            )
+            share = count / count.sum()
+            right.step(
+                edges, [*share, share[-1]], where="post", color=_colour(of), lw=1.5
+            )
+            right.plot(
+                (edges[:-1] + edges[1:])[filled] / 2,
+                share[filled],
+                color=_colour(of),
+                marker=_marker(of),
+                markersize=4,
+                ls="",
+            )
+        left.set_xlim(0, 1)
+        left.set_ylim(0, 1)
+        left.set_aspect("equal")
+        left.set_xlabel("confidence")
+        left.set_ylabel("accuracy")
+        left.set_title("accuracy of each confidence; dotted: perfect")
+        right.set_yscale("log")
+        right.set_xlim(0, 1)
+        right.set_xlabel("confidence")
+        right.set_title("share of the images")
+        for ax in (left, right):
+            ax.grid(alpha=0.3)
+        _legend(figure, [_key(of, names[of]) for of, *_ in bins])
+    return png.getvalue()
+
+
+@contextlib.contextmanager
+def _figure(width: float, height: float) -> Iterator[tuple[Figure, io.BytesIO]]:
+    """A figure to draw on, and the file that holds its PNG afterwards."""
+    png = io.BytesIO()
+    style = {
+        "font.size": 9,
+        "axes.titlesize": 10,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "text.parse_math": False,  # a name may hold a dollar sign
+    }
+    with matplotlib.rc_context(style), warnings.catch_warnings():
+        # A name in a script that the font lacks is shown as boxes.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+        yield figure, png
+        figure.savefig(png, format="png")
+
+
+def _legend(figure: Figure, handles: Sequence[Line2D]) -> None:
+    figure.legend(
+        handles=handles,
+        loc="outside upper left",
+        ncols=max(1, min(len(handles), 4)),
+        frameon=False,
+    )
+
+
+def _key(of: int, name: str, *, line: bool = True) -> Line2D:
+    return Line2D(
+        [],
+        [],
+        color=_colour(of),
+        marker=_marker(of),
+        markersize=5,
+        lw=1.8,
+        ls="-" if line else "",
+        label=_shorten(name, 40),
+    )
+
+
+def _colour(of: int) -> str:
+    return COLOURS[of % len(COLOURS)]
+
+
+def _marker(of: int) -> str:
+    return MARKERS[of % len(MARKERS)]
+
+
+def _shorten(name: str, most: int = 28) -> str:
+    # matplotlib leaves out of a legend what begins with an underscore.
+    name = name if len(name) <= most else name[: most - 1] + "…"
+    return "\N{ZERO WIDTH SPACE}" + name if name.startswith("_") else name

@@ -1,0 +1,222 @@
+"""Run directories as the report sees them: read, checked, and grouped by config."""
+
+import dataclasses
+import functools
+import json
+import math
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from deit_jax.errors import InputError
+from deit_jax.training import summary, writers
+
+CONFIG = "config.json"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+    """A run directory.
+
+    Attributes:
+      directory: As it was given.
+      name: Short, and of no other run in the report.
+      config: config.json.
+      rows: metrics.jsonl.
+      summary: summary.json; None where the run is unfinished.
+    """
+
+    directory: Path
+    name: str
+    config: dict
+    rows: list[dict]
+    summary: dict | None
+
+    @property
+    def finished(self) -> bool:
+        return self.summary is not None
+
+    @property
+    def seed(self):
+        return self.config.get("seed")
+
+    @property
+    def data(self) -> str:
+        """Training and evaluation data; figures of one data set can be compared."""
+        fields = self.config.get("dataset", {})
+        names = ("name", "train_split", "eval_split")
+        return " ".join(str(fields.get(name, "?")) for name in names)
+
+    @property
+    def last_step(self) -> int:
+        return max((row["step"] for row in self.rows), default=0)
+
+    @functools.cached_property
+    def scores(self) -> dict[str, dict]:
+        """{"eval": {head: {metric: value}}} and maybe "eval_ema".
+
+        From the summary or, of an unfinished run, its newest evaluation.
+        """
+        if self.summary is not None:
+            return {
+                name: self.summary[name]
+                for name in ("eval", "eval_ema")
+                if name in self.summary
+            }
+        scores: dict[str, dict] = {}
+        for row in self.rows:  # a later evaluation replaces an earlier
+            for key, value in row.items():
+                name, *path = key.split("/")
+                if name in ("eval", "eval_ema"):
+                    node = scores.setdefault(name, {})
+                    if len(path) == 2:
+                        node.setdefault(path[0], {})[path[1]] = value
+                    else:
+                        node[path[0]] = value
+        return scores
+
+    def heads(self, weights: str = "eval") -> dict[str, dict[str, float]]:
+        """The metrics of each head, without what stands beside the heads."""
+        values = self.scores.get(weights, {})
+        return {head: v for head, v in values.items() if isinstance(v, dict)}
+
+    @property
+    def head(self) -> str:
+        """The one that the model predicts with."""
+        return "mean" if "mean" in self.heads() else "class"
+
+    def tables(self, weights: str = "eval") -> dict:
+        """`metrics.tables` of the head that predicts; {} where there are none."""
+        tables = (self.summary or {}).get("tables", {})
+        return tables.get(weights, {}).get(self.head, {})
+
+    def series(self, name: str, *, x: str) -> tuple[list, list[float]]:
+        """A metric over `step` or `epoch`; values that are not finite are left out."""
+        points = [
+            (row[x], row[name])
+            for row in self.rows
+            if x in row and isinstance(row.get(name), int | float)
+        ]
+        points = [(at, value) for at, value in points if math.isfinite(value)]
+        return [at for at, _ in points], [value for _, value in points]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Group:
+    """Runs of one config but for the seed; most often a single one."""
+
+    name: str
+    runs: list[Run]
+
+    @property
+    def data(self) -> str:
+        return self.runs[0].data
+
+    @property
+    def head(self) -> str:
+        return self.runs[0].head
+
+    @property
+    def finished(self) -> list[Run]:
+        return [run for run in self.runs if run.finished]
+
+    @property
+    def counted(self) -> list[Run]:
+        """What the figures are of: finished runs, or all where none is finished."""
+        return self.finished or self.runs
+
+
+def read(directories: Sequence[str | os.PathLike]) -> list[Run]:
+    """The runs in `directories`, in their order; one given twice is read once.
+
+    Raises:
+      InputError: One of them is no run directory, or a file of it is damaged.
+    """
+    paths = {Path(d).resolve(): Path(d) for d in reversed(directories)}
+    paths = list(reversed(paths.values()))
+    wrong = [str(path) for path in paths if not (path / CONFIG).is_file()]
+    if wrong:
+        raise InputError(
+            f"no run directory: {', '.join(wrong)}. Expected directories that hold "
+            f"{CONFIG}, as `python -m deit_jax.main` makes them."
+        )
+    names = [path.resolve().name for path in paths]
+    if len(set(names)) < len(names):
+        names = [str(path) for path in paths]
+    return [_read(path, name) for path, name in zip(paths, names, strict=True)]
+
+
+def _read(path: Path, name: str) -> Run:
+    config = _json(path / CONFIG)
+    finished = (path / summary.SUMMARY).exists()
+    rows = [
+        row
+        for row in writers.read(path)
+        if isinstance(row, dict) and isinstance(row.get("step"), int)
+    ]
+    found = _json(path / summary.SUMMARY) if finished else None
+    if found and found.get("steps"):  # of runs from before metrics.jsonl had epochs
+        epochs_a_step = found.get("epochs", 0) / found["steps"]
+        rows = [{"epoch": row["step"] * epochs_a_step} | row for row in rows]
+    return Run(path, name, config, rows, found)
+
+
+def _json(path: Path) -> dict:
+    try:
+        content = json.loads(path.read_bytes())
+        if not isinstance(content, dict):
+            raise ValueError("it holds no object")
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"{path} is damaged: {error}. Leave this run out, or train it anew in "
+            "another --workdir."
+        ) from error
+    return content
+
+
+def group(runs: Sequence[Run]) -> list[Group]:
+    """Puts runs together whose configs differ in nothing but `seed`."""
+    members: dict[str, list[Run]] = {}
+    for run in runs:
+        fields = {k: v for k, v in run.config.items() if k != "seed"}
+        members.setdefault(json.dumps(fields, sort_keys=True), []).append(run)
+    groups = [Group(_common_name(same), same) for same in members.values()]
+    names = [g.name for g in groups]
+    return [
+        # Two configs under names that differ in their ends only keep a whole name.
+        dataclasses.replace(g, name=g.runs[0].name) if names.count(g.name) > 1 else g
+        for g in groups
+    ]
+
+
+def _common_name(runs: list[Run]) -> str:
+    """`deit-seed0` and `deit-seed1` are seeds of `deit`."""
+    names = [run.name for run in runs]
+    stems = {re.sub(r"[-_./ ]+(seed|s)?[-_./ =]*\d+$", "", name) for name in names}
+    return names[0] if len(names) == 1 or len(stems) > 1 else stems.pop()
+
+
+def differences(groups: Sequence[Group]) -> dict[str, list]:
+    """By field, the value of each group, for the fields of the config that differ.
+
+    A field that a config lacks is None there. `seed` is not among them.
+    """
+    flat = [_flatten(g.runs[0].config) for g in groups]
+    fields = dict.fromkeys(field for one in flat for field in one)
+    found = {field: [one.get(field) for one in flat] for field in fields}
+    return {
+        field: values
+        for field, values in found.items()
+        if field != "seed" and any(value != values[0] for value in values)
+    }
+
+
+def _flatten(config: dict, prefix: str = "") -> dict:
+    flat = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
