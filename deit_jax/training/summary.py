@@ -57,10 +57,24 @@ def show(summary: dict, workdir: Path) -> None:
         f"{summary['steps']:,}, {clock(summary['seconds'])} of training"
         + (f" at {rate:,.0f} images/s" if rate else "")
     )
+    print(table(summary))
+    print(
+        f"\nSummary  {workdir / SUMMARY}\nCurves   tensorboard --logdir={workdir}",
+        flush=True,
+    )
+
+
+def table(results: dict) -> str:
+    """A line for each head, raw and EMA, of the metrics that all of them have.
+
+    Args:
+      results: `eval` and maybe `eval_ema`, {head: {metric: value}}, and maybe
+        `absent_classes`.
+    """
     scored = [
         (weights, head, values)
         for key, weights in (("eval", "raw"), ("eval_ema", "EMA"))
-        for head, values in summary.get(key, {}).items()
+        for head, values in results.get(key, {}).items()
         if isinstance(values, dict)
     ]
     columns = [
@@ -68,22 +82,17 @@ def show(summary: dict, workdir: Path) -> None:
         for column in COLUMNS
         if all(column[0] in values for _, _, values in scored)
     ]
-    print(
-        f"{'weights':<10}{'head':<10}"
-        + "".join(f"{title:>9}" for _, title, _ in columns)
-    )
+    titles = "".join(f"{title:>9}" for _, title, _ in columns)
+    lines = [f"{'weights':<10}{'head':<10}{titles}"]
     for weights, head, values in scored:
-        print(
-            f"{weights:<10}{head:<10}"
-            + "".join(f"{values[name]:>9{form}}" for name, _, form in columns)
-        )
-    if absent := summary.get("absent_classes"):
+        cells = "".join(f"{values[name]:>9{form}}" for name, _, form in columns)
+        lines.append(f"{weights:<10}{head:<10}{cells}")
+    if absent := results.get("absent_classes"):
         names = textwrap.shorten(", ".join(absent), 200, placeholder=" ...")
-        print(f"no images of {len(absent)} classes, left out of F1 and AUC: {names}")
-    print(
-        f"\nSummary  {workdir / SUMMARY}\nCurves   tensorboard --logdir={workdir}",
-        flush=True,
-    )
+        lines.append(
+            f"no images of {len(absent)} classes, left out of F1 and AUC: {names}"
+        )
+    return "\n".join(lines)
 
 
 def headline(results: dict) -> str:

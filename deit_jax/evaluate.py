@@ -1,0 +1,217 @@
+"""Evaluates the model of a run directory again, on any split or data set.
+
+    python -m deit_jax.evaluate --workdir=runs/deit-digits
+    python -m deit_jax.evaluate --workdir=runs/deit-digits --split=train --json
+    python -m deit_jax.evaluate --workdir=runs/deit-small --dataset=folder:pets
+
+Every image of the split counts once, for every head, with the raw parameters and, where
+the run has one, their moving average: on the run's own split that gives its
+summary.json again.
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+
+from deit_jax import command
+from deit_jax.errors import InputError
+
+SPLIT = "test"  # of a data set that is not the run's own
+SECTIONS = {"raw": "eval", "ema": "eval_ema"}  # in summary.json and here
+
+
+def evaluate(
+    workdir: str | os.PathLike,
+    *,
+    dataset: str | None = None,
+    split: str | None = None,
+    data_dir: str | None = None,
+    weights: str = "both",
+    step: int | None = None,
+    batch_size: int = 256,
+    workers: int = 4,
+) -> dict:
+    """The metrics of the model in `workdir`.
+
+    Args:
+      dataset: As `config.dataset.name`; None is the run's own.
+      split: In TFDS syntax; None is the run's own, or `test` of another data set.
+      data_dir: Where TFDS keeps its sets; None is the run's own, or TFDS's default.
+      weights: `raw`, `ema` or `both`, which is `raw` where there is no average.
+      step: Of the checkpoint; None is the newest.
+      batch_size: Images at once, over all devices.
+      workers: Processes that read pictures which do not fit into memory.
+
+    Returns:
+      `workdir`, `variant`, `step`, `dataset`, `split`, `images`, `notes` (a list of
+      str) and, as in summary.json, `absent_classes`, `eval` and `eval_ema`.
+
+    Raises:
+      InputError: The run directory, the data set or a setting cannot work, or the
+        classes of the data set are not the model's.
+    """
+    if batch_size < 1:
+        raise InputError(f"--batch_size={batch_size}: expected at least 1.")
+    import jax
+
+    from deit_jax import trained_model
+    from deit_jax.data import sources
+    from deit_jax.data.pictures import open_pictures
+    from deit_jax.training import checkpoint, evaluation, model_card
+    from deit_jax.training.step import pmap_eval_step
+
+    card = model_card.read(workdir)
+    own = _dataset_of(workdir)
+    if dataset is None:
+        if own is None:
+            raise InputError(
+                f"{workdir} was not trained here, so it has no data set of its own: "
+                "say which, e.g. --dataset=imagenet2012 --split=validation"
+            )
+        dataset, own_split, own_data_dir = own
+        split, data_dir = split or own_split, data_dir or own_data_dir
+    source = sources.load(dataset, split or SPLIT, data_dir=data_dir or None)
+    labels_of, notes = match_classes(
+        source.class_names, card.class_names, name=source.name
+    )
+
+    labels = source.labels if labels_of is None else labels_of[source.labels]
+
+    kinds = checkpoint.weights_in(workdir, step=step)
+    if weights != "both":
+        kinds = (weights,)
+    trained = {
+        SECTIONS[kind]: trained_model.load(workdir, weights=kind, step=step)
+        for kind in kinds
+    }
+    any_of_them = next(iter(trained.values()))
+    devices = jax.local_devices()
+    with open_pictures(
+        source, size=card.image_size, workers=workers, crop_ratio=card.crop_ratio
+    ) as pictures:
+        results = evaluation.evaluate(
+            pmap_eval_step(
+                devices, model=any_of_them.model, mean=card.mean, std=card.std
+            ),
+            {section: one.params for section, one in trained.items()},
+            pictures,
+            batch_size=batch_size,
+            devices=len(devices),
+            labels_of=labels_of,
+        )
+    return {
+        "workdir": str(workdir),
+        "variant": card.variant,
+        "step": any_of_them.step,
+        "dataset": source.name,
+        "split": source.split,
+        "images": len(source),
+        "notes": notes,
+        "absent_classes": evaluation.absent_classes(labels, card.class_names),
+        **results,
+    }
+
+
+def match_classes(
+    data: Sequence[str], model: Sequence[str], *, name: str
+) -> tuple[np.ndarray | None, list[str]]:
+    """Which class of the model each class of a data set is.
+
+    By name, where the model knows all of the names: the data set may then have fewer
+    classes, in any order. Otherwise by position, where the numbers of classes agree.
+
+    Returns:
+      The model's class for each of the data set's, int [C], None where they are the
+      same; and notes.
+
+    Raises:
+      InputError: Neither fits.
+    """
+    if tuple(data) == tuple(model):
+        return None, []
+    position = {class_name: i for i, class_name in enumerate(model)}
+    if set(data) <= position.keys():
+        notes = [f"the {len(data)} classes of {name} are matched by their names"]
+        return np.array([position[class_name] for class_name in data]), notes
+    unknown = [class_name for class_name in data if class_name not in position]
+    if len(data) != len(model):
+        raise InputError(
+            f"{name} has {len(data)} classes, the model {len(model)}, and the model "
+            f"does not know {len(unknown)} of their names: {', '.join(unknown[:5])}"
+            f"{', ...' * (len(unknown) > 5)}. Its own are {', '.join(model[:5])}"
+            f"{', ...' * (len(model) > 5)}. Evaluate on the classes it was trained on."
+        )
+    return None, [
+        f"the classes of {name} ({', '.join(data[:3])}, ...) bear other names than the "
+        f"model's ({', '.join(model[:3])}, ...): they are compared in their order"
+    ]
+
+
+def _dataset_of(workdir: str | os.PathLike) -> tuple[str, str, str] | None:
+    """Name, evaluation split and data_dir of a training run; None of other models."""
+    path = Path(workdir) / "config.json"
+    if not path.exists():
+        return None
+    try:
+        section = json.loads(path.read_bytes())["dataset"]
+        fields = tuple(section[name] for name in ("name", "eval_split", "data_dir"))
+        if not all(isinstance(field, str) for field in fields):
+            raise ValueError(f"a field of its data set is no string: {fields}")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(
+            f"{path} is damaged: {error!r}. Say which data set (--dataset=...), and "
+            "move the file away."
+        ) from error
+    return fields
+
+
+def define_flags() -> None:
+    """Defines the command's flags; an import defines none."""
+    flags.DEFINE_string("workdir", None, "The run directory of the model.")
+    flags.DEFINE_string("dataset", None, "digits, cifar10, folder:...; the run's own.")
+    flags.DEFINE_string("split", None, "In TFDS syntax; the run's own if not given.")
+    flags.DEFINE_string("data_dir", None, "Where TFDS keeps its sets.")
+    flags.DEFINE_enum(
+        "weights", "both", ["raw", "ema", "both"], "Raw, moving average, or both."
+    )
+    flags.DEFINE_integer("step", None, "Of the checkpoint; the newest if not given.")
+    flags.DEFINE_integer("batch_size", 256, "Images at once, over all devices.")
+    flags.DEFINE_integer("workers", 4, "Processes that read streamed pictures.")
+    flags.DEFINE_bool("json", False, "JSON instead of a table.")
+
+
+def main(_) -> None:
+    values = flags.FLAGS
+    if values.workdir is None:
+        raise InputError("say which model, e.g. --workdir=runs/deit-digits")
+    result = evaluate(
+        values.workdir,
+        dataset=values.dataset,
+        split=values.split,
+        data_dir=values.data_dir,
+        weights=values.weights,
+        step=values.step,
+        batch_size=values.batch_size,
+        workers=values.workers,
+    )
+    if values.json:
+        print(json.dumps(result, indent=1))
+        return
+    from deit_jax.training import summary
+
+    for note in result["notes"]:
+        print(f"note: {note}")
+    print(
+        f"{result['variant']} of {result['workdir']}, step {result['step']:,}, on "
+        f"{result['dataset']} ({result['split']}, {result['images']:,} images)"
+    )
+    print(summary.table(result))
+
+
+if __name__ == "__main__":
+    define_flags()
+    command.run(main)

@@ -1,0 +1,150 @@
+"""Evaluation from a run directory alone."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import run_directories
+from PIL import Image
+
+from deit_jax import evaluate as command
+from deit_jax import train
+from deit_jax.data import sources
+from deit_jax.errors import InputError
+from deit_jax.training import metrics, step
+
+SPLIT = "test[:21]"  # no multiple of the devices
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    path = tmp_path_factory.mktemp("run")
+    return path, *run_directories.make(path, ema=True)
+
+
+@pytest.fixture(scope="module")
+def logits(run):
+    """{weights: {head: [N, C]}} of the split, straight from the model."""
+    _, card, params = run
+    images = sources.load("digits", SPLIT).images
+
+    @jax.jit
+    def apply(params):
+        return step.eval_step(
+            params, images, model=card.create_model(), mean=card.mean, std=card.std
+        )
+
+    return {kind: metrics.heads(jax.device_get(apply(p))) for kind, p in params.items()}
+
+
+def test_every_head_raw_and_average(run, logits):
+    result = command.evaluate(run[0], dataset="digits", split=SPLIT, batch_size=8)
+    labels = sources.load("digits", SPLIT).labels
+    for section, kind in (("eval", "raw"), ("eval_ema", "ema")):
+        assert result[section].keys() == {"class", "distill", "mean"}
+        for head, found in result[section].items():
+            expected = metrics.classification(logits[kind][head], labels)
+            assert {name: found[name] for name in expected} == pytest.approx(
+                expected, abs=1e-5
+            )
+            assert {"precision", "recall", "f1", "auc", "ece"} <= found.keys()
+    assert result["eval"]["class"]["loss"] != result["eval_ema"]["class"]["loss"]
+    assert (result["step"], result["images"]) == (3, 21)
+    assert (result["notes"], result["absent_classes"]) == ([], ["4", "5", "8"])
+
+
+@pytest.mark.parametrize("weights", ["raw", "ema"])
+def test_one_set_of_weights(run, logits, weights):
+    result = command.evaluate(run[0], dataset="digits", split=SPLIT, weights=weights)
+    labels = sources.load("digits", SPLIT).labels
+    section = command.SECTIONS[weights]
+    assert set(command.SECTIONS.values()) & result.keys() == {section}
+    expected = metrics.classification(logits[weights]["mean"], labels)["loss"]
+    assert result[section]["mean"]["loss"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_run_gives_its_summary_again(tmp_path, digits_config):
+    digits_config.epochs = 0.2
+    digits_config.dataset.eval_split = "test[:50]"
+    summary = train.train_and_evaluate(digits_config, tmp_path)
+    result = command.evaluate(tmp_path)
+    assert (result["dataset"], result["split"]) == ("digits", "test[:50]")
+    for section in command.SECTIONS.values():
+        for head in ("class", "distill", "mean"):
+            assert result[section][head] == pytest.approx(summary[section][head])
+
+
+def folder_of_digits(path, digits, names):
+    """test/<name>/*.png for each of `digits`; every class wants a train folder too."""
+    source = sources.load("digits", "test[:100]")
+    for digit, name in zip(digits, names, strict=True):
+        for split in ("train", "test"):
+            directory = path / split / name
+            directory.mkdir(parents=True)
+            for i in np.flatnonzero(source.labels == digit)[:3]:
+                Image.fromarray(source.images[i]).save(directory / f"{i}.png")
+    return f"folder:{path}"
+
+
+def test_classes_are_matched_by_name(tmp_path):
+    _, params = run_directories.make(
+        tmp_path / "run", class_names=("nine", "one", "two", "zero")
+    )
+    folder = folder_of_digits(tmp_path / "pictures", (0, 1, 9), ("zero", "one", "nine"))
+    result = command.evaluate(tmp_path / "run", dataset=folder, split="test")
+    assert "matched by their names" in result["notes"][0]
+    assert result["absent_classes"] == ["two"]
+    # By hand: the labels are the model's numbers of these names.
+    source = sources.load(folder, "test")
+    images, labels = zip(*source.pictures(range(len(source))), strict=True)
+    card = run_directories.model_card.read(tmp_path / "run")
+    logits = step.eval_step(
+        params["raw"],
+        np.stack([np.asarray(image) for image in images]),
+        model=card.create_model(),
+        mean=card.mean,
+        std=card.std,
+    )
+    number = {"nine": 0, "one": 1, "zero": 3}
+    labels = np.array([number[source.class_names[label]] for label in labels])
+    expected = metrics.classification(np.asarray(logits["class"]), labels)
+    assert result["eval"]["class"]["loss"] == pytest.approx(expected["loss"], abs=1e-5)
+
+
+def test_other_names_are_compared_in_their_order():
+    labels_of, notes = command.match_classes(["a", "b"], ["x", "y"], name="pets")
+    assert labels_of is None
+    assert "other names than the model's (x, y, ...)" in notes[0]
+    assert command.match_classes(["x", "y"], ["x", "y"], name="pets") == (None, [])
+
+
+def test_refuses_other_classes(run):
+    with pytest.raises(InputError, match="pets has 2 classes, the model 10"):
+        command.match_classes(["a", "3"], run[1].class_names, name="pets")
+
+
+def test_a_converted_model_has_no_data_set(tmp_path):
+    run_directories.make(tmp_path, "vit_nano_patch8_32")
+    with pytest.raises(InputError, match="has no data set of its own"):
+        command.evaluate(tmp_path)
+    with pytest.raises(InputError, match="no moving average"):
+        command.evaluate(tmp_path, dataset="digits", split="test[:3]", weights="ema")
+    result = command.evaluate(tmp_path, dataset="digits", split="test[:3]")
+    assert "eval_ema" not in result
+    assert result["eval"].keys() == {"class"}
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"dataset": 3}', '{"dataset": {"name": 1}}']
+)
+def test_a_damaged_config_is_named(tmp_path, text):
+    run_directories.make(tmp_path)
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(InputError, match=r"config\.json is damaged"):
+        command.evaluate(tmp_path)
+
+
+def test_the_result_is_json(run):
+    result = command.evaluate(run[0], dataset="digits", split="test[:5]")
+    assert json.loads(json.dumps(result)) == result
