@@ -232,3 +232,28 @@ def test_eval_step_has_a_device_axis_and_drops_nothing():
     for head in logits:
         assert logits[head].shape == (4, 4, C)
         np.testing.assert_allclose(logits[head].reshape(B, C), plain[head], atol=1e-5)
+
+
+def test_agreement_with_the_teacher():
+    rng = np.random.default_rng(0)
+    student, teacher = rng.normal(0, 2, (2, B, C)).astype(np.float32)
+    got = step.agreement(student, teacher)
+    p, q = torch.tensor(teacher).softmax(-1), torch.tensor(student).softmax(-1)
+    expected = {
+        "teacher_agreement": p.argmax(-1) == q.argmax(-1),
+        "teacher_kl": (p * (p / q).log()).sum(-1),
+        "teacher_cosine": torch.cosine_similarity(p, q),
+    }
+    assert set(got) == set(expected)
+    for name, values in expected.items():
+        np.testing.assert_allclose(got[name], values.numpy(), atol=1e-5)
+
+
+def test_a_step_reports_the_agreement_of_the_distillation_head():
+    model, _, start = build()
+    batch = make_batch(0)
+    images = step.normalise(batch["image"], (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+    logits = model.apply({"params": start.params}, images)["distill"]
+    _, metrics = run(0)
+    for name, values in step.agreement(logits, batch["teacher_logits"]).items():
+        assert metrics[name] == pytest.approx(values.mean(), abs=1e-5)

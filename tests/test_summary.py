@@ -32,3 +32,26 @@ def test_an_unfinished_run_has_none(tmp_path):
 
 def test_headline_names_weights_and_heads():
     assert summary.headline({"eval": FACTS["eval"]}) == "eval top-1: class 0.9000"
+
+
+def test_lists_stand_on_one_line(tmp_path):
+    names = ["a [b\n c]", "{d}", 'e"\\n  f']
+    tables = {"confusion": [[1, 2, 3], [4, 5, 6], [7, 8, 9]], "empty": []}
+    written = summary.write(tmp_path, FACTS | {"names": names, "tables": tables})
+    text = (tmp_path / summary.SUMMARY).read_text()
+    assert json.loads(text) == written
+    assert "[4, 5, 6]" in text
+    assert '"top1": 0.9,\n' in text
+
+
+def test_the_table_shows_what_every_head_has(capsys, tmp_path):
+    more = {"f1": 0.875, "auc": 0.75, "ece": 0.0625}
+    per_head = {"class": FACTS["eval"]["class"] | more, "token_cosine": 0.5}
+    facts = FACTS | {"eval": per_head, "eval_ema": per_head}
+    summary.write(tmp_path, facts | {"absent_classes": ["owl", "cow"]})
+    out = capsys.readouterr().out
+    assert "0.8750   0.7500   0.0625" in out
+    assert "no images of 2 classes, left out of F1 and AUC: owl, cow" in out
+    assert summary.headline({"eval": per_head}) == "eval top-1: class 0.9000"
+    summary.write(tmp_path, FACTS | {"eval": per_head})  # one of them has no F1
+    assert "F1" not in capsys.readouterr().out

@@ -131,14 +131,14 @@ def _results(groups: Sequence[Group]) -> list:
                 else ""
             )
         ),
-        Table(header, _rows(entries, [[g.name] for g in groups])),
+        Table(header, _rows(entries, [[_label(g)] for g in groups])),
     ]
     if any(len(g.runs) > 1 for g in groups):
         single = [Group(run.name, [run]) for g in groups for run in g.runs]
         entries = [(g, _values(g, "eval", g.head)) for g in single]
         blocks += [
             Text("Every run by itself:"),
-            Table(header, _rows(entries, [[g.name] for g in single])),
+            Table(header, _rows(entries, [[_label(g)] for g in single])),
         ]
     images = {
         run.summary["eval_images"]
@@ -158,13 +158,19 @@ def _results(groups: Sequence[Group]) -> list:
     return blocks
 
 
+def _label(g: Group) -> str:
+    if g.finished:
+        return g.name
+    return f"{g.name} (unfinished, step {max(run.last_step for run in g.runs):,})"
+
+
 def _heads(groups: Sequence[Group]) -> list:
     entries, labels = [], []
     for g in groups:
         for key, weights in WEIGHTS:
             for head in g.counted[0].heads(key):
                 entries.append((g, _values(g, key, head)))
-                labels.append([g.name, weights, head])
+                labels.append([_label(g), weights, head])
     if len(entries) == len(groups):
         return []  # nothing that the table of results does not say
     header = ["run", "weights", "head", *(title for _, title, _, _ in METRICS)]
@@ -196,7 +202,7 @@ def _rows(
             round(statistics.fmean(values[name]), digits) if name in values else None
             for _, values in entries
         ]
-        best, first = {}, {}
+        best, first, rivals = {}, {}, collections.Counter()
         for (g, _), mean in zip(entries, means, strict=True):
             if mean is None:
                 continue
@@ -204,7 +210,7 @@ def _rows(
             if g.finished:
                 better = max if more_is_better else min
                 best[g.data] = better(best.get(g.data, mean), mean)
-        rows_of = collections.Counter(g.data for g, _ in entries)
+                rivals[g.data] += 1
         seen = set()
         for row, (g, values), mean in zip(rows, entries, means, strict=True):
             if mean is None:
@@ -217,7 +223,7 @@ def _rows(
             if notes and g.data in seen:
                 note = f"{mean - first[g.data]:+.{digits}f}"
             seen.add(g.data)
-            is_best = bool(g.finished) and mean == best[g.data] and rows_of[g.data] > 1
+            is_best = bool(g.finished) and mean == best[g.data] and rivals[g.data] > 1
             row.append(Cell(text, is_best, note))
     return rows
 
@@ -361,18 +367,15 @@ def gap(run: Run, metric: str, *, x: str) -> tuple[list, list[float]]:
 
 def _by_data(groups: Sequence[Group], make: Callable) -> list:
     """What `make` gives for the groups of each data set that have tables."""
+    chosen: dict[tuple, list[tuple[int, Group]]] = {}
+    for number, g in enumerate(groups):
+        if _tables(g):
+            chosen.setdefault((g.data, *_class_names(g)), []).append((number, g))
     blocks = []
-    data = list(dict.fromkeys(g.data for g in groups))
-    for place, one in enumerate(data):
-        chosen = [
-            (number, g)
-            for number, g in enumerate(groups)
-            if g.data == one and any(run.tables() for run in g.finished)
-        ]
-        if chosen:
-            suffix = f"_{place + 1}" if len(data) > 1 else ""
-            label = f"{one}: " if len(data) > 1 else ""
-            blocks += make(chosen, [g.name for g in groups], suffix, label)
+    for place, ((data, *_), members) in enumerate(chosen.items(), 1):
+        suffix = f"_{place}" if len(chosen) > 1 else ""
+        label = f"{data}: " if len(chosen) > 1 else ""
+        blocks += make(members, [g.name for g in groups], suffix, label)
     return blocks
 
 

@@ -179,7 +179,7 @@ def group(runs: Sequence[Run]) -> list[Group]:
     """Puts runs together whose configs differ in nothing but `seed`."""
     members: dict[str, list[Run]] = {}
     for run in runs:
-        fields = {k: v for k, v in run.config.items() if k != "seed"}
+        fields = _fields(run)
         members.setdefault(json.dumps(fields, sort_keys=True), []).append(run)
     groups = [Group(_common_name(same), same) for same in members.values()]
     names = [g.name for g in groups]
@@ -202,14 +202,23 @@ def differences(groups: Sequence[Group]) -> dict[str, list]:
 
     A field that a config lacks is None there. `seed` is not among them.
     """
-    flat = [_flatten(g.runs[0].config) for g in groups]
+    flat = [_fields(g.runs[0]) for g in groups]
     fields = dict.fromkeys(field for one in flat for field in one)
     found = {field: [one.get(field) for one in flat] for field in fields}
     return {
         field: values
         for field, values in found.items()
-        if field != "seed" and any(value != values[0] for value in values)
+        if any(value != values[0] for value in values)
     }
+
+
+def _fields(run: Run) -> dict:
+    """The config without its seed, and without what is None.
+
+    A field that a later version adds is None where nobody sets it.
+    """
+    flat = _flatten(run.config)
+    return {k: v for k, v in flat.items() if k != "seed" and v is not None}
 
 
 def _flatten(config: dict, prefix: str = "") -> dict:
