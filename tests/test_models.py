@@ -13,6 +13,7 @@ from flax import traverse_util
 from deit_jax.errors import InputError
 from deit_jax.models import vit
 from deit_jax.models.variants import VARIANTS, create
+from deit_jax.weights.timm import to_flax
 
 NANO = "deit_nano_distilled_patch8_32"
 
@@ -158,6 +159,10 @@ def timm_model(variant):
     return model.train()
 
 
+def timm_params(model):
+    return to_flax({n: x.numpy() for n, x in model.state_dict().items()})
+
+
 def timm_apply(model, images):
     import torch
 
@@ -185,14 +190,12 @@ def timm_apply(model, images):
 )
 def test_logits_equal_timms(variant):
     theirs = timm_model(variant)
-    from timm_weights import flax_params
-
     images = random_images(2, VARIANTS[variant]["image_size"])
     expected = timm_apply(theirs, images)
 
     model = create(variant, num_classes=1000)
     with jax.default_matmul_precision("highest"):
-        logits = jax.jit(model.apply)({"params": flax_params(theirs)}, images)
+        logits = jax.jit(model.apply)({"params": timm_params(theirs)}, images)
 
     assert logits.keys() == expected.keys()
     for name in expected:
@@ -215,8 +218,6 @@ def test_the_norms_epsilon_is_timms():
 def test_every_layer_equals_timms():
     variant = "deit_tiny_distilled_patch16_224"
     theirs = timm_model(variant)
-    from timm_weights import flax_params
-
     images = random_images(2, 224)
     expected, actual = {}, {}
 
@@ -244,7 +245,7 @@ def test_every_layer_equals_timms():
         return actual
 
     with jax.default_matmul_precision("highest"):
-        actual = jax.jit(layers)(flax_params(theirs))
+        actual = jax.jit(layers)(timm_params(theirs))
 
     # The input of the first block is the embedding: patches, tokens and positions.
     assert next(iter(expected)) == "blocks_0 in"

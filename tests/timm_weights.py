@@ -1,8 +1,6 @@
-"""Random weights for a timm model, and their copy in the layout of deit_jax."""
+"""Random weights for a timm model."""
 
-import numpy as np
 import torch
-from flax import traverse_util
 
 
 def randomise(model, seed=0):
@@ -19,17 +17,3 @@ def randomise(model, seed=0):
                 parameter.copy_(1 + 0.2 * noise)
             else:
                 parameter.copy_(0.2 * noise)
-
-
-def flax_params(model):
-    """The parameters of a timm ViT or DeiT as the nested dict that Flax takes."""
-    flat = {}
-    for name, tensor in model.state_dict().items():
-        value = tensor.numpy()
-        path = name.replace("blocks.", "blocks_").split(".")
-        if path[-1] == "weight":
-            path[-1] = "scale" if value.ndim == 1 else "kernel"
-            # A linear layer's [out, in], or the patch convolution's [out, in, p, p].
-            value = value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T
-        flat[tuple(path)] = np.ascontiguousarray(value)
-    return traverse_util.unflatten_dict(flat)

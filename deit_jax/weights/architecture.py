@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from deit_jax.errors import InputError
 from deit_jax.models.variants import GRIDS, SIZES, VARIANTS
 
-
 LARGEST = 2**20  # classes, and patches; a file that claims more is not believed
 
 

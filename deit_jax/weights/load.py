@@ -92,6 +92,11 @@ def load(
             notes.append(f"{', '.join(unused)}: left out, the logits do not need them")
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     roles = hugging_face.roles(shapes) if is_hugging_face else timm.ROLES
+    if roles["distillation token"] in shapes and "classifier.weight" in shapes:
+        raise InputError(
+            f"{where} is a DeiTForImageClassification, which has the distillation token "
+            "without its head. Expected a DeiTForImageClassificationWithTeacher."
+        )
     found = architecture.infer(shapes, roles, where=where)
     chosen = _choose(found, variant, is_hugging_face, config, where, notes)
     _check_config(chosen, is_hugging_face, config, where, notes)
