@@ -1,0 +1,1 @@
+"""What `deit_jax.export` puts beside a model; it runs without this package."""
