@@ -1,9 +1,15 @@
+import os
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import run_directories
 
+from deit_jax import train
 from deit_jax.errors import InputError
+from deit_jax.training import checkpoint, model_card
 from deit_jax.training.checkpoint import Checkpoints, check_resumable
 from deit_jax.training.state import TrainState
 
@@ -93,3 +99,75 @@ def test_a_harmless_change_resumes(harmless):
 def test_another_run_is_refused_by_field(config, message):
     with pytest.raises(InputError, match=message):
         check_resumable(CONFIG, config, where="runs/x")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    path = tmp_path_factory.mktemp("run")
+    card, params = run_directories.make(path, ema=True)
+    return path, card.create_model(), params
+
+
+@pytest.mark.parametrize("weights", ["raw", "ema"])
+def test_parameters_alone_come_back(run, weights):
+    path, model, params = run
+    loaded, step = checkpoint.load_params(path, model, weights=weights)
+    assert step == 3
+    jax.tree.map(np.testing.assert_array_equal, loaded, params[weights])
+    assert checkpoint.weights_in(path) == ("raw", "ema")
+
+
+def test_parameters_of_a_training_run(tmp_path, digits_config):
+    digits_config.epochs = 0.1
+    digits_config.checkpoint.every_steps = 2
+    train.train_and_evaluate(digits_config, tmp_path)
+    model = model_card.read(tmp_path).create_model()
+    newest, step = checkpoint.load_params(tmp_path, model)
+    earlier, earlier_step = checkpoint.load_params(tmp_path, model, step=4)
+    assert (step, earlier_step) == (5, 4)
+    assert not np.array_equal(newest["pos_embed"], earlier["pos_embed"])
+
+
+def test_parameters_of_another_model_are_refused(run):
+    path, model, _ = run
+    with pytest.raises(InputError, match="another model") as refused:
+        checkpoint.load_params(path, model.clone(num_classes=7))
+    assert "head.kernel: (96, 10), expected (96, 7)" in str(refused.value)
+    with pytest.raises(InputError, match=r"dist_token: .* no such parameter"):
+        checkpoint.load_params(path, model.clone(distilled=False))
+
+
+def test_a_missing_checkpoint_is_said(run, tmp_path):
+    path, model, _ = run
+    with pytest.raises(InputError, match="no checkpoint of step 7"):
+        checkpoint.load_params(path, model, step=7)
+    with pytest.raises(InputError, match="has no checkpoint yet"):
+        checkpoint.load_params(tmp_path, model)
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(InputError, match="Steps there: none"):
+        checkpoint.load_params(tmp_path, model)
+
+
+@pytest.mark.parametrize("name", ["_METADATA", "manifest.ocdbt", "d"])
+def test_a_damaged_checkpoint_is_named(run, tmp_path, name):
+    path, model, _ = run
+    shutil.copytree(path, tmp_path / "run")
+    damaged = tmp_path / "run" / "checkpoints" / "3" / "state"
+    for file in (
+        [damaged / name] if (damaged / name).is_file() else (damaged.rglob("d/*"))
+    ):
+        os.truncate(file, 10)
+    with pytest.raises(InputError, match=r"checkpoints/3 is damaged: .* No other"):
+        checkpoint.load_params(tmp_path / "run", model)
+
+
+def test_converted_weights_are_no_run_to_resume(tmp_path, digits_config):
+    model = run_directories.make(tmp_path)[0].create_model()
+    params, _ = checkpoint.load_params(tmp_path, model)
+    shutil.rmtree(tmp_path / "checkpoints")
+    checkpoints = checkpoint.Checkpoints(tmp_path, keep=1)
+    converted = TrainState(np.int32(0), params, (), None)
+    checkpoints.save(converted, {checkpoint.CONVERTED_FROM: "a.pth"})
+    checkpoints.close()
+    with pytest.raises(InputError, match="holds converted weights, not a training"):
+        train.train_and_evaluate(digits_config, tmp_path)
