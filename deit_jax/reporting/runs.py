@@ -133,8 +133,10 @@ def read(directories: Sequence[str | os.PathLike]) -> list[Run]:
     Raises:
       InputError: One of them is no run directory, or a file of it is damaged.
     """
-    paths = {Path(d).resolve(): Path(d) for d in reversed(directories)}
-    paths = list(reversed(paths.values()))
+    once: dict[Path, Path] = {}
+    for directory in directories:
+        once.setdefault(Path(directory).resolve(), Path(directory))
+    paths = list(once.values())
     wrong = [str(path) for path in paths if not (path / CONFIG).is_file()]
     if wrong:
         raise InputError(
