@@ -137,7 +137,8 @@ def test_seeds_are_grouped_as_mean_and_deviation(sections):
     scores = [100 * evaluation_of(1.0, seed)[0]["top1"] for seed in (0, 1)]
     mean, deviation = np.mean(scores), np.std(scores, ddof=1)
     assert deviation > 0
-    assert cells["base"].text == f"{mean:.2f} ± {deviation:.2f}"
+    assert cells["base"].text == f"{mean:.2f}"
+    assert cells["base"].note == f"± {deviation:.2f}"
     each = shown(table(sections["Results"], 1), "top-1 %")
     assert each["base-seed0"].text == f"{scores[0]:.2f}"
     assert "base stands for base-seed0, base-seed1" in texts(sections["Runs"])
@@ -147,11 +148,11 @@ def test_seeds_are_grouped_as_mean_and_deviation(sections):
 def test_the_best_is_bold_among_finished_runs_of_the_same_data(sections, column):
     cells = shown(table(sections["Results"]), column)
     assert [name for name, cell in cells.items() if cell.best] == ["better"]
-    base = float(cells["base"].text.split()[0])
+    base = float(cells["base"].text)
     difference = float(cells["better"].text) - base
     assert float(cells["better"].note) == pytest.approx(difference, abs=1e-9)
     assert (difference > 0) == (column == "top-1 %")
-    assert cells["base"].note == cells[f"other {NASTY[:8]}"].note == ""
+    assert cells[f"other {NASTY[:8]}"].note == ""  # the first, and only, of its data
 
 
 def test_what_cannot_be_compared_is_said(sections):
@@ -196,7 +197,7 @@ def test_config_differences_leave_out_seed_and_unset_fields(tmp_path):
     same = make_run(tmp_path / "same", seed=4)
     groups = runs.group(runs.read([one, two, same]))
     assert [[run.name for run in g.runs] for g in groups] == [["one", "same"], ["two"]]
-    assert runs.differences(groups) == {"ema.decay": [None, 0.9]}
+    assert runs.config_differences(groups) == {"ema.decay": [None, 0.9]}
 
 
 @pytest.mark.parametrize(

@@ -22,11 +22,12 @@ def draw(axes: Axes, matrix: np.ndarray, class_names: Sequence[str]) -> None:
     axes.set_ylabel("true")
     if len(matrix) > MOST_NUMBERS:
         return
-    # A name may hold the dollar sign that starts a formula of matplotlib.
-    names = [_shorten(name).replace("$", r"\$") for name in class_names]
+    names = [_shorten(name) for name in class_names]
     long = max(map(len, names)) > 3
-    axes.set_xticks(range(len(names)), names, rotation=90 if long else 0)
-    axes.set_yticks(range(len(names)), names)
+    # A name may hold the dollar sign that starts a formula of matplotlib.
+    rotation = 90 if long else 0
+    axes.set_xticks(range(len(names)), names, rotation=rotation, parse_math=False)
+    axes.set_yticks(range(len(names)), names, parse_math=False)
     axes.tick_params(length=0, labelsize=8)
     for (row, column), count in np.ndenumerate(matrix):
         if count:

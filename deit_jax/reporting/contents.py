@@ -10,7 +10,7 @@ import numpy as np
 from deit_jax.reporting import figures
 from deit_jax.reporting.document import Cell, Picture, Section, Table, Text
 from deit_jax.reporting.figures import Line, Panel
-from deit_jax.reporting.runs import Group, Run, differences
+from deit_jax.reporting.runs import Group, Run, config_differences
 
 # Name, title, whether more is better, and digits; the accuracies are in percent.
 METRICS = (
@@ -124,9 +124,9 @@ def _results(groups: Sequence[Group]) -> list:
             "At the last step, on the whole evaluation split, with the raw parameters "
             "and the head that the model predicts with (the mean of both heads' logits "
             "where there are two). Nothing was selected on this split. Bold is best; "
-            "differences in small print are to the first run on the same data."
+            "small print has the difference to the first run on the same data."
             + (
-                " Several seeds are mean ± standard deviation."
+                " Several seeds are their mean, ± their standard deviation."
                 if any(len(g.counted) > 1 for g in groups)
                 else ""
             )
@@ -174,7 +174,7 @@ def _heads(groups: Sequence[Group]) -> list:
     if len(entries) == len(groups):
         return []  # nothing that the table of results does not say
     header = ["run", "weights", "head", *(title for _, title, _, _ in METRICS)]
-    return [Table(header, _rows(entries, labels, notes=False), 3)]
+    return [Table(header, _rows(entries, labels, differences=False), 3)]
 
 
 def _values(g: Group, weights: str, head: str) -> dict[str, list[float]]:
@@ -192,7 +192,7 @@ def _rows(
     entries: Sequence[tuple[Group, dict[str, list[float]]]],
     labels: Sequence[list[str]],
     *,
-    notes: bool = True,
+    differences: bool = True,
 ) -> list[list[Cell | str]]:
     """Mean and deviation of every metric, the best bold, differences to the first."""
     rows = [list(label) for label in labels]
@@ -216,15 +216,14 @@ def _rows(
             if mean is None:
                 row.append(NONE)
                 continue
-            text = f"{mean:.{digits}f}"
+            notes = []
             if len(values[name]) > 1:
-                text += f" ± {statistics.stdev(values[name]):.{digits}f}"
-            note = ""
-            if notes and g.data in seen:
-                note = f"{mean - first[g.data]:+.{digits}f}"
+                notes.append(f"± {statistics.stdev(values[name]):.{digits}f}")
+            if differences and g.data in seen:
+                notes.append(f"{mean - first[g.data]:+.{digits}f}")
             seen.add(g.data)
             is_best = bool(g.finished) and mean == best[g.data] and rivals[g.data] > 1
-            row.append(Cell(text, is_best, note))
+            row.append(Cell(f"{mean:.{digits}f}", is_best, ", ".join(notes)))
     return rows
 
 
@@ -549,7 +548,7 @@ def _devices(facts: dict) -> str:
 def _differences(groups: Sequence[Group]) -> list:
     if len(groups) == 1:
         return []
-    found = differences(groups)
+    found = config_differences(groups)
     if not found:
         return [Text("None but the seed.")]
     rows = [[field, *map(_show, values)] for field, values in found.items()]

@@ -52,6 +52,8 @@ class Section:
     blocks: Sequence[Text | Table | Picture]
 
 
+PIXELS = 1.44  # of a picture, for one of the page: sharp in print
+
 STYLE = """
 :root { color-scheme: light; }
 body { font: 15px/1.5 system-ui, "Segoe UI", "DejaVu Sans", sans-serif; color: #111;
@@ -71,7 +73,9 @@ th, td { padding: .25rem .6rem; border-bottom: 1px solid #ddd; text-align: right
   vertical-align: top; }
 th { border-bottom: 1.5px solid #555; vertical-align: bottom; }
 .label { text-align: left; overflow-wrap: anywhere; }
-small { display: block; color: #555; white-space: nowrap; }
+td { white-space: nowrap; }
+td.label { white-space: normal; }
+small { display: block; color: #555; }
 figure { margin: .75rem 0; break-inside: avoid; }
 img { max-width: 100%; height: auto; display: block; }
 figcaption { font-size: .86rem; color: #444; max-width: 95ch; }
@@ -120,8 +124,11 @@ def _block_html(block: Text | Table | Picture) -> str:
         case Picture(_, png, caption):
             data = base64.b64encode(png).decode()
             caption = html.escape(caption)
+            # One scale for all, so that letters have one size. The width of a PNG:
+            width = round(int.from_bytes(png[16:20]) / PIXELS)
             return (
-                f'<figure>\n<img src="data:image/png;base64,{data}" alt="{caption}">\n'
+                f'<figure>\n<img width="{width}" alt="{caption}" '
+                f'src="data:image/png;base64,{data}">\n'
                 f"<figcaption>{caption}</figcaption>\n</figure>"
             )
         case Table(header, rows, labels):

@@ -15,6 +15,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter
 
 from deit_jax.reporting import confusion
 
@@ -56,6 +57,7 @@ def curves(panels: Sequence[Panel], names: Sequence[str], *, x_label: str) -> by
             for line in panel.lines:
                 _plot(ax, line)
             ax.set_title(panel.title)
+            ax.xaxis.set_major_locator(MaxNLocator(integer=True))
             ax.grid(alpha=0.3)
         for ax in axes.flat[len(panels) :]:
             ax.remove()
@@ -138,7 +140,9 @@ def confusions(
     columns = min(len(matrices), 2 if len(class_names) > 5 else 3)
     rows = math.ceil(len(matrices) / columns)
     side = WIDTH / max(columns, 2)
-    with _figure(side * columns, side * rows) as (figure, png):
+    # "compressed": for axes that have to be square.
+    size = side * columns, side * rows
+    with _figure(*size, layout="compressed") as (figure, png):
         axes = figure.subplots(rows, columns, squeeze=False)
         for (title, matrix), ax in zip(matrices, axes.flat, strict=False):
             confusion.draw(ax, matrix, class_names)
@@ -184,13 +188,15 @@ def calibration(
                 markersize=4,
                 ls="",
             )
-        left.set_xlim(0, 1)
-        left.set_ylim(0, 1)
+        left.set_xlim(-0.02, 1.02)
+        left.set_ylim(-0.02, 1.02)
         left.set_aspect("equal")
         left.set_xlabel("confidence")
         left.set_ylabel("accuracy")
         left.set_title("accuracy of each confidence; dotted: perfect")
         right.set_yscale("log")
+        right.yaxis.set_major_formatter(PercentFormatter(1))
+        right.yaxis.set_minor_formatter(NullFormatter())
         right.set_xlim(0, 1)
         right.set_xlabel("confidence")
         right.set_title("share of the images")
@@ -201,7 +207,9 @@ def calibration(
 
 
 @contextlib.contextmanager
-def _figure(width: float, height: float) -> Iterator[tuple[Figure, io.BytesIO]]:
+def _figure(
+    width: float, height: float, *, layout: str = "constrained"
+) -> Iterator[tuple[Figure, io.BytesIO]]:
     """A figure to draw on, and the file that holds its PNG afterwards."""
     png = io.BytesIO()
     style = {
@@ -214,7 +222,7 @@ def _figure(width: float, height: float) -> Iterator[tuple[Figure, io.BytesIO]]:
     with matplotlib.rc_context(style), warnings.catch_warnings():
         # A name in a script that the font lacks is shown as boxes.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+        figure = Figure(figsize=(width, height), dpi=DPI, layout=layout)
         yield figure, png
         figure.savefig(png, format="png")
 

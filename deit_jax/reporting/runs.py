@@ -199,7 +199,7 @@ def _common_name(runs: list[Run]) -> str:
     return names[0] if len(names) == 1 or len(stems) > 1 else stems.pop()
 
 
-def differences(groups: Sequence[Group]) -> dict[str, list]:
+def config_differences(groups: Sequence[Group]) -> dict[str, list]:
     """By field, the value of each group, for the fields of the config that differ.
 
     A field that a config lacks is None there. `seed` is not among them.
