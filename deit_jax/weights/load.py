@@ -94,7 +94,7 @@ def load(
     roles = hugging_face.roles(shapes) if is_hugging_face else timm.ROLES
     if roles["distillation token"] in shapes and "classifier.weight" in shapes:
         raise InputError(
-            f"{where} is a DeiTForImageClassification, which has the distillation token "
+            f"{where} is a DeiTForImageClassification: it has the distillation token "
             "without its head. Expected a DeiTForImageClassificationWithTeacher."
         )
     found = architecture.infer(shapes, roles, where=where)

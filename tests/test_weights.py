@@ -1,0 +1,356 @@
+"""Weights of timm and transformers: the same logits and gradients, there and back."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import optax
+import pytest
+from PIL import Image
+
+from deit_jax import trained_model
+from deit_jax.convert import import_weights
+from deit_jax.models.variants import VARIANTS, create
+from deit_jax.training.model_card import ModelCard
+from deit_jax.weights import hugging_face, preprocessing, save
+from deit_jax.weights import timm as timm_layout
+from deit_jax.weights.load import load
+
+torch = pytest.importorskip("torch")
+timm = pytest.importorskip("timm")
+transformers = pytest.importorskip("transformers")
+
+from timm_weights import randomise  # noqa: E402
+
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
+
+
+def random_images(batch, side):
+    rng = np.random.default_rng(0)
+    return rng.standard_normal((batch, side, side, 3), dtype=np.float32)
+
+
+def card_of(variant, num_classes=10, **fields):
+    side = VARIANTS[variant]["image_size"]
+    names = tuple(f"class {index}" for index in range(num_classes))
+    card = ModelCard(variant, side, names, (0.4, 0.5, 0.6), (0.2, 0.3, 0.25), 0.875)
+    return dataclasses.replace(card, **fields)
+
+
+def timm_model(card):
+    """timm's model of a card, with random weights that give logits of about 1.
+
+    `randomise` scales weights by 1 / sqrt(fan-in), as wide as the layers.
+    """
+    config = timm_layout.config(card)
+    model = timm.create_model(
+        config["architecture"], num_classes=card.num_classes, **config["model_args"]
+    )
+    randomise(model)
+    if VARIANTS[card.variant]["distilled"]:
+        # Both heads instead of their mean; timm's rates of dropout are 0 in training.
+        model.set_distilled_training(True)
+    return model.train()
+
+
+def save_state_dict(model, tmp_path):
+    path = tmp_path / "weights.pth"
+    torch.save(model.state_dict(), path)
+    return path
+
+
+def to_torch(images):
+    return torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
+
+
+def as_dict(logits):
+    logits = logits if isinstance(logits, tuple) else (logits,)
+    return dict(zip(("class", "distill"), logits, strict=False))
+
+
+def transformers_logits(model, images):
+    with torch.no_grad():
+        output = model.eval()(to_torch(images))
+    if hasattr(output, "cls_logits"):
+        return {"class": output.cls_logits, "distill": output.distillation_logits}
+    return {"class": output.logits}
+
+
+def assert_same_logits(actual, expected):
+    assert actual.keys() == expected.keys()
+    for name, value in expected.items():
+        value = value.detach().numpy()
+        # Weights that give small logits would make 1e-4 easy.
+        assert 0.5 < value.std() < 5
+        np.testing.assert_allclose(actual[name], value, rtol=0, atol=1e-4)
+
+
+def assert_same_params(actual, expected):
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [
+        "vit_tiny_patch16_384",
+        "deit_small_distilled_patch16_224",
+        "deit_base_distilled_patch16_384",
+    ],
+)
+def test_logits_equal_those_of_timm_and_transformers(variant, tmp_path):
+    card = card_of(variant)
+    theirs = timm_model(card)
+    loaded = load(save_state_dict(theirs, tmp_path), variant=variant)
+    images = random_images(1 if "base" in variant else 2, card.image_size)
+    with jax.default_matmul_precision("highest"):
+        actual = jax.jit(create(variant, num_classes=10).apply)(
+            {"params": loaded.params}, images
+        )
+    with torch.no_grad():
+        assert_same_logits(actual, as_dict(theirs(to_torch(images))))
+
+    save.save(tmp_path / "hf", loaded.params, card, layout="hf")
+    exported = transformers.AutoModelForImageClassification.from_pretrained(
+        tmp_path / "hf"
+    )
+    assert_same_logits(actual, transformers_logits(exported, images))
+
+    # And back, from what transformers itself writes.
+    exported.save_pretrained(tmp_path / "hf again")
+    again = load(tmp_path / "hf again")
+    assert_same_params(again.params, loaded.params)
+    assert again.card.class_names == card.class_names
+    assert again.card.variant == variant
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [
+        "deit_tiny_patch16_224",
+        "deit_tiny_distilled_patch16_224",
+        "deit_small_distilled_patch16_224",
+    ],
+)
+def test_gradients_of_a_step_equal_timms(variant, tmp_path):
+    card = card_of(variant)
+    theirs = timm_model(card)
+    loaded = load(save_state_dict(theirs, tmp_path), variant=variant)
+    images, labels = random_images(2, 224), np.array([3, 7])
+    model = create(variant, num_classes=10)
+
+    def loss(params):
+        logits = model.apply({"params": params}, images)
+        return sum(
+            optax.losses.softmax_cross_entropy_with_integer_labels(x, labels).mean()
+            for x in logits.values()
+        )
+
+    with jax.default_matmul_precision("highest"):
+        actual_loss, gradients = jax.jit(jax.value_and_grad(loss))(loaded.params)
+    expected_loss = sum(
+        torch.nn.functional.cross_entropy(x, torch.from_numpy(labels))
+        for x in as_dict(theirs(to_torch(images))).values()
+    )
+    expected_loss.backward()
+
+    np.testing.assert_allclose(actual_loss, expected_loss.item(), rtol=1e-5)
+    actual = timm_layout.from_flax(gradients)
+    expected = {name: x.grad.numpy() for name, x in theirs.named_parameters()}
+    assert actual.keys() == expected.keys()
+    for name, value in expected.items():
+        error = np.linalg.norm(actual[name] - value) / np.linalg.norm(value)
+        assert error < 1e-3, (name, error)
+
+
+# Pictures.
+
+
+def pictures():
+    """64 of them: smooth noise, of sides from 8 to 900 px, tall and wide."""
+    rng = np.random.default_rng(0)
+    sides = [(8, 8), (8, 900), (900, 8), (900, 900), (224, 224), (248, 249)]
+    sides += [tuple(map(int, rng.integers(8, 901, 2))) for _ in range(58)]
+    for size in sides:
+        coarse = rng.integers(0, 256, (9, 7, 3), dtype=np.uint8)
+        yield Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
+
+
+def test_pictures_give_timms_logits(tmp_path, monkeypatch):
+    name = "deit_tiny_distilled_patch16_224"
+    theirs = timm.create_model(name)
+    randomise(theirs)
+    monkeypatch.setattr(timm, "create_model", lambda *_, **__: theirs)
+    told = import_weights(f"timm:{name}", tmp_path / "run")
+    assert "note:" not in told
+    ours = trained_model.load(tmp_path / "run")
+    assert ours.card.class_names[0] == "tench, Tinca tinca"
+    assert ours.card.origin == f"timm:{name}"
+
+    data = timm.data.resolve_model_data_config(theirs)
+    transform = timm.data.create_transform(**data)
+    inputs = torch.stack([transform(picture) for picture in pictures()])
+    views = np.stack([ours.view(picture) for picture in pictures()])
+    mean, std = (np.array(data[key], np.float32) for key in ("mean", "std"))
+    np.testing.assert_allclose(
+        (views / np.float32(255) - mean.reshape(1, 1, 1, 3)) / std.reshape(1, 1, 1, 3),
+        inputs.numpy().transpose(0, 2, 3, 1),
+        atol=1e-5,
+    )
+    with torch.no_grad():
+        # In evaluation timm has the mean of the heads.
+        expected = torch.cat([theirs.eval()(part) for part in inputs.split(16)])
+    actual = np.concatenate(
+        [ours.logits(views[start : start + 16])["mean"] for start in range(0, 64, 16)]
+    )
+    scale = expected.abs().max()
+    assert scale > 1
+    np.testing.assert_allclose(
+        actual / scale.numpy(), expected.numpy() / scale.numpy(), rtol=0, atol=2e-3
+    )
+    assert (actual.argmax(1) == expected.numpy().argmax(1)).all()
+
+
+@pytest.mark.parametrize("layout", ["timm", "hf"])
+def test_an_export_prepares_pictures_as_we_do(tmp_path, layout):
+    card = card_of("deit_nano_distilled_patch8_32", crop_ratio=32 / 37)
+    params = timm_layout.to_flax(
+        {name: x.numpy() for name, x in timm_model(card).state_dict().items()}
+    )
+    save.save(tmp_path, params, card, layout=layout)
+    if layout == "timm":
+        model = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
+        assert tuple(model.pretrained_cfg["label_names"]) == card.class_names
+        expected = {name: x.numpy() for name, x in model.state_dict().items()}
+        prepare = timm.data.create_transform(
+            **timm.data.resolve_data_config(model=model)
+        )
+    else:
+        model = transformers.DeiTForImageClassificationWithTeacher.from_pretrained(
+            tmp_path
+        )
+        assert tuple(model.config.id2label.values()) == card.class_names
+        # Pillow's pixels; the other backend's differ by a level here and there.
+        processor = transformers.AutoImageProcessor.from_pretrained(
+            tmp_path, backend="pil"
+        )
+
+        def prepare(picture):
+            return processor(picture, return_tensors="pt")["pixel_values"][0]
+
+    again = load(tmp_path)
+    assert_same_params(again.params, params)
+    assert again.notes == ()
+    assert again.card == dataclasses.replace(card, origin=str(tmp_path))
+    if layout == "timm":
+        assert_same_params(timm_layout.to_flax(expected), params)
+
+    trained = trained_model.TrainedModel(again.card, again.params, 0, "raw")
+    sizes = [(32, 32), (300, 400), (400, 300), (20, 33)]
+    if layout == "timm":  # transformers rounds half a pixel down
+        sizes += [(50, 91), (91, 50)]
+    for size in sizes:
+        picture = next(pictures()).resize(size)
+        ours = trained.view(picture) / 255
+        ours = (ours - np.reshape(card.mean, (1, 1, 3))) / np.reshape(
+            card.std, (1, 1, 3)
+        )
+        np.testing.assert_allclose(
+            prepare(picture).numpy().transpose(1, 2, 0), ours, atol=1e-5
+        )
+
+
+# Tables and names.
+
+
+def test_the_table_of_preprocessing_is_timms():
+    for name in timm_layout.NAMES:
+        config = timm.get_pretrained_cfg(name)
+        found = preprocessing.of_variant(name)
+        assert (found.mean, found.std, found.crop_ratio) == (
+            config.mean,
+            config.std,
+            config.crop_pct,
+        )
+        assert (config.interpolation, config.crop_mode) == ("bicubic", "center")
+
+
+def test_names_that_timm_has():
+    assert {name for name in VARIANTS if timm.is_model(name)} == timm_layout.NAMES
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_timm_makes_every_variant_from_its_config(variant):
+    config = timm_layout.config(card_of(variant))
+    with torch.device("meta"):
+        model = timm.create_model(
+            config["architecture"], num_classes=10, **config["model_args"]
+        )
+    sizes = VARIANTS[variant]
+    side = sizes["image_size"]
+    assert model.patch_embed.img_size == (side, side)
+    assert model.patch_embed.patch_size == (sizes["patch_size"],) * 2
+    assert model.embed_dim == sizes["width"]
+    assert len(model.blocks) == sizes["depth"]
+    assert model.blocks[0].attn.num_heads == sizes["num_heads"]
+    assert hasattr(model, "dist_token") == sizes["distilled"]
+    assert ("model_args" in config and config["model_args"] == {}) == (
+        variant in timm_layout.NAMES
+    )
+
+
+def tiny_transformers_model(kind, **fields):
+    """With the sizes of our nano models, as transformers 5 makes it itself."""
+    config = transformers.ViTConfig if "ViT" in kind else transformers.DeiTConfig
+    sizes = {"hidden_size": 96, "num_hidden_layers": 4, "num_attention_heads": 3}
+    sizes |= {"intermediate_size": 384, "image_size": 32, "patch_size": 8}
+    sizes |= {"num_labels": 5}
+    return getattr(transformers, kind)(config(**sizes | fields))
+
+
+@pytest.mark.parametrize(
+    ("kind", "variant"),
+    [
+        ("ViTForImageClassification", "vit_nano_patch8_32"),
+        ("DeiTForImageClassificationWithTeacher", "deit_nano_distilled_patch8_32"),
+    ],
+)
+def test_names_in_memory_and_in_files_are_one_model(tmp_path, kind, variant):
+    model = tiny_transformers_model(kind, layer_norm_eps=1e-6)
+    model.save_pretrained(tmp_path / "saved")
+    saved = load(tmp_path / "saved")
+    torch.save(model.state_dict(), tmp_path / "in_memory.bin")
+    in_memory = load(tmp_path / "in_memory.bin")
+    assert saved.card.variant == in_memory.card.variant == variant
+    assert_same_params(in_memory.params, saved.params)
+    assert saved.card.class_names == tuple(f"LABEL_{index}" for index in range(5))
+    expected = {
+        name: tuple(x.shape)
+        for name, x in torch.load(tmp_path / "in_memory.bin").items()
+    }
+    ours = hugging_face.from_timm(timm_layout.from_flax(saved.params))
+    assert {name: x.shape for name, x in ours.items()} == {
+        hugging_face.published_name(name): shape for name, shape in expected.items()
+    }
+
+
+def test_a_config_of_transformers_is_the_one_it_would_write(tmp_path):
+    model = tiny_transformers_model(
+        "DeiTForImageClassificationWithTeacher", layer_norm_eps=1e-6
+    )
+    model.save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())
+    names = tuple(f"LABEL_{index}" for index in range(5))
+    ours = hugging_face.config(
+        card_of("deit_nano_distilled_patch8_32", class_names=names)
+    )
+    assert ours.items() <= written.items()
+    assert written.keys() - ours.keys() <= {
+        "dtype",
+        "transformers_version",
+        "encoder_stride",
+        "initializer_range",
+        "pooler_act",
+        "pooler_output_size",
+    }
