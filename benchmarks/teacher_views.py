@@ -12,15 +12,13 @@ and written as Markdown and JSON into --out.
 """
 
 import argparse
-import concurrent.futures
 import json
-import os
-import shlex
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+
+from benchmarks.cores import Cores
 
 TRAIN_SPLIT = "train[:5000]"
 EPOCHS = 20
@@ -93,42 +91,6 @@ def workdir(flags, row: str, seed: int) -> Path:
     return flags.out / f"{row.replace(', ', '-').replace(' ', '-')}-seed{seed}"
 
 
-class Cores:
-    """Runs commands side by side, each on a core of its own.
-
-    As fast as one after the other on all of them, and the rounding of a run does not
-    depend on how many cores there are.
-    """
-
-    def __init__(self, flags):
-        self._free = list(range(flags.cores))
-        self._pool = concurrent.futures.ThreadPoolExecutor(flags.cores)
-        self._environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        if not flags.gpu:
-            self._environment["JAX_PLATFORMS"] = "cpu"
-
-    def run(self, jobs: dict[str, list[str]], logs: Path) -> None:
-        """Each of {name: command}; what it prints goes to `logs/<name>.log`."""
-        list(self._pool.map(lambda name: self._run(name, jobs[name], logs), jobs))
-
-    def _run(self, name: str, command: list[str], logs: Path) -> None:
-        core = self._free.pop()
-        try:
-            with open(logs / f"{name}.log", "w") as log:
-                log.write(shlex.join(command) + "\n")
-                log.flush()
-                subprocess.run(
-                    ["taskset", "-c", str(core), *command],
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    env=self._environment,
-                    check=True,
-                )
-        finally:
-            self._free.append(core)
-        print(f"done: {name}", flush=True)
-
-
 def table(flags) -> tuple[str, dict]:
     """Markdown, and {row: {weights/head: top-1 of each seed}}."""
     figures = {}
@@ -174,7 +136,7 @@ def main() -> None:
     flags = parser.parse_args()
     flags.out.mkdir(parents=True, exist_ok=True)
 
-    cores = Cores(flags)
+    cores = Cores(flags.cores, gpu=flags.gpu)
     exports = {
         f"export-{cache}": export_command(flags, cache)
         for cache in CACHES

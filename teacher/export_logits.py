@@ -32,6 +32,7 @@ them. Each part resumes by itself. For many classes --top_k keeps the largest lo
 import contextlib
 import dataclasses
 import itertools
+import json
 import os
 import shlex
 import sys
@@ -264,6 +265,25 @@ def export(
     writer.finish()
 
 
+@classifiers.explain_out_of_memory()
+def estimate(job: Export) -> dict[str, float]:
+    """What an export would cost, from the time of one batch.
+
+    Returns:
+      `images` to look at, those that measure the teacher included, `images_per_second`,
+      `seconds` and `bytes` of the cache.
+    """
+    images = len(job.order) + len(job.test)
+    with job.open() as opened:
+        rate = _images_per_second(job, opened)
+    return {
+        "images": images,
+        "images_per_second": rate,
+        "seconds": images / rate,
+        "bytes": len(job.order) * job.encoding.bytes_per_row,
+    }
+
+
 def _write(job, opened, writer, first: int, last: int, *, whole: bool) -> None:
     """The entries that are not there yet."""
     blocks, again = itertools.tee(
@@ -424,6 +444,7 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "check", None, "A cache: only check that it belongs to the config."
     )
+    flags.DEFINE_bool("estimate", False, "Only print time and size, as JSON.")
     flags.DEFINE_string("shard", None, "i/n: only part i (from 0) of n.")
     flags.DEFINE_bool("join", False, "Make one cache of the parts, when all are there.")
     flags.DEFINE_string("arch", None, "Of a bare state dict: torchvision's name.")
@@ -490,6 +511,9 @@ def main(_) -> None:
         device=values.device,
         workers=dataset.workers,
     )
+    if values.estimate:
+        print(json.dumps(estimate(job)))
+        return
     if values.verify:
         cache = teacher_logits.open_cache(out)
         largest, beyond = verify(job, cache, values.verify)

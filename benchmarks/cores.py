@@ -1,0 +1,61 @@
+"""Commands side by side, each on a core of its own."""
+
+import concurrent.futures
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+
+class Cores:
+    """Runs commands of this project, as many at once as there are cores.
+
+    As fast as one after the other on all of them, and the rounding of a run does not
+    depend on how many cores there are.
+
+    Args:
+      count: Commands at the same time.
+      gpu: Leave the device to JAX and torch, and do not bind to cores.
+    """
+
+    def __init__(self, count: int, *, gpu: bool = False):
+        self._free = list(range(count))
+        self._pool = concurrent.futures.ThreadPoolExecutor(count)
+        self._gpu = gpu
+        self._environment = dict(os.environ)
+        if not gpu:
+            self._environment |= {"JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1"}
+
+    def run(self, jobs: dict[str, list[str]], logs: Path) -> None:
+        """Each of {name: command}; what it prints goes to `logs/<name>.log`.
+
+        Raises:
+          SystemExit: A command failed; says which, and where it said why.
+        """
+        waiting = [self._pool.submit(self._run, *job, logs) for job in jobs.items()]
+        try:
+            for done in concurrent.futures.as_completed(waiting):
+                done.result()
+        except subprocess.CalledProcessError as error:
+            for other in waiting:
+                other.cancel()
+            sys.exit(f"error: failed: {shlex.join(error.cmd)}\nSee {logs}.")
+
+    def _run(self, name: str, command: list[str], logs: Path) -> None:
+        core = self._free.pop()
+        bound = [] if self._gpu else ["taskset", "-c", str(core)]
+        try:
+            with open(logs / f"{name}.log", "w") as log:
+                log.write(shlex.join(command) + "\n")
+                log.flush()
+                subprocess.run(
+                    [*bound, *command],
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    env=self._environment,
+                    check=True,
+                )
+        finally:
+            self._free.append(core)
+        print(f"done: {name}", flush=True)
