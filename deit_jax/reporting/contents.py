@@ -276,12 +276,15 @@ def _x_axis(groups: Sequence[Group]) -> str:
 def _lines(
     number: int, g: Group, name: str, x: str, *, dashed: bool = False
 ) -> list[Line]:
-    """A line for each seed and, where there are several, their mean.
-
-    Args:
-      name: Of the metric; `{head}` in it is the head that the run predicts with.
-    """
+    """The lines of a metric; `{head}` in its name is the head that predicts."""
     each = [run.series(name.format(head=run.head), x=x) for run in g.runs]
+    return _with_mean(number, each, dashed=dashed)
+
+
+def _with_mean(
+    number: int, each: Sequence[tuple[list, list[float]]], *, dashed: bool = False
+) -> list[Line]:
+    """A line for each seed and, where there are several, their mean."""
     each = [(at, values) for at, values in each if at]
     lines = [Line(number, *one, dashed=dashed, faint=len(each) > 1) for one in each]
     if len(each) > 1:
@@ -294,23 +297,22 @@ def _lines(
 
 def _gaps(groups: Sequence[Group]) -> list:
     x = _x_axis(groups)
-    panels = {"top-1, training - validation": [], "NLL, validation - training": []}
+    panels = {"top1": [], "loss": []}
     rows = []
     for number, g in enumerate(groups):
-        for run in g.runs:
-            top1, nll = gap(run, "top1", x=x), gap(run, "loss", x=x)
-            if not top1[0]:
+        gaps = {name: [gap(run, name, x=x) for run in g.runs] for name in panels}
+        for name, lines in panels.items():
+            lines += _with_mean(number, gaps[name])
+        for run, (_, top1), (_, nll) in zip(g.runs, *gaps.values(), strict=True):
+            if not top1:
                 continue
-            faint = len(g.runs) > 1
-            for lines, (at, values) in zip(panels.values(), (top1, nll), strict=True):
-                lines.append(Line(number, at, values, faint=faint))
             at, validation = run.series("eval/class/top1", x=x)
             best = int(np.argmax(validation))
             rows.append(
                 [
                     run.name,
-                    f"{100 * top1[1][-1]:+.2f}",
-                    f"{nll[1][-1]:+.4f}" if nll[1] else NONE,
+                    f"{100 * top1[-1]:+.2f}",
+                    f"{nll[-1]:+.4f}" if nll else NONE,
                     f"{100 * validation[best]:.2f}",
                     f"{at[best]:g}",
                     f"{100 * (validation[-1] - validation[best]):+.2f}",
@@ -337,7 +339,10 @@ def _gaps(groups: Sequence[Group]) -> list:
         Picture(
             "generalisation_gap",
             figures.curves(
-                [Panel(title, lines) for title, lines in panels.items()],
+                [
+                    Panel("top-1, training - validation", panels["top1"]),
+                    Panel("NLL, validation - training", panels["loss"]),
+                ],
                 [g.name for g in groups],
                 x_label=x,
             ),
@@ -401,7 +406,7 @@ def _per_class(chosen, names, suffix: str, label: str) -> list:
     if len(present) > MOST_CLASSES:
         shown = present[np.argsort(mean[present], kind="stable")[:MOST_CLASSES]]
         caption = (
-            f"{label}the {MOST_CLASSES} classes of {len(present)} with the lowest F1, "
+            f"{label}The {MOST_CLASSES} classes of {len(present)} with the lowest F1, "
             "averaged over the runs."
         )
     if any(deviation is not None for *_, deviation in values):
@@ -440,7 +445,7 @@ def _confusions(chosen, names, suffix: str, label: str) -> list:
         Picture(
             f"confusion{suffix}",
             picture,
-            f"{label}images of the row's class that were taken for the column's; the "
+            f"{label}Images of the row's class that were taken for the column's; the "
             "colour is the share of the row. Seeds are added up.",
         )
     ]
@@ -462,7 +467,7 @@ def _calibration(chosen, names, suffix: str, label: str) -> list:
         Picture(
             f"calibration{suffix}",
             figures.calibration(bins, names),
-            f"{label}below the dotted line a model is surer than it is right. Bins "
+            f"{label}Below the dotted line a model is surer than it is right. Bins "
             "with few images scatter: see their share on the right. Seeds are pooled.",
         )
     ]

@@ -121,13 +121,14 @@ def _block_html(block: Text | Table | Picture) -> str:
         case Text(text, warning):
             kind = ' class="warning"' if warning else ""
             return f"<p{kind}>{html.escape(text)}</p>"
-        case Picture(_, png, caption):
+        case Picture(name, png, caption):
             data = base64.b64encode(png).decode()
             caption = html.escape(caption)
             # One scale for all, so that letters have one size. The width of a PNG:
+            alt = name.replace("_", " ")
             width = round(int.from_bytes(png[16:20]) / PIXELS)
             return (
-                f'<figure>\n<img width="{width}" alt="{caption}" '
+                f'<figure>\n<img width="{width}" alt="{alt}" '
                 f'src="data:image/png;base64,{data}">\n'
                 f"<figcaption>{caption}</figcaption>\n</figure>"
             )
@@ -167,7 +168,8 @@ def _block_markdown(block: Text | Table | Picture) -> str:
         case Text(text, warning):
             return ("> " if warning else "") + _escape(text)
         case Picture(name, _, caption):
-            return f"![{_escape(caption)}]({name}.png)\n\n{_escape(caption)}"
+            alt = name.replace("_", " ")
+            return f"![{alt}]({name}.png)\n\n{_escape(caption)}"
         case Table(header, rows, labels):
             rules = ["---" if n < labels else "---:" for n in range(len(header))]
             lines = [map(_escape, header), rules]

@@ -10,7 +10,8 @@ from deit_jax.data import batches
 from deit_jax.training import metrics
 
 # Images x classes up to which every evaluation of a run has all metrics: CIFAR-100 is
-# just within. They then cost a percent or two of the evaluation (docs/performance.md).
+# just within. On one CPU core they take 0.09 s for 10,000 x 10, raw and EMA, where the
+# logits of the tiny model take 270 s and those of the nano model 7 s.
 SMALL = 10_000 * 100
 
 
