@@ -1,5 +1,6 @@
 # make demo    a virtual environment, the package, and a distilled DeiT on digits
 # make test    the same environment with torch, and the whole test suite
+# make study   the study of docs/results.md: ARGS="--scale=micro --data_dir=..."
 # make lint    what CI and pre-commit check
 # make format  what ruff can mend
 
@@ -11,13 +12,16 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 CONSTRAINTS ?= constraints.txt
 CONSTRAIN := $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 
-.PHONY: demo test lint format clean
+.PHONY: demo test study lint format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m deit_jax.main --config=configs/deit.py:digits
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest
+
+study: $(VENV)/.installed-teacher
+	$(BIN)/python -m benchmarks.study $(ARGS)
 
 lint: $(VENV)/.installed-lint
 	$(BIN)/ruff format --check .
@@ -41,6 +45,10 @@ $(VENV)/.installed: setup.cfg pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/python
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(PIP) install -q -e ".[test]" $(CONSTRAIN)
+	touch $@
+
+$(VENV)/.installed-teacher: $(VENV)/.installed
+	$(PIP) install -q -e ".[teacher]" $(CONSTRAIN)
 	touch $@
 
 $(VENV)/.installed-lint: $(CONSTRAINTS) | $(VENV)/bin/python

@@ -5,6 +5,7 @@ import os
 import shlex
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 
@@ -23,6 +24,7 @@ class Cores:
         self._free = list(range(count))
         self._pool = concurrent.futures.ThreadPoolExecutor(count)
         self._gpu = gpu
+        self._failed = threading.Event()
         self._environment = dict(os.environ)
         if not gpu:
             self._environment |= {"JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1"}
@@ -33,16 +35,21 @@ class Cores:
         Raises:
           SystemExit: A command failed; says which, and where it said why.
         """
-        waiting = [self._pool.submit(self._run, *job, logs) for job in jobs.items()]
-        try:
-            for done in concurrent.futures.as_completed(waiting):
-                done.result()
-        except subprocess.CalledProcessError as error:
-            for other in waiting:
-                other.cancel()
-            sys.exit(f"error: failed: {shlex.join(error.cmd)}\nSee {logs}.")
+        waiting = {
+            self._pool.submit(self._run, name, command, logs): name
+            for name, command in jobs.items()
+        }
+        for done in concurrent.futures.as_completed(waiting):
+            if done.exception() is not None:
+                name = waiting[done]
+                sys.exit(
+                    f"error: failed: {shlex.join(jobs[name])}\n"
+                    f"See {logs / name}.log ({done.exception()})."
+                )
 
     def _run(self, name: str, command: list[str], logs: Path) -> None:
+        if self._failed.is_set():
+            return
         core = self._free.pop()
         bound = [] if self._gpu else ["taskset", "-c", str(core)]
         try:
@@ -56,6 +63,9 @@ class Cores:
                     env=self._environment,
                     check=True,
                 )
+        except BaseException:
+            self._failed.set()  # nothing else begins
+            raise
         finally:
             self._free.append(core)
         print(f"done: {name}", flush=True)
