@@ -1,15 +1,17 @@
 """Training that starts from trained weights: what it takes over, says and refuses."""
 
+import itertools
 import json
 import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from configs import deit, vit
-from deit_jax import pretrained, train
+from configs import deit, finetune, vit
+from deit_jax import pretrained, train, trained_model
 from deit_jax.data import sources
 from deit_jax.distillation import teacher_logits, teacher_views, teacher_writer
 from deit_jax.errors import InputError
@@ -62,102 +64,25 @@ def distilled(cache):
     return config
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory, cache):
-    """A distilled DeiT on digits, after two steps, and its summary."""
-    workdir = tmp_path_factory.mktemp("runs") / "deit-digits"
-    return workdir, train.train_and_evaluate(distilled(cache), workdir)
-
-
-def unchanging(config, source):
-    """The same run from other weights, which never move."""
-    config.init_from = str(source)
-    config.optimizer.learning_rate = 0.0
-    config.optimizer.layer_decay = 0.75
-    config.schedule.min_learning_rate = 0.0
-    return config
-
-
-def test_starts_from_the_weights_and_resumes_without_them(
-    trained, cache, tmp_path, monkeypatch, capsys
-):
-    workdir, before = trained
-    source = shutil.copytree(workdir, tmp_path / "source")
-    config = unchanging(distilled(cache), source)
-    real, calls = step.pmap_train_step, []
-
-    def dies_in_its_second_step(*args, **kwargs):
-        mapped = real(*args, **kwargs)
-
-        def one(*step_args):
-            calls.append(None)
-            if len(calls) == 2:
-                raise KeyboardInterrupt
-            return mapped(*step_args)
-
-        return one
-
-    monkeypatch.setattr(step, "pmap_train_step", dies_in_its_second_step)
-    with pytest.raises(KeyboardInterrupt):
-        train.train_and_evaluate(config, tmp_path / "run")
-    assert f"starts from {source}: {DEIT}" in capsys.readouterr().out
-    monkeypatch.undo()
-    shutil.rmtree(source)
-    after = train.train_and_evaluate(config, tmp_path / "run")
-    assert after["resumed_at_step"] == 1
-    assert "starts from" not in capsys.readouterr().out
-    assert after["eval"] == before["eval"]
-    for head, scores in after["eval_ema"].items():
-        assert scores["loss"] == pytest.approx(before["eval"][head]["loss"], rel=1e-5)
-
-
-def test_another_source_is_another_run(trained, cache, tmp_path):
-    config = unchanging(distilled(cache), trained[0])
-    shutil.copytree(trained[0], tmp_path / "run")
-    with pytest.raises(InputError, match=r"init_from: '' -> '.*deit-digits'"):
-        train.train_and_evaluate(config, tmp_path / "run")
-
-
-def test_pictures_at_another_size_and_back_to_digits(
-    trained, cache, folder, tmp_path, capsys
-):
-    config = short(vit.get_config("folder"))
-    config.dataset.name = folder
-    config.dataset.image_size = 48
-    config.model.variant = VIT
-    config.init_from = str(trained[0])
-    summary = train.train_and_evaluate(config, tmp_path / "pictures")
-    assert set(summary["eval"]) == {"class"}
-    assert np.isfinite(summary["eval"]["class"]["loss"])
-    card = model_card.read(tmp_path / "pictures")
-    assert (card.image_size, card.class_names) == (48, ("bright", "dark"))
-    out = capsys.readouterr().out
-    assert "the distillation token, its position and its head are dropped" in out
-    assert "resized from 4 x 4 to 6 x 6 patches (bicubic)" in out
-    assert "the head is new: 2 classes, not 10" in out
-    assert "the source's were with (0.305" in out
-
-    config = distilled(cache)
-    config.init_from = str(tmp_path / "pictures")
-    summary = train.train_and_evaluate(config, tmp_path / "digits")
-    assert set(summary["eval"]) == {"class", "distill", "mean"}
-    assert np.isfinite(summary["eval"]["distill"]["loss"])
-    out = capsys.readouterr().out
-    assert "a distillation token is added" in out
-    assert "resized from 6 x 6 to 4 x 4" in out
-    assert "the heads are new: 10 classes, not 2" in out
+def random_params(model, seed=0):
+    """Large enough that every parameter matters to the logits."""
+    random = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda x: random.normal(size=x.shape, scale=0.3).astype(np.float32),
+        checkpoint.abstract_params(model),
+    )
 
 
 @pytest.fixture
 def source(tmp_path):
-    """A run directory of random parameters, and these."""
+    """Makes a run directory of random parameters; returns these too."""
 
-    def make(variant=VIT, class_names=DIGITS):
+    def make(variant=VIT, class_names=DIGITS, mean=(0.5,) * 3):
         card = model_card.ModelCard(
             variant=variant,
             image_size=variants.VARIANTS[variant]["image_size"],
             class_names=class_names,
-            mean=(0.5,) * 3,
+            mean=mean,
             std=(0.5,) * 3,
             crop_ratio=1.0,
         )
@@ -173,12 +98,85 @@ def source(tmp_path):
     return make
 
 
-def random_params(model, seed=0):
-    random = np.random.default_rng(seed)
-    return jax.tree.map(
-        lambda x: random.normal(size=x.shape).astype(np.float32),
-        checkpoint.abstract_params(model),
-    )
+def test_starts_from_the_weights_and_resumes_without_them(
+    source, cache, tmp_path, monkeypatch, capsys
+):
+    path, _ = source(DEIT)
+    config = distilled(cache)
+    config.dataset.mean = config.dataset.std = (0.5,) * 3
+    config.init_from = str(path)
+    # Nothing moves, so what the end measures is where the run started.
+    config.optimizer.learning_rate = 0.0
+    config.optimizer.layer_decay = 0.75
+    config.schedule.min_learning_rate = 0.0
+    test = sources.load("digits", config.dataset.eval_split)
+    logits = trained_model.load(path).logits(test.images)
+
+    real, calls = step.pmap_train_step, itertools.count(1)
+
+    def dies_in_its_second_step(*args, **kwargs):
+        mapped = real(*args, **kwargs)
+
+        def one(*step_args):
+            if next(calls) == 2:
+                raise KeyboardInterrupt
+            return mapped(*step_args)
+
+        return one
+
+    monkeypatch.setattr(step, "pmap_train_step", dies_in_its_second_step)
+    with pytest.raises(KeyboardInterrupt):
+        train.train_and_evaluate(config, tmp_path / "run")
+    assert f"starts from {path}: {DEIT}" in capsys.readouterr().out
+    monkeypatch.undo()
+    shutil.rmtree(path)
+    summary = train.train_and_evaluate(config, tmp_path / "run")
+    assert summary["resumed_at_step"] == 1
+    assert "starts from" not in capsys.readouterr().out
+
+    for head, expected in logits.items():
+        loss = optax.losses.softmax_cross_entropy_with_integer_labels(
+            expected, test.labels
+        )
+        top1 = np.mean(np.argmax(expected, axis=-1) == test.labels)
+        for weights in ("eval", "eval_ema"):
+            scores = summary[weights][head]
+            assert scores["loss"] == pytest.approx(float(loss.mean()), rel=1e-4)
+            assert scores["top1"] == pytest.approx(top1, abs=1e-6)
+
+    config.init_from = "elsewhere"
+    with pytest.raises(InputError, match=r"init_from: '.*source' -> 'elsewhere'"):
+        train.train_and_evaluate(config, tmp_path / "run")
+
+
+def test_pictures_at_another_size_and_back_to_digits(
+    source, cache, folder, tmp_path, capsys
+):
+    config = short(vit.get_config("folder"))
+    config.dataset.name = folder
+    config.dataset.image_size = 48
+    config.model.variant = VIT
+    path, _ = source(DEIT, mean=(0.305,) * 3)
+    config.init_from = str(path)
+    summary = train.train_and_evaluate(config, tmp_path / "pictures")
+    assert "distill" not in summary["eval"]
+    assert np.isfinite(summary["eval"]["class"]["loss"])
+    card = model_card.read(tmp_path / "pictures")
+    assert (card.image_size, card.class_names) == (48, ("bright", "dark"))
+    out = capsys.readouterr().out
+    assert "the distillation token, its position and its head are dropped" in out
+    assert "resized from 4 x 4 to 6 x 6 patches (bicubic)" in out
+    assert "the head is new: 2 classes, not 10" in out
+    assert "the source's were with (0.305" in out
+
+    config = distilled(cache)
+    config.init_from = str(tmp_path / "pictures")
+    summary = train.train_and_evaluate(config, tmp_path / "digits")
+    assert np.isfinite(summary["eval"]["distill"]["loss"])
+    out = capsys.readouterr().out
+    assert "a distillation token is added" in out
+    assert "resized from 6 x 6 to 4 x 4" in out
+    assert "the heads are new: 10 classes, not 2" in out
 
 
 def start(path, variant=VIT, class_names=DIGITS, **options):
@@ -273,8 +271,6 @@ def test_a_run_does_not_start_from_itself(tmp_path, digits_config, name):
 
 
 def test_a_recipe_that_fine_tunes_asks_for_weights(tmp_path):
-    from configs import finetune
-
     with pytest.raises(InputError, match=r"Set --config\.init_from to a run directory"):
         train.train_and_evaluate(finetune.get_config("folder"), tmp_path / "run")
     assert json.loads(finetune.get_config("folder").to_json_best_effort())
