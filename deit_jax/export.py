@@ -131,10 +131,12 @@ def stablehlo(trained) -> bytes:
 
 def onnx(trained) -> bytes:
     """A `TrainedModel` as an ONNX file, its dtype float32."""
+    # They tell of converters that do not load and of types that are not written, none
+    # of them a ViT's.
+    for chatty in ("jax2onnx", "onnx_ir"):
+        logging.getLogger(chatty).setLevel(logging.ERROR)
     import jax2onnx
 
-    # It says of every inner value that its type is not written into the file.
-    logging.getLogger("onnx_ir").setLevel(logging.ERROR)
     model = jax2onnx.to_onnx(
         _predict_function(trained),
         [_symbolic_images(trained.card.image_size)],
