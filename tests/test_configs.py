@@ -115,6 +115,7 @@ def test_384_px_is_the_recipe_of_the_references_readme():
         "epochs",
         "batch_size",
         "dataset.eval_crop_ratio",
+        "model.keep_heads",
         "model.variant",
         "optimizer.learning_rate",
         "optimizer.weight_decay",
