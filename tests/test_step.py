@@ -256,4 +256,4 @@ def test_a_step_reports_the_agreement_of_the_distillation_head():
     logits = model.apply({"params": start.params}, images)["distill"]
     _, metrics = run(0)
     for name, values in step.agreement(logits, batch["teacher_logits"]).items():
-        assert metrics[name] == pytest.approx(values.mean(), abs=1e-5)
+        assert metrics[name] == pytest.approx(float(values.mean()), abs=1e-5)
