@@ -11,6 +11,7 @@ from PIL import Image
 
 from deit_jax import trained_model
 from deit_jax.convert import import_weights
+from deit_jax.data import crops
 from deit_jax.models.variants import VARIANTS, create
 from deit_jax.training.model_card import ModelCard
 from deit_jax.weights import hugging_face, preprocessing, save
@@ -103,7 +104,7 @@ def test_logits_equal_those_of_timm_and_transformers(variant, tmp_path):
     card = card_of(variant)
     theirs = timm_model(card)
     loaded = load(save_state_dict(theirs, tmp_path), variant=variant)
-    images = random_images(1 if "base" in variant else 2, card.image_size)
+    images = random_images(1 if card.image_size == 384 else 2, card.image_size)
     with jax.default_matmul_precision("highest"):
         actual = jax.jit(create(variant, num_classes=10).apply)(
             {"params": loaded.params}, images
@@ -192,24 +193,25 @@ def test_pictures_give_timms_logits(tmp_path, monkeypatch):
     transform = timm.data.create_transform(**data)
     inputs = torch.stack([transform(picture) for picture in pictures()])
     views = np.stack([ours.view(picture) for picture in pictures()])
-    mean, std = (np.array(data[key], np.float32) for key in ("mean", "std"))
-    np.testing.assert_allclose(
-        (views / np.float32(255) - mean.reshape(1, 1, 1, 3)) / std.reshape(1, 1, 1, 3),
-        inputs.numpy().transpose(0, 2, 3, 1),
-        atol=1e-5,
-    )
+    mean, std = (np.reshape(data[key], (1, 1, 1, 3)) for key in ("mean", "std"))
+    levels = (inputs.numpy().transpose(0, 2, 3, 1) * std + mean) * 255
+    # Of a picture longer than 16:1 we resize the middle only, which is not quite it.
+    long = np.array([max(p.size) > crops.LONGEST * min(p.size) for p in pictures()])
+    assert 2 < long.sum() < 8
+    np.testing.assert_allclose(views[~long], levels[~long], rtol=0, atol=0.01)
+    np.testing.assert_allclose(views[long], levels[long], rtol=0, atol=4)
     with torch.no_grad():
         # In evaluation timm has the mean of the heads.
         expected = torch.cat([theirs.eval()(part) for part in inputs.split(16)])
     actual = np.concatenate(
         [ours.logits(views[start : start + 16])["mean"] for start in range(0, 64, 16)]
     )
-    scale = expected.abs().max()
-    assert scale > 1
-    np.testing.assert_allclose(
-        actual / scale.numpy(), expected.numpy() / scale.numpy(), rtol=0, atol=2e-3
-    )
-    assert (actual.argmax(1) == expected.numpy().argmax(1)).all()
+    expected = expected.numpy()
+    error = np.abs(actual - expected).max(axis=1) / np.abs(expected).max(axis=1)
+    assert np.abs(expected).max(axis=1).min() > 1
+    assert error[~long].max() < 1e-4
+    assert error[long].max() < 1e-2
+    assert (actual.argmax(1) == expected.argmax(1)).all()
 
 
 @pytest.mark.parametrize("layout", ["timm", "hf"])

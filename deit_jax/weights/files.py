@@ -8,6 +8,7 @@ import argparse
 import dataclasses
 import os
 import re
+import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -114,7 +115,10 @@ def _load_torch(path: Path):
                     # torch stores; unpacking could take any amount of memory.
                     raise ValueError("it is compressed")
         # Training checkpoints of DeiT hold their arguments as a Namespace.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        safe = torch.serialization.safe_globals([argparse.Namespace])
+        with safe, warnings.catch_warnings():
+            # Of unusual pickles; what matters of them is looked at below.
+            warnings.simplefilter("ignore")
             return torch.load(
                 path, map_location="cpu", weights_only=True, mmap=zipped or None
             )

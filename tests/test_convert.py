@@ -1,0 +1,292 @@
+"""The command as a user types it: into a run directory, and out of one."""
+
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from deit_jax import convert, trained_model
+from deit_jax.errors import InputError
+from deit_jax.training import model_card
+from deit_jax.training.checkpoint import (
+    CONVERTED_FROM,
+    Checkpoints,
+    abstract_params,
+    load_params,
+)
+from deit_jax.training.state import TrainState
+from deit_jax.weights import files, save
+from deit_jax.weights.load import load
+
+ROOT = Path(__file__).parent.parent
+CARD = model_card.ModelCard(
+    variant="deit_nano_distilled_patch8_32",
+    image_size=32,
+    class_names=("cat", "dög", "cat"),  # names of ImageNet occur twice too
+    mean=(0.4, 0.5, 0.6),
+    std=(0.2, 0.3, 0.25),
+    crop_ratio=0.8,
+)
+MODEL = CARD.create_model()
+
+
+def random_params(seed):
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda leaf: rng.standard_normal(leaf.shape, dtype=np.float32),
+        abstract_params(MODEL),
+    )
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run directory with two steps and moving averages; step s has seed s."""
+    workdir = tmp_path_factory.mktemp("run")
+    model_card.write(workdir, CARD)
+    checkpoints = Checkpoints(workdir, keep=2)
+    for step in (1, 2):
+        state = TrainState(
+            np.asarray(step, np.int32),
+            random_params(step),
+            (),
+            random_params(-step % 9),
+        )
+        checkpoints.save(state, {})
+    checkpoints.close()
+    return workdir
+
+
+def assert_same_params(actual, expected):
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
+
+
+def command(*flags):
+    env = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    return subprocess.run(
+        [sys.executable, "-m", "deit_jax.convert", *map(str, flags)],
+        cwd=ROOT,
+        env=env,
+        text=True,
+        capture_output=True,
+    )
+
+
+def test_the_command(run, tmp_path):
+    out = tmp_path / "new" / "w.safetensors"
+    done = command(f"--workdir={run}", "--to=timm", "--step=1", f"--out={out}")
+    assert done.returncode == 0, done.stderr
+    first, note, last = done.stdout.splitlines()
+    assert first == f"{CARD.variant}, raw parameters of step 1"
+    assert note.startswith(
+        "note: class names and preprocessing are in a directory only"
+    )
+    assert last == str(out)
+
+    names = tmp_path / "names.txt"
+    names.write_text("one\ntwo\nthrée\n", "utf-8")
+    again = tmp_path / "again"
+    done = command(
+        f"--src={out}",
+        f"--out={again}",
+        f"--class_names={names}",
+        f"--variant={CARD.variant}",
+        "--mean=0.1,0.2,0.3",
+        "--std=1,1,0.5",
+        "--crop_ratio=0.5",
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        f"{CARD.variant}: 468,582 parameters, 3 classes, 32 px",
+        "mean 0.1, 0.2, 0.3, std 1, 1, 0.5, crop ratio 0.5",
+        f"run directory {again}",
+    ]
+    assert "\nerror" not in done.stderr and "Traceback" not in done.stderr
+    assert model_card.read(again) == model_card.ModelCard(
+        variant=CARD.variant,
+        image_size=32,
+        class_names=("one", "two", "thrée"),
+        mean=(0.1, 0.2, 0.3),
+        std=(1, 1, 0.5),
+        crop_ratio=0.5,
+        origin=str(out),
+    )
+    assert_same_params(load_params(again, MODEL)[0], random_params(1))
+
+
+SRC, WORKDIR = "--src=w.pth", "--workdir=runs/x"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--out=x"], "give either --src, .* or --workdir, a run"),
+        ([SRC, WORKDIR, "--out=x"], "give either --src"),
+        ([SRC], "say where to write: --out"),
+        ([SRC, "--out=x", "--to=hf"], "--to goes with --workdir, not with --src"),
+        ([SRC, "--out=x", "--step=0"], "--step goes with --workdir, not with --src"),
+        (
+            [WORKDIR, "--out=x", "--to=hf", "--mean=0,0,0"],
+            "--mean goes with --src, not with --workdir",
+        ),
+        ([WORKDIR, "--out=x"], "say for which program: --to=timm or --to=hf"),
+        ([WORKDIR, "--out=x", "--to=onnx"], "<timm|hf>"),
+    ],
+)
+def test_flags_that_do_not_go_together(flags, message):
+    done = command(*flags)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and done.stdout == ""
+    if "<" in message:
+        assert message in done.stderr
+    else:
+        assert re.search(message, done.stderr)
+
+
+def test_numbers_and_names_are_read(tmp_path):
+    assert convert.parse_numbers("mean", None) is None
+    assert convert.parse_numbers("mean", ["0", " 0.5", "1e-1"]) == (0, 0.5, 0.1)
+    for texts in (["0", "1"], ["0", "1", "x"], []):
+        with pytest.raises(InputError, match=r"--std=.*: expected three numbers"):
+            convert.parse_numbers("std", texts)
+    path = tmp_path / "names.txt"
+    for content in (b"", b"a\n\nb\n", b"\xff\xfe"):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=r"--class_names=.*names\.txt"):
+            convert.read_class_names(path)
+    with pytest.raises(InputError, match=r"cannot be read: .*No such file"):
+        convert.read_class_names(tmp_path / "none.txt")
+
+
+@pytest.mark.parametrize("layout", convert.LAYOUTS)
+@pytest.mark.parametrize(
+    ("options", "seed"), [({}, 2), ({"step": 1, "weights": "ema"}, 8)]
+)
+def test_there_and_back(run, tmp_path, layout, options, seed):
+    out = tmp_path / "out"
+    told = convert.export_weights(run, out, layout=layout, **options)
+    names = ["model.safetensors", "config.json"]
+    names += ["preprocessor_config.json"] * (layout == "hf")
+    assert told.splitlines()[1:] == [str(out / name) for name in names]
+    assert {path.name for path in out.iterdir()} == set(names)
+
+    told = convert.import_weights(out, tmp_path / "again")
+    assert "note:" not in told
+    again = trained_model.load(tmp_path / "again")
+    assert again.step == 0
+    assert again.card == dataclasses.replace(CARD, origin=str(out))
+    assert_same_params(jax.device_get(again.params), random_params(seed))
+
+
+def test_a_conversion_is_no_run_to_resume(run, tmp_path):
+    convert.export_weights(run, tmp_path / "w.safetensors", layout="hf")
+    workdir = tmp_path / "again"
+    convert.import_weights(tmp_path / "w.safetensors", workdir)
+    checkpoints = Checkpoints(workdir, keep=1)
+    assert checkpoints.latest_step == 0
+    state = TrainState(np.zeros((), np.int32), random_params(0), (), None)
+    with pytest.raises(InputError, match="converted weights, not a training run"):
+        checkpoints.restore(state, {})
+    checkpoints.close()
+    saved = json.loads((workdir / "checkpoints/0/config/metadata").read_text())
+    assert saved == {CONVERTED_FROM: str(tmp_path / "w.safetensors")}
+    with pytest.raises(InputError, match="no moving average"):
+        convert.export_weights(workdir, tmp_path / "x", layout="hf", weights="ema")
+
+
+# What is refused.
+
+
+def test_a_run_is_not_written_over(run, tmp_path):
+    with pytest.raises(InputError, match="holds a run already"):
+        convert.import_weights(tmp_path / "w.safetensors", run)
+    with pytest.raises(InputError, match=r"holds a run, whose config\.json"):
+        convert.export_weights(run, run, layout="timm")
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(InputError, match="holds a run already"):
+        convert.import_weights("w.safetensors", tmp_path)
+
+
+def test_what_cannot_be_written(run, tmp_path):
+    (tmp_path / "file").touch()
+    weights = tmp_path / "w.safetensors"
+    files.write_safetensors(weights, save.timm.from_flax(random_params(0)))
+    with pytest.raises(InputError, match="run cannot be written: Not a directory"):
+        convert.import_weights(weights, tmp_path / "file" / "run")
+    with pytest.raises(InputError, match="cannot be written: File exists"):
+        convert.import_weights(weights, tmp_path / "file")
+    for out, message in (
+        ("file/out", "Not a directory"),
+        ("file/out.safetensors", "exists|Not a directory"),
+        ("folder.safetensors", "Is a directory"),
+        ("out.pth", r"expected a file that ends in \.safetensors"),
+    ):
+        (tmp_path / "folder.safetensors").mkdir(exist_ok=True)
+        with pytest.raises(InputError, match=message):
+            convert.export_weights(run, tmp_path / out, layout="timm")
+
+
+def test_a_source_that_is_refused_leaves_nothing(tmp_path):
+    with pytest.raises(InputError, match=r"nothing\.safetensors does not exist"):
+        convert.import_weights(tmp_path / "nothing.safetensors", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+# Downloads: `timm:NAME` itself is in test_weights.py.
+
+
+def test_a_directory_of_the_hub(run, tmp_path, monkeypatch):
+    hub = pytest.importorskip("huggingface_hub")
+    convert.export_weights(run, tmp_path / "hub", layout="hf")
+    asked = []
+
+    def snapshot_download(name, allow_patterns):
+        asked.append((name, allow_patterns[-1]))
+        return str(tmp_path / "hub")
+
+    monkeypatch.setattr(hub, "snapshot_download", snapshot_download)
+    loaded = load("hf:someone/model")
+    assert loaded.card.origin == "hf:someone/model"
+    assert_same_params(loaded.params, random_params(2))
+    assert asked == [("someone/model", "model.safetensors")]
+
+    # Without safetensors the pickle is asked for.
+    (tmp_path / "hub" / "model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"has no model\.safetensors or pytorch_model"):
+        load("hf:someone/model")
+    assert asked[-1] == ("someone/model", "pytorch_model.bin")
+
+
+def test_without_the_network(monkeypatch):
+    hub = pytest.importorskip("huggingface_hub")
+    timm = pytest.importorskip("timm")
+
+    def fail(*_, **__):
+        raise OSError("Temporary failure in name resolution\nand more")
+
+    monkeypatch.setattr(hub, "snapshot_download", fail)
+    monkeypatch.setattr(timm, "create_model", fail)
+    for src in ("hf:someone/model", "timm:deit_tiny_patch16_224"):
+        with pytest.raises(InputError, match=f"{src} cannot be downloaded: Temp") as e:
+            load(src)
+        assert "and more" not in str(e.value)
+    with pytest.raises(InputError, match=r"no such model\. Did you mean deit_tiny"):
+        load("timm:deit_tini_patch16_224")
+
+
+@pytest.mark.parametrize(
+    ("src", "library"), [("hf:someone/model", "huggingface_hub"), ("timm:x", "timm")]
+)
+def test_without_the_library(monkeypatch, src, library):
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(
+        InputError, match=f"{src} needs {library}.* pip install {library}"
+    ):
+        load(src)

@@ -1,0 +1,581 @@
+"""Files of weights that are not what they should be, and what is found out of them."""
+
+import argparse
+import collections
+import json
+import pickle
+import sys
+import zipfile
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+from flax import traverse_util
+
+from deit_jax.errors import InputError
+from deit_jax.models.variants import VARIANTS, create
+from deit_jax.training.checkpoint import abstract_params
+from deit_jax.weights import architecture, files, hugging_face, preprocessing, timm
+from deit_jax.weights.load import load
+
+VARIANT = "deit_nano_distilled_patch8_32"
+PLAIN = "vit_nano_patch8_32"
+
+
+def state_dict(variant, **settings):
+    """timm's, of random weights and five classes."""
+    rng = np.random.default_rng(0)
+    model = create(variant, num_classes=5, **settings)
+    params = jax.tree.map(
+        lambda leaf: rng.standard_normal(leaf.shape, dtype=np.float32),
+        abstract_params(model),
+    )
+    return timm.from_flax(params)
+
+
+@pytest.fixture(scope="module")
+def weights():
+    return state_dict(VARIANT)
+
+
+@pytest.fixture(scope="module")
+def plain_weights():
+    return state_dict(PLAIN)
+
+
+def as_torch(tensors):
+    torch = pytest.importorskip("torch")
+    return {name: torch.tensor(value).contiguous() for name, value in tensors.items()}
+
+
+def assert_equal(params, tensors):
+    actual = timm.from_flax(params)
+    assert actual.keys() == tensors.keys()
+    for name, value in tensors.items():
+        assert actual[name].dtype == np.float32
+        np.testing.assert_array_equal(actual[name], value, err_msg=name)
+
+
+# What is read.
+
+
+def test_a_safetensors_file_needs_no_torch(weights, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    path = tmp_path / "w.safetensors"
+    files.write_safetensors(path, weights)
+    assert [p.name for p in tmp_path.iterdir()] == ["w.safetensors"]
+    with safetensors.safe_open(path, "np") as file:
+        assert file.metadata() == {"format": "pt"}
+    loaded = load(path)
+    assert_equal(loaded.params, weights)
+    assert (loaded.card.variant, loaded.card.num_classes) == (VARIANT, 5)
+    assert len(loaded.notes) == 2  # no preprocessing and no names
+
+    (tmp_path / "w.pth").write_bytes(b"x")
+    with pytest.raises(InputError, match=r"needs torch: pip install -e .*safetensors"):
+        load(tmp_path / "w.pth")
+
+
+def wrap_ema(tensors):
+    other = {name: value + 1 for name, value in tensors.items()}
+    return {"model_ema": other, "model": tensors, "epoch": 3}
+
+
+@pytest.mark.usefixtures("one_torch_thread")
+@pytest.mark.parametrize(
+    ("ending", "legacy", "wrap"),
+    [
+        ("pth", False, lambda x: x),
+        ("pt", True, lambda x: {"module." + name: value for name, value in x.items()}),
+        ("bin", False, wrap_ema),
+        ("PTH", True, lambda x: {"state_dict": x, "args": argparse.Namespace(lr=0.1)}),
+        ("pth", False, lambda x: {"model_ema": collections.OrderedDict(x)}),
+    ],
+)
+def test_state_dicts_as_they_are_published(weights, tmp_path, ending, legacy, wrap):
+    torch = pytest.importorskip("torch")
+    path = tmp_path / f"w.{ending}"
+    torch.save(wrap(as_torch(weights)), path, _use_new_zipfile_serialization=not legacy)
+    assert_equal(load(path).params, weights)
+
+
+@pytest.mark.usefixtures("one_torch_thread")
+@pytest.mark.parametrize("ending", ["pth", "safetensors"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
+def test_other_floats_become_float32(weights, tmp_path, dtype, ending):
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import save_file
+
+    rounded = {n: x.to(getattr(torch, dtype)) for n, x in as_torch(weights).items()}
+    path = tmp_path / f"w.{ending}"
+    (torch.save if ending == "pth" else save_file)(rounded, path)
+    assert_equal(load(path).params, {n: x.float().numpy() for n, x in rounded.items()})
+
+
+# What is refused as a file.
+
+
+class Code:
+    def __reduce__(self):
+        return print, ("this ran",)
+
+
+def code(path):
+    path.write_bytes(pickle.dumps({"model": Code()}, protocol=2))
+
+
+def code_in_zip(path):
+    torch = pytest.importorskip("torch")
+    torch.save({"model": Code()}, path)
+
+
+def compressed(path):
+    code_in_zip(path)
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in parts.items():
+            archive.writestr(name, content)
+
+
+def torch_of(content):
+    def write(path):
+        torch = pytest.importorskip("torch")
+        torch.save(content(torch), path)
+
+    return write
+
+
+def safetensors_of(content):
+    return lambda path: safetensors.numpy.save_file(content, path)
+
+
+def header(text):
+    encoded = text.encode()
+    content = len(encoded).to_bytes(8, "little") + encoded
+    return lambda path: path.write_bytes(content)
+
+
+HUGE = '{"head.weight":{"dtype":"F32","shape":[9999999999,96],"data_offsets":[0,4]}}'
+
+
+@pytest.mark.usefixtures("one_torch_thread")
+@pytest.mark.parametrize(
+    ("name", "write", "message"),
+    [
+        ("w.pth", code, r"it refers to \S*print. Only tensors and plain values"),
+        ("w.pth", code_in_zip, r"it refers to \S*print. Only tensors and plain values"),
+        ("w.pt", compressed, r"is damaged .*ValueError.* Only tensors"),
+        ("w.bin", lambda p: p.write_bytes(b"no weights"), "is damaged or is no file"),
+        ("w.pth", lambda p: p.touch(), "w.pth is empty. Download"),
+        ("w.pth", torch_of(lambda torch: [torch.ones(2)]), "holds a list, not a state"),
+        ("w.pth", torch_of(lambda torch: {}), "holds no tensors"),
+        ("w.pth", torch_of(lambda torch: {"a": 3}), "no floating-point.*\n  a: int"),
+        (
+            "w.pth",
+            torch_of(lambda torch: {"a": torch.ones(2, dtype=torch.int64)}),
+            r"a: torch\.int64",
+        ),
+        (
+            "w.pth",
+            torch_of(lambda torch: {"a": torch.ones(1).expand(10**12)}),
+            r"a: \(1000000000000,\), larger than its memory",
+        ),
+        ("w.pth", torch_of(lambda torch: {"a": torch.eye(3).to_sparse()}), "not dense"),
+        (
+            "w.pth",
+            torch_of(lambda torch: {"a": torch.ones(3, device="meta")}),
+            "a: on device meta",
+        ),
+        ("w.safetensors", lambda p: p.touch(), "is empty"),
+        ("w.safetensors", lambda p: p.write_bytes(b"\xff" * 9), "is damaged: .*header"),
+        ("w.safetensors", header(HUGE), "is damaged: "),
+        ("w.safetensors", header("{}"), "holds no tensors"),
+        ("w.safetensors", safetensors_of({"a": np.arange(3)}), "  a: I64"),
+        ("w.npz", lambda p: p.touch(), r"ends in \.safetensors, \.pth, \.pt, \.bin"),
+        ("w.pth", lambda p: None, "w.pth does not exist"),
+        ("w.pth", lambda p: p.mkdir(), r"has no model\.safetensors or pytorch_model"),
+    ],
+)
+def test_a_file_without_weights_is_refused(tmp_path, capfd, name, write, message):
+    path = tmp_path / name
+    write(path)
+    with pytest.raises(InputError, match=message):
+        load(path)
+    assert capfd.readouterr().out == ""
+
+
+@pytest.mark.usefixtures("one_torch_thread")
+@pytest.mark.parametrize("ending", ["safetensors", "pth", "legacy.pth"])
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.999])
+def test_a_truncated_file_is_refused(weights, tmp_path, ending, share):
+    path = tmp_path / f"w.{ending}"
+    if ending == "safetensors":
+        files.write_safetensors(path, weights)
+    else:
+        torch = pytest.importorskip("torch")
+        new = ending == "pth"
+        torch.save(as_torch(weights), path, _use_new_zipfile_serialization=new)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(InputError, match="is damaged"):
+        load(path)
+
+
+def test_a_directory_without_weights_says_what_is_there(tmp_path):
+    (tmp_path / "b.pth").touch()
+    with pytest.raises(InputError, match=r"Give a file of it: b\.pth"):
+        load(tmp_path)
+    (tmp_path / "model.json").touch()
+    with pytest.raises(InputError, match="is a run directory of this package"):
+        load(tmp_path)
+
+
+# What is refused of a state dict.
+
+
+def without(*names):
+    def change(tensors):
+        for name in names:
+            del tensors[name]
+
+    return change
+
+
+def with_(**shapes):
+    def change(tensors):
+        for name, shape in shapes.items():
+            tensors[name.replace("__", ".")] = np.ones(shape, np.float32)
+
+    return change
+
+
+def with_nan(tensors):
+    tensors["norm.bias"] = np.full(96, np.nan, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            without("head_dist.weight"),
+            r"head_dist\.weight: missing, expected \(5, 96\)",
+        ),
+        (without("blocks.2.attn.qkv.bias"), r"blocks\.2\.attn\.qkv\.bias: missing"),
+        (
+            with_(blocks__0__ls1__gamma=(96,)),
+            r"ls1\.gamma: \(96,\), left over: deit_nano",
+        ),
+        (with_(norm_pre__weight=(96,)), r"norm_pre\.weight: \(96,\), left over"),
+        (with_(fc_norm__weight=(96,)), r"fc_norm\.weight: \(96,\), left over"),
+        (with_(head_dist__bias=(6,)), r"head_dist\.bias: \(6,\), expected \(5,\)"),
+        (
+            with_(patch_embed__proj__weight=(96, 1, 8, 8)),
+            r"\(96, 1, 8, 8\), expected \(96, 3, 8, 8\)",
+        ),
+        (
+            without("head.weight"),
+            r"has no head\.weight, the layer that makes the logits",
+        ),
+        (with_(head__weight=(0, 96)), r"has no head\.weight"),
+        (without("pos_embed"), r"no ViT or DeiT .* pos_embed is missing"),
+        (with_(pos_embed=(18, 96)), r"pos_embed is \(18, 96\), expected \[1, tokens"),
+        (with_(pos_embed=(1, 10**9, 0)), r"expected \[1, tokens, 96\]"),
+        (with_(pos_embed=(1, 17, 96)), "pos_embed has 17 entries. Expected 2 and"),
+        (with_(pos_embed=(1, 2, 96)), "pos_embed has 2 entries"),
+        (without("dist_token"), "pos_embed has 18 entries. Expected 1 and"),
+        (with_(head__weight=(2**20 + 1, 96)), r"1,048,577 classes, more than"),
+        (
+            with_(blocks__4__norm1__weight=(96,)),
+            "not in this package: 96 wide, 5 deep, patches of 8 px, with",
+        ),
+        (with_nan, r"norm\.bias has values that are not finite"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(weights, tmp_path, change, message):
+    tensors = dict(weights)
+    change(tensors)
+    path = tmp_path / "w.safetensors"
+    files.write_safetensors(path, tensors)
+    with pytest.raises(InputError, match=message):
+        load(path)
+
+
+def test_all_that_is_wrong_is_listed(weights, tmp_path):
+    tensors = dict(weights)
+    with_(**{f"blocks__{i}__ls1__gamma": (96,) for i in range(4)})(tensors)
+    without("norm.bias", "head_dist.bias")(tensors)
+    path = tmp_path / "w.safetensors"
+    files.write_safetensors(path, tensors)
+    with pytest.raises(InputError) as refused:
+        load(path)
+    listed = [x.split(":")[0].strip() for x in str(refused.value).splitlines()[1:]]
+    assert listed == [
+        *(f"blocks.{i}.ls1.gamma" for i in range(4)),
+        "head_dist.bias",
+        "norm.bias",
+    ]
+
+
+# Which variant it is.
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_is_found_by_its_shapes(variant):
+    sizes = VARIANTS[variant]
+    width, patch, side = sizes["width"], sizes["patch_size"], sizes["image_size"]
+    shapes = {f"blocks.{i}.norm1.bias": (width,) for i in range(sizes["depth"])} | {
+        "patch_embed.proj.weight": (width, 3, patch, patch),
+        "pos_embed": (1, 1 + sizes["distilled"] + (side // patch) ** 2, width),
+        "head.weight": (7, width),
+    }
+    if sizes["distilled"]:
+        shapes["dist_token"] = (1, 1, width)
+    found = architecture.infer(shapes, timm.ROLES, where="file")
+    family = variant.partition("_")[2]
+    twins = {f"vit_{family}", f"deit_{family}"} & VARIANTS.keys()
+    assert set(found.variants) == twins
+    assert (found.image_size, found.num_classes) == (side, 7)
+
+
+def test_one_architecture_has_two_names(plain_weights, tmp_path):
+    path = tmp_path / "w.safetensors"
+    files.write_safetensors(path, plain_weights)
+    loaded = load(path)
+    assert loaded.card.variant == "deit_nano_patch8_32"
+    assert "vit_nano_patch8_32 and deit_nano_patch8_32 are one" in loaded.notes[0]
+    loaded = load(path, variant=PLAIN, class_names=list("abcde"))
+    assert (loaded.card.variant, loaded.card.mean) == (PLAIN, (0.5, 0.5, 0.5))
+    assert len(loaded.notes) == 1  # of the preprocessing
+
+    for config in ({"architecture": "vit_tiny_patch16_224"}, {"model_type": "vit"}):
+        # The second is no config of timm, so that it does not count.
+        config |= {"mean": [0.5] * 3, "std": [0.5] * 3, "crop_pct": 1}
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        family = "vit" if "architecture" in config else "deit"
+        assert load(path).card.variant == f"{family}_nano_patch8_32"
+
+
+@pytest.mark.parametrize(
+    ("variant", "message"),
+    [
+        ("deit_nano_patch8_32", f"the weights of .* are {VARIANT} .*96 wide, 4 deep"),
+        ("deit_tiny_distilled_patch16_224", f"are {VARIANT} "),
+        ("deit_nano", "unknown model variant 'deit_nano'"),
+    ],
+)
+def test_another_variant_is_refused(weights, tmp_path, variant, message):
+    files.write_safetensors(tmp_path / "w.safetensors", weights)
+    with pytest.raises(InputError, match=message):
+        load(tmp_path / "w.safetensors", variant=variant)
+
+
+def test_another_resolution_is_kept(tmp_path):
+    tensors = state_dict(VARIANT, image_size=48)
+    files.write_safetensors(tmp_path / "w.safetensors", tensors)
+    loaded = load(tmp_path / "w.safetensors")
+    assert (loaded.card.variant, loaded.card.image_size) == (VARIANT, 48)
+    assert any("the weights are for 48 px" in note for note in loaded.notes)
+    assert_equal(loaded.params, tensors)
+
+
+# What stands beside the weights.
+
+
+@pytest.fixture
+def saved(tmp_path, plain_weights):
+    """A function that writes a directory of transformers and loads it."""
+
+    def save(config=None, preprocessor=None, change=None, **options):
+        tensors = hugging_face.from_timm(plain_weights)
+        if change:
+            change(tensors)
+        files.write_safetensors(tmp_path / "model.safetensors", tensors)
+        if config is not None:
+            config = {"model_type": "vit"} | config
+            (tmp_path / "config.json").write_text(json.dumps(config))
+        if preprocessor is not None:
+            path = tmp_path / "preprocessor_config.json"
+            path.write_text(json.dumps(preprocessor))
+        return load(tmp_path, **options)
+
+    return save
+
+
+SQUARE = {"height": 256, "width": 256}
+GIVEN = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}
+
+
+@pytest.mark.parametrize(
+    ("preprocessor", "ratio", "note"),
+    [
+        ({"size": 224}, 1.0, "straight to a square"),
+        ({"size": SQUARE, "crop_size": 224}, 0.875, "straight to a square"),
+        ({"size": SQUARE, "crop_size": 224, "do_center_crop": False}, 1.0, "straight"),
+        (
+            {
+                "size": {"shortest_edge": 248},
+                "crop_size": {"height": 224, "width": 224},
+            },
+            224 / 248,
+            None,
+        ),
+        ({"size": {"shortest_edge": 32}, "resample": 2}, 1.0, "Pillow's number 2"),
+    ],
+)
+def test_the_preprocessing_of_transformers(saved, preprocessor, ratio, note):
+    loaded = saved({"id2label": dict(enumerate("abcde"))}, GIVEN | preprocessor)
+    card = loaded.card
+    assert (card.mean, card.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    assert (card.crop_ratio, card.class_names) == (ratio, tuple("abcde"))
+    assert len(loaded.notes) == (note is not None)
+    assert note is None or note in loaded.notes[0]
+
+
+def test_a_crop_ratio_gives_back_the_size():
+    for crop in (32, 224, 384):
+        for resized in range(crop, 3 * crop):
+            assert int(crop / preprocessing.crop_ratio(crop, resized)) == resized
+
+
+@pytest.mark.parametrize(
+    ("config", "preprocessor", "change", "message"),
+    [
+        (
+            {"num_attention_heads": 12},
+            None,
+            None,
+            "=12, but vit_nano.* has 3 attention",
+        ),
+        ({"hidden_act": "gelu_new"}, None, None, "hidden_act='gelu_new'"),
+        ({"id2label": {"0": "a"}}, None, None, "id2label .* is no list .* 5 classes"),
+        (
+            None,
+            GIVEN | {"image_std": [1, 0, 1], "size": 8},
+            None,
+            "std is .* Give --std",
+        ),
+        (None, {"size": 8}, None, r"mean is None, .* Give --mean"),
+        (None, GIVEN | {"size": 8, "rescale_factor": 1}, None, "not scaled by 1/255"),
+        (None, GIVEN, None, "is None, .* Give --crop_ratio"),
+        (
+            None,
+            GIVEN | {"size": 8, "crop_size": 9},
+            None,
+            "1.125, .* Give --crop_ratio",
+        ),
+        (None, [], None, r"preprocessor_config\.json is damaged: it is no object"),
+        (
+            None,
+            None,
+            without("vit.encoder.layer.1.attention.attention.key.bias"),
+            r"layer\.1\.attention\.attention\.key\.bias: missing, expected \(96,\)",
+        ),
+        (None, None, with_(vit__layernorm__bias=(95,)), r"bias: \(95,\), expected"),
+        (
+            None,
+            None,
+            with_(vit__layers__0__attention__q_proj__bias=(96,)),
+            "twice, also",
+        ),
+        (None, None, without("classifier.weight"), r"has no classifier\.weight"),
+        (
+            None,
+            None,
+            with_(vit__embeddings__distillation_token=(1, 1, 96)),
+            "is a DeiTForImageClassification: .* Expected a .*WithTeacher",
+        ),
+    ],
+)
+def test_a_directory_that_contradicts_itself(
+    saved, config, preprocessor, change, message
+):
+    with pytest.raises(InputError, match=message):
+        saved(config, preprocessor, change)
+
+
+def test_what_is_given_replaces_what_is_wrong(saved):
+    loaded = saved(
+        {"id2label": {"0": "a"}, "layer_norm_eps": 1e-12},
+        {"size": 8, "crop_size": 9},
+        with_(vit__embeddings__mask_token=(1, 1, 96)),
+        class_names=list("vwxyz"),
+        mean=(0, 0, 0),
+        std=(1, 1, 1),
+        crop_ratio=0.5,
+    )
+    assert loaded.card.class_names == tuple("vwxyz")
+    assert (loaded.card.mean, loaded.card.crop_ratio) == ((0, 0, 0), 0.5)
+    left_out, epsilon = loaded.notes
+    assert left_out.startswith("vit.embeddings.mask_token: left out")
+    assert "layer_norm_eps=1e-12" in epsilon
+
+
+def test_class_names_are_as_many_as_the_classes(saved):
+    with pytest.raises(InputError, match="4 class names for 5 classes"):
+        saved(class_names=list("abcd"))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[" * 100_000, "3"])
+def test_a_damaged_config_is_refused(plain_weights, tmp_path, text):
+    files.write_safetensors(tmp_path / "model.safetensors", plain_weights)
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(InputError, match=r"config\.json is damaged: "):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"global_pool": "avg"}, "global_pool='avg'; the head .* class token"),
+        ({"model_args": {"num_heads": 4}}, "num_heads=4, but .* has 3"),
+        ({"label_names": ["a"]}, "label_names .* is no list .* 5 classes"),
+        ({"pretrained_cfg": {"mean": 3}}, "mean is 3, expected three numbers"),
+    ],
+)
+def test_a_config_of_timm_that_is_not_ours(weights, tmp_path, config, message):
+    good = {"architecture": "deit_tiny_distilled_patch16_224", "mean": [0] * 3}
+    good |= {"std": [1] * 3, "crop_pct": 1.0}
+    files.write_safetensors(tmp_path / "model.safetensors", weights)
+    (tmp_path / "config.json").write_text(json.dumps(good | config))
+    with pytest.raises(InputError, match=message):
+        load(tmp_path)
+
+
+def test_descriptions_are_preferred_to_names(weights, tmp_path):
+    config = {
+        "architecture": "deit_tiny_distilled_patch16_224",
+        "label_names": ["n1", "n2", "n3", "n4", "n5"],
+        "pretrained_cfg": {
+            "mean": [0, 0, 0],
+            "std": [1, 1, 1],
+            "crop_pct": 0.9,
+            "interpolation": "bilinear",
+            "crop_mode": "squash",
+            "label_descriptions": {"n1": "tench", "n5": "crane"},
+        },
+    }
+    files.write_safetensors(tmp_path / "model.safetensors", weights)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    loaded = load(tmp_path)
+    assert loaded.card.class_names == ("tench", "n2", "n3", "n4", "crane")
+    assert len(loaded.notes) == 2
+    assert "bilinear" in loaded.notes[0] and "squash" in loaded.notes[1]
+
+
+# Layouts.
+
+
+def test_layouts_are_inverse_to_each_other(weights, plain_weights):
+    for tensors in (weights, plain_weights):
+        params = timm.to_flax(tensors)
+        assert all(
+            leaf.flags.c_contiguous
+            for leaf in traverse_util.flatten_dict(params).values()
+        )
+        assert_equal(params, tensors)
+        back = hugging_face.to_timm(hugging_face.from_timm(tensors))
+        assert back.keys() == tensors.keys()
+        for name, value in tensors.items():
+            np.testing.assert_array_equal(back[name], value)
