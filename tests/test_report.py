@@ -170,7 +170,7 @@ def test_cost_is_in_the_units_of_its_header(sections):
     assert shown(costs, "GFLOPs an image")["better"].text == "2.000"
     assert shown(costs, "GFLOPs an image")["old"].text == contents.NONE
     # 3 x 2 GFLOPs x 30 steps x 8 images
-    assert shown(costs, "PFLOPs of training")["better"].text == "0.001"
+    assert shown(costs, "PFLOPs of training")["better"].text == "0.00144"
     assert shown(costs, "hours")["better"].text == "0.010"
     assert shown(costs, "devices")["better"].text == "2 x cpu"
 

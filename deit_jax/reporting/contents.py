@@ -514,7 +514,7 @@ def _cost(groups: Sequence[Group]) -> list:
                 run.name,
                 f"{facts['parameters'] / 1e6:,.2f}" if "parameters" in facts else NONE,
                 f"{flops / 1e9:,.3f}" if flops else NONE,
-                f"{training / 1e15:,.3f}" if training else NONE,
+                f"{training / 1e15:.3g}" if training else NONE,
                 f"{rate:,.0f}" if rate else NONE,
                 f"{hours:,.3f}" + ("*" if facts.get("resumed_at_step") else ""),
                 _devices(facts),

@@ -72,7 +72,8 @@ table { border-collapse: collapse; font-size: .86rem;
 th, td { padding: .25rem .6rem; border-bottom: 1px solid #ddd; text-align: right;
   vertical-align: top; }
 th { border-bottom: 1.5px solid #555; vertical-align: bottom; }
-.label { text-align: left; overflow-wrap: anywhere; }
+.label { text-align: left; overflow-wrap: anywhere; min-width: 4.5em; }
+.label:first-child { min-width: 8em; }
 td { white-space: nowrap; }
 td.label { white-space: normal; }
 small { display: block; color: #555; }
@@ -80,8 +81,9 @@ figure { margin: .75rem 0; break-inside: avoid; }
 img { max-width: 100%; height: auto; display: block; }
 figcaption { font-size: .86rem; color: #444; max-width: 95ch; }
 @media print { body { max-width: none; margin: 0; font-size: 11px; }
-  nav { display: none; } h2 { break-after: avoid; } tr { break-inside: avoid; }
-  .wide { overflow: visible; } }
+  table, figcaption { font-size: 9px; } th, td { padding: .15rem .4rem; }
+  nav { display: none; } .wide { overflow: visible; }
+  h2 { break-after: avoid; } tr { break-inside: avoid; } }
 """
 
 
