@@ -66,6 +66,9 @@ def test_says_what_is_missing(tmp_path):
         model_card.read(tmp_path)
     with pytest.raises(InputError, match="nowhere does not exist"):
         model_card.read(tmp_path / "nowhere")
+    (tmp_path / "model.json").write_text('{"format": "onnx"}')
+    with pytest.raises(InputError, match="is an exported model"):
+        model_card.read(tmp_path)
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="is a file, not a run directory"):
         model_card.read(tmp_path / "file")

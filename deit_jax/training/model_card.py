@@ -89,12 +89,20 @@ def read(workdir: str | os.PathLike) -> ModelCard:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise ValueError(f"it has more than {MAX_BYTES:,} bytes")
-        return _parse(json.loads(path.read_bytes()))
+        fields = json.loads(path.read_bytes())
+        exported = isinstance(fields, dict) and "format" in fields
+        card = None if exported else _parse(fields)
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(
             f"{path} is damaged: {error} Write it anew: the same training or "
             "conversion command does, in another --workdir."
         ) from error
+    if card is None:
+        raise InputError(
+            f"{workdir} is an exported model, which its predict.py reads. Give the run "
+            "directory that it was exported from."
+        )
+    return card
 
 
 def _parse(fields) -> ModelCard:
