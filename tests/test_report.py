@@ -14,7 +14,7 @@ from PIL import Image
 
 from deit_jax.errors import InputError
 from deit_jax.report import report
-from deit_jax.reporting import contents, document, runs
+from deit_jax.reporting import confusion, contents, document, learning, results, runs
 from deit_jax.training import metrics
 
 NASTY = "<script>alert(1)</script>"
@@ -107,7 +107,7 @@ def sections(directories):
     groups = runs.group(runs.read(directories))
     return {
         "Runs": contents._overview(groups),
-        "Results": contents._results(groups),
+        "Results": results.scores(groups),
         "Cost": contents._cost(groups),
     }
 
@@ -168,7 +168,7 @@ def test_cost_is_in_the_units_of_its_header(sections):
     costs = table(sections["Cost"])
     assert shown(costs, "million parameters")["better"].text == "0.12"
     assert shown(costs, "GFLOPs an image")["better"].text == "2.000"
-    assert shown(costs, "GFLOPs an image")["old"].text == contents.NONE
+    assert shown(costs, "GFLOPs an image")["old"].text == document.NONE
     # 3 x 2 GFLOPs x 30 steps x 8 images
     assert shown(costs, "PFLOPs of training")["better"].text == "0.00144"
     assert shown(costs, "hours")["better"].text == "0.010"
@@ -185,10 +185,10 @@ def test_the_gap_is_between_an_evaluation_and_the_log_line_before(tmp_path):
         {"step": 10, "eval/class/top1": 0.5, "eval/class/loss": float("nan")},
     ]
     run.rows.extend(rows)
-    at, gaps = contents.gap(run, "top1", x="step")
+    at, gaps = learning.gap(run, "top1", x="step")
     assert at == [8, 10]
     assert gaps == pytest.approx([0.2, 0.4])
-    assert contents.gap(run, "loss", x="step") == ([8], [0.5])
+    assert learning.gap(run, "loss", x="step") == ([8], [0.5])
 
 
 def test_config_differences_leave_out_seed_and_unset_fields(tmp_path):
@@ -221,6 +221,17 @@ def test_a_group_is_named_after_what_its_runs_share(names, expected):
 def test_runs_of_one_name_keep_their_paths(tmp_path):
     a, b = make_run(tmp_path / "a" / "run"), make_run(tmp_path / "b" / "run", seed=1)
     assert [run.name for run in runs.read([a, b, a])] == [str(a), str(b)]
+
+
+@pytest.mark.parametrize("classes", [2, 15, 16, 100])
+def test_a_confusion_is_a_picture_for_tensorboard(classes):
+    matrix = np.eye(classes, dtype=int).tolist()
+    names = [f"$class_{c}" for c in range(classes)]
+    drawn = confusion.picture(matrix, names, title="eval/class/confusion")
+    assert drawn.dtype == np.uint8
+    assert drawn.shape == (500, 500, 3)
+    assert (drawn == 255).mean() > 0.2  # the page around
+    assert (drawn < 128).mean() > 0.001  # the diagonal and the letters
 
 
 class Tags(html.parser.HTMLParser):

@@ -9,6 +9,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from deit_jax import train
 from deit_jax.distillation import teacher_logits, teacher_views, teacher_writer
@@ -126,6 +127,9 @@ def test_a_run_leaves_what_the_readme_says(small, tmp_path, capsys):
         assert 0 < row["train/teacher_cosine"] < 1
         mix = 0.5 * row["train/loss_ce"] + 0.5 * row["train/loss_distill"]
         assert row["train/loss"] == pytest.approx(mix, abs=1e-5)
+    events = EventAccumulator(str(run)).Reload()
+    drawn = {"augmentation", "eval/mean/confusion", "eval_ema/mean/confusion"}
+    assert drawn <= set(events.Tags()["tensors"])
     out = capsys.readouterr().out
     assert "step 12/12" in out
     assert "top-1" in out

@@ -52,6 +52,7 @@ class Section:
     blocks: Sequence[Text | Table | Picture]
 
 
+NONE = "-"  # in a cell that has no value
 PIXELS = 1.44  # of a picture, for one of the page: sharp in print
 
 STYLE = """

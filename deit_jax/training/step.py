@@ -228,7 +228,7 @@ def pmap_train_step(devices: Sequence[jax.Device], **statics) -> Callable:
 
 
 def pmap_eval_step(devices: Sequence[jax.Device], **statics) -> Callable:
-    """`eval_step` over `devices`: (params, images [d, b, ...]) -> values [d, b, ...]."""
+    """`eval_step` over `devices`: (params, images [d, b, ...]) -> each [d, b, ...]."""
     return jax.pmap(
         functools.partial(eval_step, **statics),
         axis_name=AXIS,
