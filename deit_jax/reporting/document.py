@@ -151,7 +151,9 @@ def _row_html(tag: str, cells: Sequence[Cell], labels: int) -> str:
         if cell.best:
             text = f"<strong>{text}</strong>"
         if cell.note:
-            text += f"<small>{html.escape(cell.note)}</small>"
+            # A line for each remark: side by side they would widen the table.
+            lines = html.escape(cell.note).replace(", ", "<br>")
+            text += f"<small>{lines}</small>"
         kind = ' class="label"' if position < labels else ""
         parts.append(f"<{tag}{kind}>{text}</{tag}>")
     return f"<tr>{''.join(parts)}</tr>"
