@@ -53,10 +53,11 @@ def adapt(
     if target.distilled and source.distilled:
         adapted["dist_token"] = params["dist_token"]
     elif target.distilled:
-        # A second class token, which the trained blocks can read at once; a fresh one is
-        # strange to them. Digits, 3 epochs, one seed: the distillation head is right in
-        # 96.6 % with a copy, 93.0 % with a fresh token and head. The price: in so short
-        # a time the two hardly part (cosine of what the heads read 0.9999, not 0.85).
+        # A second class token, which the trained blocks can read at once; a fresh one
+        # is strange to them. Digits, 3 epochs, one seed: the distillation head is right
+        # in 96.6 % with a copy, 93.0 % with a fresh token and head. The price: in so
+        # short a time the two hardly part (cosine of what the heads read 0.9999, not
+        # 0.85).
         adapted["dist_token"] = np.copy(params["cls_token"])
         tokens = np.repeat(tokens, 2, axis=1)
         changes.append(
