@@ -238,7 +238,7 @@ def _choose(found, variant, is_hugging_face: bool, config, where, notes) -> str:
         family = "deit"
         notes.append(
             f"{' and '.join(found.variants)} are one architecture, and timm prepares "
-            "pictures differently for them: deit_* is taken (--variant says otherwise)"
+            "pictures differently for them: deit_* is taken (convert's --variant says otherwise)"
         )
     return next(name for name in found.variants if name.startswith(family + "_"))
 
@@ -299,7 +299,7 @@ def _class_names(config, is_hugging_face, found, where, notes) -> list[str]:
     if not names:
         notes.append(
             f"no class names were found: the classes are called 0 .. {count - 1} "
-            "(--class_names=FILE says otherwise)"
+            "(convert's --class_names=FILE says otherwise)"
         )
         return [str(index) for index in range(count)]
     if isinstance(names, dict):
