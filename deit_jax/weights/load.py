@@ -238,7 +238,8 @@ def _choose(found, variant, is_hugging_face: bool, config, where, notes) -> str:
         family = "deit"
         notes.append(
             f"{' and '.join(found.variants)} are one architecture, and timm prepares "
-            "pictures differently for them: deit_* is taken (convert's --variant says otherwise)"
+            "pictures differently for them: deit_* is taken (convert's --variant says "
+            "otherwise)"
         )
     return next(name for name in found.variants if name.startswith(family + "_"))
 

@@ -31,7 +31,8 @@ def of_variant(variant: str) -> Preprocessing:
         timm.CROP_RATIO[VARIANTS[variant]["image_size"]],
         (
             "nothing was found about the preparation of pictures: mean and std of "
-            f"timm's {family}_* are taken (convert's --mean, --std and --crop_ratio change that)",
+            f"timm's {family}_* are taken (convert's --mean, --std and --crop_ratio "
+            "change that)",
         ),
     )
 
