@@ -164,16 +164,33 @@ def test_the_centre_view_equals_torchvision(width, height, size, ratio):
     np.testing.assert_array_equal(ours, np.asarray(expected))
 
 
+@pytest.mark.parametrize(
+    ("width", "height"), [(900, 20), (20, 900), (8, 700), (4000, 101), (101, 4000)]
+)
+@pytest.mark.parametrize(("size", "ratio"), [(224, 0.9), (33, 0.7)])
+def test_the_centre_view_of_a_stripe_is_a_level_off_at_most(width, height, size, ratio):
+    assert max(width, height) > crops.LONGEST * min(width, height)
+    image = picture(width, height)
+    expected = transforms.Compose(
+        [
+            transforms.Resize(int(size / ratio), interpolation=BICUBIC),
+            transforms.CenterCrop(size),
+        ]
+    )(image)
+    ours = crops.centre_view(image, size, ratio).astype(int)
+    assert np.abs(ours - np.asarray(expected)).max() <= 1
+
+
 @pytest.mark.parametrize(("width", "height"), [(100_000, 1), (3, 30_000)])
 def test_the_centre_view_of_a_stripe_takes_little_memory(width, height, monkeypatch):
     sizes = []
     real = Image.Image.resize
 
-    def resize(self, size, *args):
+    def resize(self, size, *args, **options):
         sizes.append(size)
-        return real(self, size, *args)
+        return real(self, size, *args, **options)
 
     monkeypatch.setattr(Image.Image, "resize", resize)
     view = crops.centre_view(picture(width, height), 32, 1.0)
     assert view.shape == (32, 32, 3)
-    assert sizes[0][0] * sizes[0][1] <= crops.LONGEST * 32 * 32
+    assert all(w * h <= 32 * max(32, height) for w, h in sizes)

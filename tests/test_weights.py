@@ -195,11 +195,11 @@ def test_pictures_give_timms_logits(tmp_path, monkeypatch):
     views = np.stack([ours.view(picture) for picture in pictures()])
     mean, std = (np.reshape(data[key], (1, 1, 1, 3)) for key in ("mean", "std"))
     levels = (inputs.numpy().transpose(0, 2, 3, 1) * std + mean) * 255
-    # Of a picture longer than 16:1 we resize the middle only, which is not quite it.
+    # Of a picture longer than 16:1 only what is seen is resized: a level off at most.
     long = np.array([max(p.size) > crops.LONGEST * min(p.size) for p in pictures()])
     assert 2 < long.sum() < 8
     np.testing.assert_allclose(views[~long], levels[~long], rtol=0, atol=0.01)
-    np.testing.assert_allclose(views[long], levels[long], rtol=0, atol=4)
+    np.testing.assert_allclose(views[long], levels[long], rtol=0, atol=1.01)
     with torch.no_grad():
         # In evaluation timm has the mean of the heads.
         expected = torch.cat([theirs.eval()(part) for part in inputs.split(16)])
@@ -210,7 +210,7 @@ def test_pictures_give_timms_logits(tmp_path, monkeypatch):
     error = np.abs(actual - expected).max(axis=1) / np.abs(expected).max(axis=1)
     assert np.abs(expected).max(axis=1).min() > 1
     assert error[~long].max() < 1e-4
-    assert error[long].max() < 1e-2
+    assert error[long].max() < 2e-3
     assert (actual.argmax(1) == expected.argmax(1)).all()
 
 

@@ -2,7 +2,7 @@
 
 Needs Pillow and, for model.stablehlo, jax (on any of its platforms), for model.onnx
 onnxruntime. The pixels are those of the training program, except for pictures that are
-transparent, 16-bit or over 16 times as long as wide.
+transparent or 16-bit (and by a level where one is over 16 times as long as wide).
 """
 
 import json

@@ -20,8 +20,8 @@ ATTEMPTS = 10
 CROP_WORDS = 2 * ATTEMPTS + 2
 FIXED = 16  # bits after the point
 ASPECTS = 1024  # on 800 pixels, half a pixel between neighbours
-# Times the shorter side. Of a longer picture only the middle is resized for the centre
-# view: the whole, resized, could take more memory than the machine has.
+# Times the shorter side. Of a longer picture only what is seen is resized for the
+# centre view: the whole, resized, could take more memory than the machine has.
 LONGEST = 16
 
 
@@ -106,23 +106,22 @@ def centre_view(image: Image.Image, size: int, crop_ratio: float) -> np.ndarray:
       size: Pixels a side.
       crop_ratio: In (0, 1]; timm takes 0.9 for DeiT at 224 px, which makes 248.
     """
-    image = _without_far_ends(image)
     shorter = int(size / crop_ratio)
     width, height = image.size
     if width <= height:
         resized = shorter, shorter * height // width
     else:
         resized = shorter * width // height, shorter
-    image = image.resize(resized, Image.Resampling.BICUBIC)
     # A half is rounded to the even neighbour, as in torchvision's CenterCrop.
     left, top = (round((side - size) / 2) for side in resized)
+    if max(resized) > LONGEST * shorter:
+        # The same pixels, at most one level off: the sampling positions are rounded
+        # otherwise. Pillow resizes the whole picture in this order, rows first.
+        bicubic = Image.Resampling.BICUBIC
+        x, y = width / resized[0], height / resized[1]
+        box = max(left * x, 0), 0, min((left + size) * x, width), height
+        image = image.resize((size, height), bicubic, box=box)
+        box = 0, max(top * y, 0), size, min((top + size) * y, height)
+        return np.asarray(image.resize((size, size), bicubic, box=box))
+    image = image.resize(resized, Image.Resampling.BICUBIC)
     return np.asarray(image.crop((left, top, left + size, top + size)))
-
-
-def _without_far_ends(image: Image.Image) -> Image.Image:
-    width, height = image.size
-    w, h = min(width, LONGEST * height), min(height, LONGEST * width)
-    if (w, h) == (width, height):
-        return image
-    left, top = (width - w) // 2, (height - h) // 2
-    return image.crop((left, top, left + w, top + h))
