@@ -2,6 +2,8 @@
 
 import json
 import os
+import sys
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -204,9 +206,27 @@ def _find(workdir, step: int | None) -> tuple[Path, list[int]]:
 
 
 def _damaged(where: Path, others: list[int], error: Exception) -> InputError:
-    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    _hush_closed_event_loop()
+    # Tensorstore adds its whole configuration.
+    text = str(error).partition(" [tensorstore_spec")[0].strip()
+    text = textwrap.shorten(text or type(error).__name__, 300, placeholder=" ...")
     more = f"There are others: {', '.join(map(str, others))}" if others else "No other"
-    return InputError(f"the checkpoint {where} is damaged: {first} {more}.")
+    return InputError(f"the checkpoint {where} is damaged: {text} {more}.")
+
+
+def _hush_closed_event_loop() -> None:
+    """Keeps the reads that orbax gives up after a first error from the terminal.
+
+    They end in tensorstore's threads, where each of them would print that the event
+    loop, which is closed by then, is closed.
+    """
+    previous = sys.unraisablehook
+
+    def hook(unraisable):
+        if str(unraisable.exc_value) != "Event loop is closed":
+            previous(unraisable)
+
+    sys.unraisablehook = hook
 
 
 def abstract_params(model) -> dict:
