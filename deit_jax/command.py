@@ -34,6 +34,9 @@ def run(main, *, takes: str | None = None) -> None:
             return main(argv)
         except InputError as error:
             fail(error)
+        except BrokenPipeError:  # `| head` has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
         except KeyboardInterrupt:
             print("stopped; the same command goes on from here", file=sys.stderr)
             sys.exit(130)

@@ -161,3 +161,19 @@ def test_the_command(run, pictures):
         done = command(*arguments)
         assert (done.returncode, done.stdout) == (2, "")
         assert done.stderr.startswith(message)
+
+
+def test_output_that_nobody_reads_ends_the_command(run, pictures):
+    arguments = [sys.executable, "-m", "deit_jax.predict", f"--workdir={run[0]}"]
+    done = subprocess.Popen(
+        [*arguments, str(pictures)],
+        cwd=Path(__file__).parent.parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    done.stdout.close()  # as `| head` does
+    errors = done.stderr.read()
+    done.stderr.close()
+    assert done.wait() == 1
+    assert errors == ""
