@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 from absl import flags
+from scipy.special import softmax
 
 from deit_jax import command
 from deit_jax.errors import InputError
@@ -160,9 +161,8 @@ def _overlay(panel, weights: np.ndarray, name: str, *, view: np.ndarray) -> None
 
 
 def _top(logits: np.ndarray, class_names: Sequence[str]) -> str:
-    shifted = np.exp(logits - logits.max())
-    best = int(shifted.argmax())
-    return f"{class_names[best][:24]} {100 * shifted[best] / shifted.sum():.0f}%"
+    best = int(logits.argmax())
+    return f"{class_names[best][:24]} {softmax(logits)[best]:.0%}"
 
 
 def _names(files: Sequence[str]) -> list[str]:

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 from absl import flags
+from scipy.special import softmax
 
 from deit_jax import command
 from deit_jax.errors import InputError
@@ -117,8 +118,7 @@ def rank(logits: np.ndarray, class_names: Sequence[str]) -> list[dict]:
     Returns:
       {"class": its number, "name": str, "probability": 0 .. 1} of each.
     """
-    shifted = np.exp(logits.astype(np.float64) - logits.max())
-    probabilities = shifted / shifted.sum()
+    probabilities = softmax(logits.astype(np.float64))
     return [
         {
             "class": int(c),
