@@ -29,6 +29,22 @@ class Cores:
         if not gpu:
             self._environment |= {"JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1"}
 
+    def output(self, command: list[str]) -> str:
+        """What one command prints, run on the first core while the others rest.
+
+        Raises:
+          SystemExit: It failed; says why.
+        """
+        done = subprocess.run(
+            [*self._bound(0), *command],
+            text=True,
+            capture_output=True,
+            env=self._environment,
+        )
+        if done.returncode:
+            sys.exit(f"{done.stderr}error: failed: {shlex.join(command)}")
+        return done.stdout
+
     def run(self, jobs: dict[str, list[str]], logs: Path) -> None:
         """Each of {name: command}; what it prints goes to `logs/<name>.log`.
 
@@ -51,13 +67,12 @@ class Cores:
         if self._failed.is_set():
             return
         core = self._free.pop()
-        bound = [] if self._gpu else ["taskset", "-c", str(core)]
         try:
             with open(logs / f"{name}.log", "w") as log:
                 log.write(shlex.join(command) + "\n")
                 log.flush()
                 subprocess.run(
-                    [*bound, *command],
+                    [*self._bound(core), *command],
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     env=self._environment,
@@ -69,3 +84,6 @@ class Cores:
         finally:
             self._free.append(core)
         print(f"done: {name}", flush=True)
+
+    def _bound(self, core: int) -> list[str]:
+        return [] if self._gpu else ["taskset", "-c", str(core)]

@@ -136,16 +136,19 @@ def report_command(flags) -> list[str]:
     )
 
 
-def measure(flags) -> dict[str, dict[str, float]]:
-    """{stage: {"seconds", "bytes"}} of all that the study has to do, from short trials.
+def measure(flags, cores: Cores) -> dict[str, dict[str, float]]:
+    """{stage: {"seconds", "bytes"}} of all that the study has to do.
 
-    A trial runs on all cores at once, as the stages do in all.
+    From short trials on one core: the stages use all of them, a command on each.
     """
     budget = {}
     for model in MODELS[1:]:
-        done = _output(export_command(flags, model, "--estimate"))
+        done = cores.output(export_command(flags, model, "--estimate"))
         found = json.loads(done.splitlines()[-1])
-        budget[f"export-{model}"] = {k: found[k] for k in ("seconds", "bytes")}
+        budget[f"export-{model}"] = {
+            "seconds": found["seconds"] / flags.cores,
+            "bytes": found["bytes"],
+        }
     for model in ("vit", "deit_augment"):  # the cheapest and the dearest step
         with tempfile.TemporaryDirectory() as directory:
             command = train_command(flags, model, 0, Path(directory))
@@ -160,7 +163,7 @@ def measure(flags) -> dict[str, dict[str, float]]:
                 "--config.log.every_steps=5",
                 f"--config.dataset.eval_split=test[:{flags.cores * 64}]",
             ]
-            _output(command)
+            cores.output(command)
             summary = json.loads((Path(directory) / "summary.json").read_text())
             checkpoint = sum(
                 file.stat().st_size
@@ -168,7 +171,7 @@ def measure(flags) -> dict[str, dict[str, float]]:
             )
         images = EPOCHS * (TRAIN_IMAGES + EVALUATION * EVAL_IMAGES)
         budget[f"train-{model}"] = {
-            "seconds": images / summary["images_per_sec"],
+            "seconds": images / summary["images_per_sec"] / flags.cores,
             "bytes": 2 * checkpoint,
         }
     budget["train-deit"] = budget["train-deit_augment"]
@@ -179,13 +182,6 @@ def measure(flags) -> dict[str, dict[str, float]]:
         }
         for stage, cost in budget.items()
     }
-
-
-def _output(command: list[str]) -> str:
-    done = subprocess.run(command, text=True, capture_output=True)
-    if done.returncode:
-        sys.exit(done.stderr)
-    return done.stdout
 
 
 def describe(budget: dict[str, dict[str, float]]) -> str:
@@ -226,7 +222,7 @@ def main() -> None:
     budget_file = flags.out / "budget.json"
     if not budget_file.exists():
         print("measuring what it will cost ...", flush=True)
-        budget_file.write_text(json.dumps(measure(flags), indent=1) + "\n")
+        budget_file.write_text(json.dumps(measure(flags, cores), indent=1) + "\n")
     print(describe(json.loads(budget_file.read_text())), flush=True)
     if flags.budget:
         return

@@ -116,6 +116,13 @@ def test_a_command_that_fails_ends_the_study(tmp_path):
     assert not (tmp_path / "never.log").exists()
 
 
+def test_a_trial_gives_what_it_prints_or_ends_the_study():
+    cores = Cores(2)
+    assert cores.output([sys.executable, "-c", "print('fast')"]) == "fast\n"
+    with pytest.raises(SystemExit, match=r"(?s)slow.*error: failed: "):
+        cores.output([sys.executable, "-c", "import sys; sys.exit('slow')"])
+
+
 def test_bad_flags_are_one_message():
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.study", "--scale=huge", "--data_dir=x"],
