@@ -12,7 +12,6 @@ exit code is 1.
 """
 
 import concurrent.futures
-import itertools
 import json
 import os
 import sys
@@ -86,13 +85,13 @@ def predict(
                 print(json.dumps({"file": file, "error": str(logits)}))
             print(f"error: {logits}", file=sys.stderr)
             continue
-        ranked = rank(logits.get("mean", logits["class"]), trained.card.class_names)
+        decisive = logits.get("mean", logits["class"])
+        answers = rank(decisive, trained.card.class_names)[:top]
         if as_json:
-            print(json.dumps({"file": file, "top": ranked[:top]}), flush=True)
+            print(json.dumps({"file": file, "top": answers}), flush=True)
         else:
-            answers = (f"{100 * r['probability']:5.1f}% {r['name']}" for r in ranked)
-            shown = "  ".join(itertools.islice(answers, top))
-            print(f"{file:<{columns}}  {shown}", flush=True)
+            shown = (f"{100 * a['probability']:5.1f}% {a['name']}" for a in answers)
+            print(f"{file:<{columns}}  {'  '.join(shown)}", flush=True)
         if logits_out is not None:
             kept["files"].append(file)
             for head, row in logits.items():

@@ -34,7 +34,7 @@ def make(
             **fields,
         },
     )
-    abstract = checkpoint.abstract_params(card.create_model())
+    abstract = state.abstract_params(card.create_model())
     kinds = ("raw", "ema") if ema else ("raw",)
     params = {
         kind: _random(abstract, np.random.default_rng([seed, i]))

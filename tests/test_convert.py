@@ -18,10 +18,9 @@ from deit_jax.training import model_card
 from deit_jax.training.checkpoint import (
     CONVERTED_FROM,
     Checkpoints,
-    abstract_params,
     load_params,
 )
-from deit_jax.training.state import TrainState
+from deit_jax.training.state import TrainState, abstract_params
 from deit_jax.weights import files, save
 from deit_jax.weights.load import load
 

@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import oracle
 import pytest
 
 from configs import deit, finetune, vit
 from deit_jax import pretrained, train, trained_model
 from deit_jax.data import sources
-from deit_jax.distillation import teacher_logits, teacher_views, teacher_writer
 from deit_jax.errors import InputError
 from deit_jax.models import variants
 from deit_jax.training import checkpoint, model_card, state, step
@@ -43,17 +43,7 @@ def cache(tmp_path_factory):
     """A teacher that knows the labels of 32 digits."""
     source = sources.load("digits", "train[:32]")
     directory = tmp_path_factory.mktemp("cache")
-    writer = teacher_writer.Writer(
-        directory,
-        {
-            "source": teacher_logits.describe_source(source),
-            "views": teacher_views.describe("plain", 1, None),
-            "logits": {"top_k": None, "tau": None},
-            "teacher": {"arch": "oracle", "top1": 1.0, "top1_split": "test"},
-        },
-    )
-    writer.append(5 * np.eye(source.num_classes)[source.labels])
-    writer.finish()
+    oracle.write_cache(directory, source)
     return directory
 
 
@@ -69,7 +59,7 @@ def random_params(model, seed=0):
     random = np.random.default_rng(seed)
     return jax.tree.map(
         lambda x: random.normal(size=x.shape, scale=0.3).astype(np.float32),
-        checkpoint.abstract_params(model),
+        state.abstract_params(model),
     )
 
 

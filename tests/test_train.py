@@ -6,13 +6,14 @@ import multiprocessing
 
 import jax
 import numpy as np
+import oracle
 import orbax.checkpoint as ocp
 import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from deit_jax import train
-from deit_jax.distillation import teacher_logits, teacher_views, teacher_writer
+from deit_jax.distillation import teacher_logits
 from deit_jax.errors import InputError
 from deit_jax.training import step, writers
 
@@ -22,17 +23,7 @@ def cache(tmp_path):
     """A teacher that knows the labels, for any source."""
 
     def make(source, directory=tmp_path / "cache", described_as=None):
-        writer = teacher_writer.Writer(
-            directory,
-            {
-                "source": teacher_logits.describe_source(source),
-                "views": teacher_views.describe("plain", 1, None),
-                "logits": {"top_k": None, "tau": None},
-                "teacher": {"arch": "oracle", "top1": 1.0, "top1_split": "test"},
-            },
-        )
-        writer.append(5 * np.eye(source.num_classes)[source.labels])
-        writer.finish()
+        oracle.write_cache(directory, source)
         if described_as:
             path = directory / teacher_logits.MANIFEST
             manifest = json.loads(path.read_text()) | {"source": described_as}

@@ -14,7 +14,7 @@ from flax.traverse_util import flatten_dict
 from orbax.checkpoint import checkpoint_managers
 
 from deit_jax.errors import InputError
-from deit_jax.training.state import TrainState
+from deit_jax.training.state import TrainState, abstract_params
 
 # Fields that may change between two starts: they touch neither the parameters nor the
 # order of the data. A moved cache is checked by its manifest, not by its path.
@@ -227,13 +227,6 @@ def _hush_closed_event_loop() -> None:
             previous(unraisable)
 
     sys.unraisablehook = hook
-
-
-def abstract_params(model) -> dict:
-    """Shapes and types of a model's parameters, without computing any."""
-    side = model.image_size
-    images = jax.ShapeDtypeStruct((1, side, side, 3), np.float32)
-    return jax.eval_shape(model.init, jax.random.key(0), images)["params"]
 
 
 def _check_params(found, expected, model, where: str) -> None:

@@ -52,5 +52,12 @@ def create(
     return init()
 
 
+def abstract_params(model) -> dict:
+    """Shapes and types of a model's parameters, without computing any."""
+    side = model.image_size
+    images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+    return jax.eval_shape(model.init, jax.random.key(0), images)["params"]
+
+
 def count_parameters(params) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -12,8 +12,8 @@ import numpy as np
 from deit_jax.errors import InputError
 from deit_jax.models import variants
 from deit_jax.models.variants import VARIANTS
-from deit_jax.training.checkpoint import abstract_params
 from deit_jax.training.model_card import MODEL, ModelCard
+from deit_jax.training.state import abstract_params
 from deit_jax.weights import (
     architecture,
     download,
