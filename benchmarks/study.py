@@ -12,7 +12,8 @@ Everything is a command that can be repeated by hand, with its log in --out; a s
 study goes on where it was.
 
 - full: the study's own models, DeiT-Ti with patches of 4 px. For a GPU.
-- micro: the nano models with patches of 8 px, a thirtieth of the work.
+- micro: the nano models with patches of 8 px, a thirtieth of the work, and 5 views of
+  the augmented images, each of them seen 4 times.
 """
 
 import argparse
@@ -30,6 +31,8 @@ VARIANTS = {
     "micro": ("vit_nano_patch8_32", "deit_nano_distilled_patch8_32"),
     "full": ("vit_tiny_patch4_32", "deit_tiny_distilled_patch4_32"),
 }
+# Views of deit_augment: 20 are one for each epoch.
+VIEWS = {"micro": 5, "full": 20}
 # A ResNet-50 for 32 px: minutes on a GPU, days on two cores.
 TEACHER = ("--arch=resnet50", "--stem=cifar", "--image_size=32", "--flip")
 TEACHER_EPOCHS = 30
@@ -50,6 +53,8 @@ def student_flags(flags, model: str) -> list[str]:
     fields = {"dataset.data_dir": flags.data_dir, "model.variant": variant}
     if model != "vit":
         fields["distillation.logits_dir"] = cache(flags, model)
+    if model == "deit_augment":
+        fields["distillation.num_views"] = VIEWS[flags.scale]
     return [f"--config=configs/study.py:{model}"] + [
         f"--config.{name}={value}" for name, value in fields.items()
     ]
