@@ -1,0 +1,53 @@
+"""The run directory: what a run writes of itself, but for its checkpoints."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from deit_jax.files import replace_file
+from deit_jax.training import model_card, summary, writers
+
+CONFIG = "config.json"
+
+
+class RunDirectory:
+    """config.json, model.json, metrics.jsonl, TensorBoard events and summary.json.
+
+    Args:
+      path: Of the directory.
+      start: The step that the run goes on from; what was written after it goes.
+    """
+
+    def __init__(self, path: str | os.PathLike, start: int):
+        self.path = Path(path)
+        self._start = start
+        self._metrics = writers.MetricsFile(self.path, start)
+        self._tensorboard = writers.create(self.path)
+
+    def describe(self, config: Mapping, card: model_card.ModelCard) -> None:
+        """Writes what the run is, for the commands that are given its directory."""
+        text = json.dumps(config, indent=1)
+        replace_file(self.path / CONFIG, text + "\n")
+        model_card.write(self.path, card)
+        if self._start == 0:
+            self._tensorboard.write_texts(0, {"config": f"```\n{text}\n```"})
+
+    def write(self, step: int, values: Mapping[str, float], *, epoch: float) -> None:
+        """Scalars of a step, to metrics.jsonl and TensorBoard."""
+        self._metrics.write(step, {"epoch": epoch, **values})
+        self._tensorboard.write_scalars(step, values)
+
+    def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+        """Pictures [1, H, W, 3] by tag, to TensorBoard."""
+        self._tensorboard.write_images(step, images)
+
+    def summarise(self, facts: dict) -> dict:
+        """Writes and prints summary.json; see `summary.write`."""
+        return summary.write(self.path, facts)
+
+    def close(self) -> None:
+        self._metrics.close()
+        self._tensorboard.close()
