@@ -1,0 +1,85 @@
+"""What is timed: a model, a batch and a precision, by name."""
+
+import argparse
+import dataclasses
+
+from configs import deit
+from deit_jax.models import variants
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One thing to time, the same for both sides.
+
+    Attributes:
+      variant: With a distillation token, of deit_jax/models/variants.py.
+      batch_size: Images a step.
+      num_classes: Of both heads.
+      dtype: Of the products, float32 or bfloat16.
+      training: A whole train step, or the logits of a batch.
+      augmented: Augmentation in the train step: the recipe `deit` here; what timm does
+        on batches there (random erasing, MixUp or CutMix).
+    """
+
+    variant: str
+    batch_size: int
+    num_classes: int
+    dtype: str = "float32"
+    training: bool = True
+    augmented: bool = True
+
+    def config(self):
+        """configs/deit.py:cifar10 with this model; its data are never read."""
+        config = deit.get_config("cifar10")
+        config.model.variant = self.variant
+        config.model.dtype = self.dtype
+        config.batch_size = self.batch_size
+        config.augment.recipe = "deit" if self.augmented else "none"
+        return config
+
+    @property
+    def flags(self) -> list[str]:
+        """On a command line, for `add_flags`."""
+        return [
+            f"--variant={self.variant}",
+            f"--batch_size={self.batch_size}",
+            f"--num_classes={self.num_classes}",
+            f"--dtype={self.dtype}",
+            "--training" if self.training else "--no-training",
+            "--augmented" if self.augmented else "--no-augmented",
+        ]
+
+
+TINY_32 = "deit_tiny_distilled_patch4_32"
+TINY_224 = "deit_tiny_distilled_patch16_224"
+
+# Of CIFAR-10 and of ImageNet in shape, at sizes that a CPU takes a second for.
+TRAIN = {
+    "train_32": Case(TINY_32, 64, 10),
+    "train_224": Case(TINY_224, 16, 1000),
+    "train_32_plain": Case(TINY_32, 64, 10, augmented=False),
+    "train_224_plain": Case(TINY_224, 16, 1000, augmented=False),
+}
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The fields of a `Case`, as the measuring programs take them."""
+    parser.add_argument("--variant", choices=distilled(), default=TINY_32)
+    parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--num_classes", type=int, default=10)
+    parser.add_argument("--dtype", choices=variants.DTYPES, default="float32")
+    for name in ("training", "augmented"):
+        parser.add_argument(
+            f"--{name}", action=argparse.BooleanOptionalAction, default=True
+        )
+
+
+def from_flags(flags: argparse.Namespace) -> Case:
+    """The inverse of `Case.flags`."""
+    names = (field.name for field in dataclasses.fields(Case))
+    return Case(**{name: getattr(flags, name) for name in names})
+
+
+def distilled() -> list[str]:
+    """The variants with a distillation token."""
+    return [name for name, shape in variants.VARIANTS.items() if shape["distilled"]]

@@ -1,0 +1,232 @@
+"""This project and a peer in alternating processes: rates, ratios, a table, JSON."""
+
+import argparse
+import dataclasses
+import json
+import os
+import platform
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from benchmarks import cases, timing
+from benchmarks.cases import Case
+
+OURS = "ours"
+PEERS = {"timm": "benchmarks.timm_peer"}
+# The best known for each side, unless the caller's environment says otherwise: large
+# pages for large buffers, which have to be asked for before a process starts.
+HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+# Torch has a switch of its own for them.
+TORCH = HUGE_PAGES | {"THP_MEM_ALLOC_ENABLE": "1"}
+
+
+def add_flags(parser: argparse.ArgumentParser, table: Mapping[str, Case]) -> None:
+    """The flags that the comparing commands share."""
+    parser.add_argument("--peer", choices=(*PEERS, "none"), default="timm")
+    parser.add_argument(
+        "--modes",
+        default="eager,compile",
+        help="of the peer: eager, compile (torch.compile), max-autotune",
+    )
+    parser.add_argument(
+        "--cases",
+        default=",".join(name for name in table if not name.endswith("_plain")),
+        help=f"of {', '.join(table)}",
+    )
+    parser.add_argument("--pairs", type=int, default=5, help="runs of each side")
+    parser.add_argument("--rounds", type=int, default=5, help="timed, in each run")
+    parser.add_argument("--steps", type=int, default=1, help="in a round")
+    parser.add_argument("--json", type=Path, help="where the figures go")
+    changes = parser.add_argument_group("changes to every case")
+    changes.add_argument("--variant", choices=cases.distilled())
+    changes.add_argument("--batch_size", type=int)
+    changes.add_argument("--dtype", choices=("float32", "bfloat16"))
+
+
+def main(
+    description: str, table: Mapping[str, Case], argv: Sequence[str] | None = None
+) -> dict:
+    """A command that compares the cases of `table`; what it writes is returned."""
+    parser = argparse.ArgumentParser(description=description)
+    add_flags(parser, table)
+    flags = parser.parse_args(argv)
+    names = flags.cases.split(",")
+    if unknown := [name for name in names if name not in table]:
+        parser.error(f"--cases: unknown {', '.join(unknown)}; there are {list(table)}")
+    if flags.pairs < 1 or flags.rounds < 1 or flags.steps < 1:
+        parser.error("--pairs, --rounds and --steps are at least 1")
+    modes = [] if flags.peer == "none" else flags.modes.split(",")
+    changes = {
+        name: value
+        for name in ("variant", "batch_size", "dtype")
+        if (value := getattr(flags, name)) is not None
+    }
+    result = {"machine": machine(), "cases": {}}
+    print(result["machine"]["processor"], f"{result['machine']['cores']} cores")
+    with tempfile.TemporaryDirectory() as caches:
+        for name in names:
+            case = dataclasses.replace(table[name], **changes)
+            found = compare(
+                case,
+                modes,
+                pairs=flags.pairs,
+                run=lambda side, case, parts: child(
+                    side,
+                    case,
+                    peer=flags.peer,
+                    caches=caches,
+                    rounds=flags.rounds,
+                    steps=flags.steps,
+                    parts=parts,
+                ),
+            )
+            result["cases"][name] = found
+            if modes:
+                result[f"ratio_{name}"] = found["ratio"]
+            print("\n" + show(name, found), flush=True)
+            if flags.json:  # after each case: a stopped call has measured something
+                flags.json.write_text(json.dumps(result, indent=1) + "\n")
+    return result
+
+
+def machine() -> dict:
+    """What the figures were measured on; each run adds its device and versions."""
+    processor = platform.processor() or platform.machine()
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            processor = line.partition(":")[2].strip()
+            break
+    return {
+        "processor": processor,
+        "cores": timing.cores(),
+        "python": platform.python_version(),
+        "load": os.getloadavg()[0],
+        "time": time.strftime("%Y-%m-%d %H:%M:%S"),
+    }
+
+
+def compare(
+    case: Case,
+    modes: Sequence[str],
+    *,
+    pairs: int,
+    run: Callable[[str, Case, bool], dict],
+) -> dict:
+    """Runs both sides `pairs` times, in turns.
+
+    Args:
+      modes: Of the peer; none times this project alone.
+      run: (`ours` or a mode, case, whether to time the parts) -> what was measured.
+
+    Returns:
+      `runs` of each side, `rates` (median images/s of each), `ratios` (ours / theirs of
+      each pair, by mode), `against` (the mode with the highest median) and `ratio`
+      (the median of its ratios).
+    """
+    sides = [OURS, *modes]
+    runs = {side: [] for side in sides}
+    for pair in range(pairs):
+        # Back and forth: what drifts over a pair favours no side.
+        for side in sides if pair % 2 == 0 else sides[::-1]:
+            runs[side].append(run(side, case, pair == pairs - 1))
+            print(".", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    rates = {
+        side: statistics.median(one["images_per_sec"] for one in found)
+        for side, found in runs.items()
+    }
+    ratios = {
+        mode: [
+            mine["images_per_sec"] / theirs["images_per_sec"]
+            for mine, theirs in zip(runs[OURS], runs[mode], strict=True)
+        ]
+        for mode in modes
+    }
+    against = max(modes, key=rates.get, default=None)
+    return {
+        "case": dataclasses.asdict(case),
+        "rates": rates,
+        "ratios": ratios,
+        "against": against,
+        "ratio": statistics.median(ratios[against]) if modes else None,
+        "runs": runs,
+    }
+
+
+def child(
+    side: str,
+    case: Case,
+    *,
+    peer: str,
+    caches: str,
+    rounds: int,
+    steps: int,
+    parts: bool,
+) -> dict:
+    """Measures one side in a process of its own.
+
+    Args:
+      side: `ours` or a mode of the peer.
+      caches: A directory for what torch compiles: only the first run of a mode does.
+
+    Raises:
+      SystemExit: It failed; says why.
+    """
+    ours = side == OURS
+    command = [sys.executable, "-m", "benchmarks.ours" if ours else PEERS[peer]]
+    command += [*case.flags, f"--rounds={rounds}", f"--steps={steps}"]
+    command += [] if ours else [f"--mode={side}"]
+    command += ["--parts"] if parts else []
+    environment = (HUGE_PAGES if ours else TORCH) | os.environ
+    environment |= {
+        "OMP_NUM_THREADS": str(timing.cores()),
+        "TORCHINDUCTOR_CACHE_DIR": caches,
+    }
+    done = subprocess.run(command, text=True, capture_output=True, env=environment)
+    if done.returncode:
+        sys.exit(f"{done.stderr}error: failed: {shlex.join(command)}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def show(name: str, found: dict) -> str:
+    """A case as text."""
+    case, ours = found["case"], found["runs"][OURS]
+    what = "train step" if case["training"] else "logits"
+    augmented = "" if case["augmented"] or not case["training"] else ", not augmented"
+    lines = [
+        f"{name}: {case['variant']}, batch {case['batch_size']}, {case['dtype']}, "
+        f"{what}{augmented}, {ours[0]['device']}",
+        f"{'':<14}{'images/s':>10}{'least':>10}{'most':>10}{'peak MiB':>10}"
+        f"{'compile s':>10}{'ours/theirs':>13}",
+    ]
+    for side, runs in found["runs"].items():
+        rates = [run["images_per_sec"] for run in runs]
+        line = f"{side:<14}{found['rates'][side]:>10.1f}"
+        line += f"{min(rates):>10.1f}{max(rates):>10.1f}"
+        line += f"{max(run['peak_memory_bytes'] for run in runs) / 2**20:>10.0f}"
+        line += f"{max(run['compile_seconds'] for run in runs):>10.1f}"
+        if ratios := found["ratios"].get(side):
+            line += f"{statistics.median(ratios):>8.3f} ({min(ratios):.3f} .. "
+            line += f"{max(ratios):.3f})"
+        lines.append(line)
+    used = statistics.median(run["utilisation"] for run in ours)
+    limit = statistics.median(run["matmul_flops_per_sec"] for run in ours)
+    lines.append(
+        f"ours computes at {100 * used:.1f} % of the {limit / 1e9:,.0f} GFLOP/s of a "
+        f"large {case['dtype']} matrix product"
+    )
+    for side, runs in found["runs"].items():
+        if parts := runs[-1]["parts"]:
+            step = statistics.median(runs[-1]["seconds"])
+            shares = (
+                f"{part} {1e3 * seconds:.1f} ms ({100 * seconds / step:.1f} %)"
+                for part, seconds in parts.items()
+            )
+            lines.append(f"{side}, step {1e3 * step:.1f} ms: " + ", ".join(shares))
+    return "\n".join(lines)

@@ -1,0 +1,293 @@
+"""One process that times this project: the train step, or the logits of a batch.
+
+    GLIBC_TUNABLES=glibc.malloc.hugetlb=1 python -m benchmarks.ours \\
+        --variant=deit_tiny_distilled_patch4_32 --batch_size=64
+
+The step is the pmapped one that `deit_jax.train` runs, on one device, fed by the same
+batches and the same look-up of teacher logits; images and logits are random. Prints
+one JSON object.
+"""
+
+import argparse
+import functools
+import json
+import time
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from benchmarks import cases, timing
+from benchmarks.cases import Case
+from deit_jax.data import batches, sources, views
+from deit_jax.distillation import losses, teacher_logits
+from deit_jax.distillation.teacher_encoding import Encoding
+from deit_jax.models import variants
+from deit_jax.student import student_views
+from deit_jax.training import cost, optimizer, state, step
+
+IMAGES = 512  # of the random data set, or as many as four batches
+STEPS = 1_000_000  # more than any measurement takes
+
+
+class Setup:
+    """What `deit_jax.train` builds from a config, for random images and logits.
+
+    Attributes:
+      model, optimizer, inputs, loss, config: Of the train step.
+      source, plan, teacher: What its batches are made of.
+    """
+
+    def __init__(self, case: Case):
+        self.config = config = case.config()
+        self.model = variants.create(
+            case.variant,
+            num_classes=case.num_classes,
+            drop_path=config.model.drop_path,
+            dtype=case.dtype,
+        )
+        side = self.model.image_size
+        rng = np.random.default_rng(0)
+        count = max(IMAGES, 4 * case.batch_size)
+        self.source = sources.ArraySource(
+            name="random",
+            split="train",
+            images=rng.integers(0, 256, (count, side, side, 3), np.uint8),
+            labels=rng.integers(0, case.num_classes, count, np.int32),
+            class_names=tuple(map(str, range(case.num_classes))),
+            fingerprint="",
+        )
+        logits = rng.normal(0, 3, (1, count, case.num_classes)).astype(np.float16)
+        self.teacher = teacher_logits.TeacherLogits(
+            directory=None,
+            manifest={"views": {"count": 1}},
+            encoding=Encoding(case.num_classes),
+            arrays={"logits.npy": logits},
+            tau=config.distillation.tau,
+        )
+        student = student_views(config, self.source)
+        self.plan = views.BatchPlan(
+            length=count,
+            batch_size=case.batch_size,
+            seed=config.seed,
+            augment_seed=student.augment_seed,
+        )
+        self.optimizer = optimizer.create(
+            config.optimizer.name,
+            optimizer.warmup_cosine(
+                config.optimizer.learning_rate,
+                total_steps=STEPS,
+                warmup_steps=STEPS // 20,
+            ),
+            weight_decay=config.optimizer.weight_decay,
+            b1=config.optimizer.b1,
+            b2=config.optimizer.b2,
+            clip_norm=config.optimizer.clip_norm,
+        )
+        self.inputs = functools.partial(
+            step.inputs,
+            num_classes=case.num_classes,
+            label_smoothing=config.loss.label_smoothing,
+            augment_seed=student.augment_seed,
+            augmentation=student.settings,
+        )
+        names = ("kind", "head", "alpha", "tau", "reduction")
+        self.loss = functools.partial(
+            losses.training_loss, **{name: config.distillation[name] for name in names}
+        )
+
+    def batches(self, *, teacher: bool = True):
+        """The host's batches, for one device."""
+        return batches.train_batches(
+            self.source,
+            self.plan,
+            start=0,
+            stop=STEPS,
+            devices=1,
+            teacher=self.teacher if teacher else None,
+        )
+
+    def state(self) -> state.TrainState:
+        return state.create(self.model, self.optimizer, seed=0, ema=True)
+
+    def train_step(self, devices):
+        return step.pmap_train_step(
+            devices,
+            model=self.model,
+            optimizer=self.optimizer,
+            inputs=self.inputs,
+            loss=self.loss,
+            seed=self.config.seed,
+            ema_decay=self.config.ema.decay,
+        )
+
+
+def measure(case: Case, *, rounds: int, steps: int, parts: bool) -> dict:
+    """Times `case` on the first device.
+
+    Args:
+      rounds: Times that are taken, after the first call and one round of warm-up.
+      steps: Calls in each of them.
+      parts: Whether to time the parts of a train step too.
+
+    Returns:
+      What is printed: `seconds` of a step in each round, `images_per_sec` of their
+      median, and what else there is to know.
+    """
+    devices = jax.local_devices()[:1]
+    limit = matmul_limit(case.dtype, devices[0])
+    setup = Setup(case)
+    run = _training(setup, devices) if case.training else _inference(setup, devices)
+    timed = functools.partial(timing.rounds, wait=jax.block_until_ready, steps=steps)
+
+    began = time.perf_counter()
+    result = jax.block_until_ready(run())
+    first = time.perf_counter() - began
+    timed(run, count=1)
+    seconds = timed(run, count=rounds)
+    median = float(np.median(seconds))
+    rate = case.batch_size / median
+    flops = cost.forward_flops(setup.model) * (3 if case.training else 1)
+    return {
+        "images_per_sec": rate,
+        "seconds": seconds,
+        "compile_seconds": first - median,
+        "peak_memory_bytes": _peak_memory(devices[0]),
+        "flops_per_image": flops,
+        "matmul_flops_per_sec": limit,
+        "utilisation": flops * rate / limit,
+        "loss": float(result["loss"]) if case.training else None,
+        "parts": _parts(setup, timed, rounds) if parts and case.training else None,
+        "device": devices[0].device_kind,
+        "threads": timing.cores() if devices[0].platform == "cpu" else None,
+        "versions": {"jax": jax.__version__, "flax": flax.__version__},
+    }
+
+
+def matmul_limit(dtype: str, device) -> float:
+    """Floating-point operations a second of a large product of square matrices.
+
+    The best of several calls: the limit that model FLOPs are a share of. Products of
+    float32 on a GPU are as precise as the model's, which is JAX's default (TF32).
+    """
+    side = 2048 if device.platform == "cpu" else 8192
+    matrix = jax.device_put(jnp.ones((side, side), variants.DTYPES[dtype]), device)
+    product = jax.jit(jnp.matmul)
+    jax.block_until_ready(product(matrix, matrix))
+    seconds = timing.rounds(
+        lambda: product(matrix, matrix), jax.block_until_ready, count=8, steps=1
+    )
+    return 2 * side**3 / min(seconds)
+
+
+def _training(setup: Setup, devices):
+    """A function that trains one step, and returns its metrics."""
+    train_step = setup.train_step(devices)
+    current = step.replicate(setup.state(), devices)
+    stream = batches.prefetch(setup.batches())
+
+    def run():
+        nonlocal current
+        current, metrics = train_step(current, next(stream))
+        return metrics
+
+    return run
+
+
+def _inference(setup: Setup, devices):
+    """A function that gives the logits of all heads for a batch of uint8 images."""
+    eval_step = step.pmap_eval_step(
+        devices,
+        model=setup.model,
+        mean=setup.config.dataset.mean,
+        std=setup.config.dataset.std,
+    )
+    params = jax.device_put(setup.state().params, devices[0])
+    images = next(setup.batches())["image"]
+    return lambda: eval_step(params, images)
+
+
+def _parts(setup: Setup, timed, rounds: int) -> dict[str, float]:
+    """Seconds of the pieces of a step, each as a program of its own.
+
+    `backward` is the gradient's time less that of the loss alone. Together they are
+    not the step: as one program it saves, or loses, between them.
+    """
+    model, config = setup.model, setup.config
+    batch = {k: jnp.asarray(v[0]) for k, v in next(setup.batches()).items()}
+    prepare = jax.jit(setup.inputs)
+    prepared = jax.block_until_ready(prepare(batch))
+    keys = jax.random.split(jax.random.key(0, impl="threefry2x32"), config.batch_size)
+    current = setup.state()
+
+    def mean_loss(params, prepared, keys):
+        logits = model.apply({"params": params}, prepared.images, drop_keys=keys)
+        losses = setup.loss(logits, prepared.targets, prepared.teacher_logits)
+        return losses["loss"].mean()
+
+    forward, gradient = jax.jit(mean_loss), jax.jit(jax.grad(mean_loss))
+    grads = gradient(current.params, prepared, keys)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def update(old, grads):
+        updates, opt_state = setup.optimizer.update(grads, old.opt_state, old.params)
+        params = optax.apply_updates(old.params, updates)
+        ema_params = optax.incremental_update(
+            params, old.ema_params, 1 - config.ema.decay
+        )
+        return state.TrainState(old.step + 1, params, opt_state, ema_params)
+
+    def optimize():
+        nonlocal current
+        current = update(current, grads)
+        return current
+
+    host = setup.batches(teacher=False)
+    steps = iter(range(STEPS))
+
+    def look_up():
+        index, view = setup.plan.batch(next(steps))
+        return setup.teacher.batch(view, index)
+
+    params = jax.tree.map(jnp.copy, current.params)  # the state is donated
+    programs = {
+        "augmentation": lambda: prepare(batch),
+        "forward": lambda: forward(params, prepared, keys),
+        "gradient": lambda: gradient(params, prepared, keys),
+        "optimizer and EMA": optimize,
+        "input": lambda: next(host),
+        "teacher look-up": look_up,
+    }
+    seconds = {}
+    for name, program in programs.items():
+        jax.block_until_ready(program())
+        seconds[name] = float(np.median(timed(program, count=rounds)))
+    seconds["backward"] = seconds.pop("gradient") - seconds["forward"]
+    return seconds
+
+
+def _peak_memory(device) -> int:
+    if device.platform == "cpu":
+        return timing.peak_resident_bytes()
+    return device.memory_stats()["peak_bytes_in_use"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    cases.add_flags(parser)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=1, help="in a round")
+    parser.add_argument("--parts", action="store_true")
+    flags = parser.parse_args()
+    case = cases.from_flags(flags)
+    print(
+        json.dumps(
+            measure(case, rounds=flags.rounds, steps=flags.steps, parts=flags.parts)
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
