@@ -60,6 +60,21 @@ TRAIN = {
     "train_32_plain": Case(TINY_32, 64, 10, augmented=False),
     "train_224_plain": Case(TINY_224, 16, 1000, augmented=False),
 }
+INFERENCE = {
+    "inference_32": Case(TINY_32, 64, 10, training=False),
+    "inference_224": Case(TINY_224, 16, 1000, training=False),
+}
+# The paper's models in the precision that GPUs are made for.
+GPU = {
+    "gpu_tiny_224": Case(TINY_224, 256, 1000, "bfloat16"),
+    "gpu_tiny_32": Case(TINY_32, 1024, 10, "bfloat16"),
+    "gpu_small_224": Case("deit_small_distilled_patch16_224", 256, 1000, "bfloat16"),
+    "gpu_base_224": Case("deit_base_distilled_patch16_224", 256, 1000, "bfloat16"),
+}
+GPU |= {
+    f"{name}_plain": dataclasses.replace(case, augmented=False)
+    for name, case in GPU.items()
+}
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

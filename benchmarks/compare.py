@@ -26,12 +26,14 @@ HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 TORCH = HUGE_PAGES | {"THP_MEM_ALLOC_ENABLE": "1"}
 
 
-def add_flags(parser: argparse.ArgumentParser, table: Mapping[str, Case]) -> None:
+def add_flags(
+    parser: argparse.ArgumentParser, table: Mapping[str, Case], modes: str
+) -> None:
     """The flags that the comparing commands share."""
     parser.add_argument("--peer", choices=(*PEERS, "none"), default="timm")
     parser.add_argument(
         "--modes",
-        default="eager,compile",
+        default=modes,
         help="of the peer: eager, compile (torch.compile), max-autotune",
     )
     parser.add_argument(
@@ -50,11 +52,15 @@ def add_flags(parser: argparse.ArgumentParser, table: Mapping[str, Case]) -> Non
 
 
 def main(
-    description: str, table: Mapping[str, Case], argv: Sequence[str] | None = None
+    description: str,
+    table: Mapping[str, Case],
+    argv: Sequence[str] | None = None,
+    *,
+    modes: str = "eager,compile",
 ) -> dict:
     """A command that compares the cases of `table`; what it writes is returned."""
     parser = argparse.ArgumentParser(description=description)
-    add_flags(parser, table)
+    add_flags(parser, table, modes)
     flags = parser.parse_args(argv)
     names = flags.cases.split(",")
     if unknown := [name for name in names if name not in table]:

@@ -22,8 +22,9 @@ import optax
 from benchmarks import cases, timing
 from benchmarks.cases import Case
 from deit_jax.data import batches, sources, views
-from deit_jax.distillation import losses, teacher_logits
+from deit_jax.distillation import teacher_logits
 from deit_jax.distillation.teacher_encoding import Encoding
+from deit_jax.experiment import Experiment, peak_learning_rate
 from deit_jax.models import variants
 from deit_jax.student import student_views
 from deit_jax.training import cost, optimizer, state, step
@@ -32,96 +33,76 @@ IMAGES = 512  # of the random data set, or as many as four batches
 STEPS = 1_000_000  # more than any measurement takes
 
 
-class Setup:
-    """What `deit_jax.train` builds from a config, for random images and logits.
-
-    Attributes:
-      model, optimizer, inputs, loss, config: Of the train step.
-      source, plan, teacher: What its batches are made of.
-    """
-
-    def __init__(self, case: Case):
-        self.config = config = case.config()
-        self.model = variants.create(
-            case.variant,
-            num_classes=case.num_classes,
-            drop_path=config.model.drop_path,
-            dtype=case.dtype,
-        )
-        side = self.model.image_size
-        rng = np.random.default_rng(0)
-        count = max(IMAGES, 4 * case.batch_size)
-        self.source = sources.ArraySource(
-            name="random",
-            split="train",
-            images=rng.integers(0, 256, (count, side, side, 3), np.uint8),
-            labels=rng.integers(0, case.num_classes, count, np.int32),
-            class_names=tuple(map(str, range(case.num_classes))),
-            fingerprint="",
-        )
-        logits = rng.normal(0, 3, (1, count, case.num_classes)).astype(np.float16)
-        self.teacher = teacher_logits.TeacherLogits(
+def experiment(case: Case, devices) -> Experiment:
+    """What `deit_jax.train` builds from a config, of random images and logits."""
+    config = case.config()
+    model = variants.create(
+        case.variant,
+        num_classes=case.num_classes,
+        drop_path=config.model.drop_path,
+        dtype=case.dtype,
+    )
+    side = model.image_size
+    rng = np.random.default_rng(0)
+    count = max(IMAGES, 4 * case.batch_size)
+    source = sources.ArraySource(
+        name="random",
+        split="train",
+        images=rng.integers(0, 256, (count, side, side, 3), np.uint8),
+        labels=rng.integers(0, case.num_classes, count, np.int32),
+        class_names=tuple(map(str, range(case.num_classes))),
+        fingerprint="",
+    )
+    logits = rng.normal(0, 3, (1, count, case.num_classes)).astype(np.float16)
+    student = student_views(config, source)
+    schedule = optimizer.warmup_cosine(
+        peak_learning_rate(config), total_steps=STEPS, warmup_steps=STEPS // 20
+    )
+    return Experiment(
+        config=config,
+        config_file="",
+        devices=devices,
+        train_source=source,
+        eval_source=source,
+        student=student,
+        plan=views.BatchPlan(
+            length=count,
+            batch_size=case.batch_size,
+            seed=config.seed,
+            augment_seed=student.augment_seed,
+        ),
+        total_steps=STEPS,
+        model=model,
+        teacher=teacher_logits.TeacherLogits(
             directory=None,
             manifest={"views": {"count": 1}},
             encoding=Encoding(case.num_classes),
             arrays={"logits.npy": logits},
             tau=config.distillation.tau,
-        )
-        student = student_views(config, self.source)
-        self.plan = views.BatchPlan(
-            length=count,
-            batch_size=case.batch_size,
-            seed=config.seed,
-            augment_seed=student.augment_seed,
-        )
-        self.optimizer = optimizer.create(
+        ),
+        mixing="exact",
+        schedule=schedule,
+        optimizer=optimizer.create(
             config.optimizer.name,
-            optimizer.warmup_cosine(
-                config.optimizer.learning_rate,
-                total_steps=STEPS,
-                warmup_steps=STEPS // 20,
-            ),
+            schedule,
             weight_decay=config.optimizer.weight_decay,
             b1=config.optimizer.b1,
             b2=config.optimizer.b2,
             clip_norm=config.optimizer.clip_norm,
-        )
-        self.inputs = functools.partial(
-            step.inputs,
-            num_classes=case.num_classes,
-            label_smoothing=config.loss.label_smoothing,
-            augment_seed=student.augment_seed,
-            augmentation=student.settings,
-        )
-        names = ("kind", "head", "alpha", "tau", "reduction")
-        self.loss = functools.partial(
-            losses.training_loss, **{name: config.distillation[name] for name in names}
-        )
+        ),
+    )
 
-    def batches(self, *, teacher: bool = True):
-        """The host's batches, for one device."""
-        return batches.train_batches(
-            self.source,
-            self.plan,
-            start=0,
-            stop=STEPS,
-            devices=1,
-            teacher=self.teacher if teacher else None,
-        )
 
-    def state(self) -> state.TrainState:
-        return state.create(self.model, self.optimizer, seed=0, ema=True)
-
-    def train_step(self, devices):
-        return step.pmap_train_step(
-            devices,
-            model=self.model,
-            optimizer=self.optimizer,
-            inputs=self.inputs,
-            loss=self.loss,
-            seed=self.config.seed,
-            ema_decay=self.config.ema.decay,
-        )
+def host_batches(built: Experiment, *, teacher: bool = True):
+    """The batches of its steps, as the train loop takes them."""
+    return batches.train_batches(
+        built.train_source,
+        built.plan,
+        start=0,
+        stop=STEPS,
+        devices=len(built.devices),
+        teacher=built.teacher if teacher else None,
+    )
 
 
 def measure(case: Case, *, rounds: int, steps: int, parts: bool) -> dict:
@@ -138,8 +119,8 @@ def measure(case: Case, *, rounds: int, steps: int, parts: bool) -> dict:
     """
     devices = jax.local_devices()[:1]
     limit = matmul_limit(case.dtype, devices[0])
-    setup = Setup(case)
-    run = _training(setup, devices) if case.training else _inference(setup, devices)
+    built = experiment(case, devices)
+    run = _training(built) if case.training else _inference(built)
     timed = functools.partial(timing.rounds, wait=jax.block_until_ready, steps=steps)
 
     began = time.perf_counter()
@@ -149,7 +130,7 @@ def measure(case: Case, *, rounds: int, steps: int, parts: bool) -> dict:
     seconds = timed(run, count=rounds)
     median = float(np.median(seconds))
     rate = case.batch_size / median
-    flops = cost.forward_flops(setup.model) * (3 if case.training else 1)
+    flops = cost.forward_flops(built.model) * (3 if case.training else 1)
     return {
         "images_per_sec": rate,
         "seconds": seconds,
@@ -159,7 +140,7 @@ def measure(case: Case, *, rounds: int, steps: int, parts: bool) -> dict:
         "matmul_flops_per_sec": limit,
         "utilisation": flops * rate / limit,
         "loss": float(result["loss"]) if case.training else None,
-        "parts": _parts(setup, timed, rounds) if parts and case.training else None,
+        "parts": _parts(built, timed, rounds) if parts and case.training else None,
         "device": devices[0].device_kind,
         "threads": timing.cores() if devices[0].platform == "cpu" else None,
         "versions": {"jax": jax.__version__, "flax": flax.__version__},
@@ -182,11 +163,11 @@ def matmul_limit(dtype: str, device) -> float:
     return 2 * side**3 / min(seconds)
 
 
-def _training(setup: Setup, devices):
+def _training(built: Experiment):
     """A function that trains one step, and returns its metrics."""
-    train_step = setup.train_step(devices)
-    current = step.replicate(setup.state(), devices)
-    stream = batches.prefetch(setup.batches())
+    train_step = built.train_step()
+    current = step.replicate(built.initial_state(), built.devices)
+    stream = batches.prefetch(host_batches(built))
 
     def run():
         nonlocal current
@@ -196,35 +177,33 @@ def _training(setup: Setup, devices):
     return run
 
 
-def _inference(setup: Setup, devices):
+def _inference(built: Experiment):
     """A function that gives the logits of all heads for a batch of uint8 images."""
+    dataset = built.config.dataset
     eval_step = step.pmap_eval_step(
-        devices,
-        model=setup.model,
-        mean=setup.config.dataset.mean,
-        std=setup.config.dataset.std,
+        built.devices, model=built.model, mean=dataset.mean, std=dataset.std
     )
-    params = jax.device_put(setup.state().params, devices[0])
-    images = next(setup.batches())["image"]
+    params = step.replicate(built.initial_state(), built.devices).params
+    images = next(host_batches(built))["image"]
     return lambda: eval_step(params, images)
 
 
-def _parts(setup: Setup, timed, rounds: int) -> dict[str, float]:
+def _parts(built: Experiment, timed, rounds: int) -> dict[str, float]:
     """Seconds of the pieces of a step, each as a program of its own.
 
     `backward` is the gradient's time less that of the loss alone. Together they are
     not the step: as one program it saves, or loses, between them.
     """
-    model, config = setup.model, setup.config
-    batch = {k: jnp.asarray(v[0]) for k, v in next(setup.batches()).items()}
-    prepare = jax.jit(setup.inputs)
+    settings, config = built.step_settings(), built.config
+    batch = {k: jnp.asarray(v[0]) for k, v in next(host_batches(built)).items()}
+    prepare = jax.jit(settings["inputs"])
     prepared = jax.block_until_ready(prepare(batch))
     keys = jax.random.split(jax.random.key(0, impl="threefry2x32"), config.batch_size)
-    current = setup.state()
+    current = built.initial_state()
 
     def mean_loss(params, prepared, keys):
-        logits = model.apply({"params": params}, prepared.images, drop_keys=keys)
-        losses = setup.loss(logits, prepared.targets, prepared.teacher_logits)
+        logits = built.model.apply({"params": params}, prepared.images, drop_keys=keys)
+        losses = settings["loss"](logits, prepared.targets, prepared.teacher_logits)
         return losses["loss"].mean()
 
     forward, gradient = jax.jit(mean_loss), jax.jit(jax.grad(mean_loss))
@@ -232,7 +211,7 @@ def _parts(setup: Setup, timed, rounds: int) -> dict[str, float]:
 
     @functools.partial(jax.jit, donate_argnums=0)
     def update(old, grads):
-        updates, opt_state = setup.optimizer.update(grads, old.opt_state, old.params)
+        updates, opt_state = built.optimizer.update(grads, old.opt_state, old.params)
         params = optax.apply_updates(old.params, updates)
         ema_params = optax.incremental_update(
             params, old.ema_params, 1 - config.ema.decay
@@ -244,12 +223,12 @@ def _parts(setup: Setup, timed, rounds: int) -> dict[str, float]:
         current = update(current, grads)
         return current
 
-    host = setup.batches(teacher=False)
+    host = host_batches(built, teacher=False)
     steps = iter(range(STEPS))
 
     def look_up():
-        index, view = setup.plan.batch(next(steps))
-        return setup.teacher.batch(view, index)
+        index, view = built.plan.batch(next(steps))
+        return built.teacher.batch(view, index)
 
     params = jax.tree.map(jnp.copy, current.params)  # the state is donated
     programs = {

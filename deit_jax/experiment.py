@@ -94,8 +94,8 @@ class Experiment:
             crop_ratio=self.config.dataset.eval_crop_ratio,
         )
 
-    def train_step(self) -> Callable:
-        """`step.pmap_train_step` of this experiment."""
+    def step_settings(self) -> dict:
+        """What `step.train_step` asks for beside a state and a batch."""
         config = self.config
         mix_teacher = None
         if self.mixing == "linear":
@@ -103,11 +103,10 @@ class Experiment:
                 config.distillation.kind, config.distillation.tau
             )
             mix_teacher = functools.partial(losses.mix_teacher_logits, tau=tau)
-        return step.pmap_train_step(
-            self.devices,
-            model=self.model,
-            optimizer=self.optimizer,
-            inputs=functools.partial(
+        return {
+            "model": self.model,
+            "optimizer": self.optimizer,
+            "inputs": functools.partial(
                 step.inputs,
                 num_classes=self.train_source.num_classes,
                 label_smoothing=config.loss.label_smoothing,
@@ -115,11 +114,15 @@ class Experiment:
                 augmentation=self.student.settings,
                 mix_teacher=mix_teacher,
             ),
-            loss=functools.partial(losses.training_loss, **_loss_settings(config)),
-            seed=config.seed,
-            ema_decay=config.ema.decay,
-            accumulation=config.optimizer.accumulation,
-        )
+            "loss": functools.partial(losses.training_loss, **_loss_settings(config)),
+            "seed": config.seed,
+            "ema_decay": config.ema.decay,
+            "accumulation": config.optimizer.accumulation,
+        }
+
+    def train_step(self) -> Callable:
+        """`step.pmap_train_step` of this experiment."""
+        return step.pmap_train_step(self.devices, **self.step_settings())
 
     def eval_step(self) -> Callable:
         """`step.pmap_eval_step` of this experiment."""
