@@ -279,4 +279,15 @@ def _base() -> ConfigDict:
     config.log = ConfigDict()
     # Steps between lines, TensorBoard points and rows of metrics.jsonl.
     config.log.every_steps = 50
+
+    config.distributed = ConfigDict()
+    # Several processes, each with its own devices. host:port of the first ...
+    config.distributed.coordinator = ""
+    # ... how many there are; 0: this one only, or as many as the launcher has started
+    config.distributed.num_processes = 0
+    # ... and which of them this is, from 0.
+    config.distributed.process_id = -1
+    # Whether JAX finds all three by itself. Unset: where Slurm, Open MPI or GKE say
+    # that they have started several.
+    config.distributed.auto = placeholder(bool)
     return config

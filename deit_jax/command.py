@@ -1,9 +1,11 @@
 """What every command does before and around its `main`."""
 
+import contextlib
 import difflib
 import os
 import re
 import sys
+from collections.abc import Iterator
 
 from absl import app, flags, logging
 
@@ -26,22 +28,29 @@ def run(main, *, takes: str | None = None) -> None:
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
     def guarded(argv):
-        try:
+        with reported():
             if len(argv) > 1 and takes is None:
                 raise InputError(
                     f"unexpected argument {argv[1]!r}: flags start with --"
                 )
             return main(argv)
-        except InputError as error:
-            fail(error)
-        except BrokenPipeError:  # `| head` has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(1)
-        except KeyboardInterrupt:
-            print("stopped; the same command goes on from here", file=sys.stderr)
-            sys.exit(130)
 
     app.run(guarded, flags_parser=_parse_flags)
+
+
+@contextlib.contextmanager
+def reported() -> Iterator[None]:
+    """Turns what the user can mend into a message and the exit of `run`."""
+    try:
+        yield
+    except InputError as error:
+        fail(error)
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
 
 
 def fail(message) -> None:

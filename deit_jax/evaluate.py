@@ -51,8 +51,8 @@ def evaluate(
       str) and, as in summary.json, `absent_classes`, `eval` and `eval_ema`.
 
     Raises:
-      InputError: The run directory, the data set or a setting cannot work, or the
-        classes of the data set are not the model's.
+      InputError: The run directory, the data set or a setting cannot work, the classes
+        of the data set are not the model's, or several processes were started.
     """
     if batch_size < 1:
         raise InputError(f"--batch_size={batch_size}: expected at least 1.")
@@ -61,9 +61,10 @@ def evaluate(
     from deit_jax import trained_model
     from deit_jax.data import sources
     from deit_jax.data.pictures import open_pictures
-    from deit_jax.training import checkpoint, evaluation, model_card
+    from deit_jax.training import checkpoint, evaluation, model_card, processes
     from deit_jax.training.step import pmap_eval_step
 
+    processes.refuse("deit_jax.evaluate")
     card = model_card.read(workdir)
     own = _dataset_of(workdir)
     if dataset is None:

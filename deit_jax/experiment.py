@@ -4,11 +4,12 @@ import dataclasses
 import functools
 import math
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import jax
 import optax
+from flax.traverse_util import flatten_dict
 
 from deit_jax.data import batches, sources, views
 from deit_jax.data.pictures import open_pictures
@@ -19,7 +20,16 @@ from deit_jax.errors import InputError
 from deit_jax.models import variants
 from deit_jax.models.vit import VisionTransformer
 from deit_jax.student import student_views
-from deit_jax.training import model_card, optimizer, state, step
+from deit_jax.training import model_card, optimizer, processes, state, step
+
+# Fields that may differ between the processes of a run.
+OWN_FIELDS = (
+    "checkpoint.",
+    "dataset.data_dir",
+    "dataset.workers",
+    "distillation.logits_dir",
+    "distributed.",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +39,7 @@ class Experiment:
     Attributes:
       config: A `ConfigDict` as in configs/deit.py.
       config_file: Where it came from, for messages and the summary.
-      devices: Those of this process.
+      devices: Those of all processes (`processes.devices`).
       train_source, eval_source: The two splits.
       student: What the student sees of an image.
       plan: Which images make a step.
@@ -69,6 +79,21 @@ class Experiment:
             crop_ratio=1.0 if whole else dataset.eval_crop_ratio,
             dtype=self.config.model.dtype,
         )
+
+    def identity(self, config: Mapping) -> dict:
+        """What several processes must have in common, for JSON.
+
+        Args:
+          config: As a mapping. Paths and numbers of workers may differ.
+        """
+        fields = flatten_dict(config, sep=".")
+        facts = {k: v for k, v in fields.items() if not k.startswith(OWN_FIELDS)}
+        return facts | {
+            "training images": self.train_source.fingerprint,
+            "evaluation images": self.eval_source.fingerprint,
+            "teacher": self.teacher and self.teacher.manifest["arrays"],
+            "jax": jax.__version__,
+        }
 
     def initial_state(self) -> state.TrainState:
         """At step 0, from the seed alone."""
@@ -137,12 +162,14 @@ class Experiment:
     def describe(self) -> str:
         """In a few lines for the terminal: data, devices, augmentation, teacher."""
         config, train, evaluation = self.config, self.train_source, self.eval_source
+        several = processes.count() > 1
+        in_processes = f" in {processes.count()} processes" if several else ""
         names = textwrap.shorten(", ".join(train.class_names), 200, placeholder=" ...")
         lines = [
             f"{config.dataset.name}: {len(train):,} training images ({train.split}), "
             f"{len(evaluation):,} for evaluation ({evaluation.split}), "
             f"{train.num_classes} classes: {names}",
-            f"{len(self.devices)} x {self.devices[0].device_kind}, "
+            f"{len(self.devices)} x {self.devices[0].device_kind}{in_processes}, "
             f"jax {jax.__version__}, {config.model.dtype}",
             f"augmentation {config.augment.recipe}: {self.student.settings}",
         ]

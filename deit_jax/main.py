@@ -43,10 +43,12 @@ def main(_) -> None:
     if config is None:
         raise InputError("give a recipe, e.g. --config=configs/deit.py:digits")
     from deit_jax import train
+    from deit_jax.training import processes
 
     config_file = config_flags.get_config_filename(flags.FLAGS["config"])
     workdir = flags.FLAGS.workdir or default_workdir(config_file, config.dataset.name)
-    train.train_and_evaluate(config, workdir, config_file=config_file)
+    with processes.joined(**config.distributed), command.reported():
+        train.train_and_evaluate(config, workdir, config_file=config_file)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from deit_jax.data.host_pipeline import HostPipeline
 from deit_jax.errors import InputError
 from deit_jax.experiment import Experiment
 from deit_jax.reporting import confusion
-from deit_jax.training import cost, evaluation, state, step, summary
+from deit_jax.training import cost, evaluation, processes, state, step, summary
 from deit_jax.training.checkpoint import Checkpoints
 from deit_jax.training.progress import Progress
 from deit_jax.training.run_directory import RunDirectory
@@ -34,7 +34,7 @@ def train_and_evaluate(config, workdir, *, config_file: str = "<config>") -> dic
       config_file: Where the config came from, for messages and the summary.
 
     Returns:
-      The summary, as in summary.json.
+      The summary, as in summary.json; of several processes in the first.
 
     Raises:
       InputError: The config, the data, the teacher cache or the run directory do not
@@ -43,13 +43,15 @@ def train_and_evaluate(config, workdir, *, config_file: str = "<config>") -> dic
     workdir = Path(workdir)
     pretrained.check(config.init_from, workdir)
     run = experiment.create(
-        config, devices=jax.local_devices(), config_file=config_file
+        config, devices=processes.devices(), config_file=config_file
     )
+    own = processes.own(run.devices)
     saved_config = json.loads(config.to_json_best_effort())
-    checkpoints = Checkpoints(workdir, config.checkpoint.keep)
+    processes.check_same(run.identity(saved_config))
+    checkpoints = processes.on_first(Checkpoints, workdir, config.checkpoint.keep)
     train_state = _starting_state(run, checkpoints, saved_config)
     start = int(train_state.step)
-    finished = summary.read(workdir)
+    finished = processes.gather_json(summary.read(workdir))[0]
     if start >= run.total_steps and finished:
         checkpoints.close()
         print(
@@ -59,9 +61,9 @@ def train_and_evaluate(config, workdir, *, config_file: str = "<config>") -> dic
         summary.show(finished, workdir)
         return finished
 
-    directory = RunDirectory(workdir, start)
+    directory = processes.on_first(RunDirectory, workdir, start)
     directory.describe(saved_config, run.model_card)
-    if start == 0:
+    if start == 0 and processes.is_first():
         directory.write_images(0, {"augmentation": _augmentation(run)[None]})
 
     # Pictures: in memory, or read by a pipeline that has to be closed.
@@ -93,6 +95,7 @@ def train_and_evaluate(config, workdir, *, config_file: str = "<config>") -> dic
             source=eval_pictures,
             batch_size=config.eval.batch_size,
             devices=len(run.devices),
+            own=own,
         )
         results, tables = evaluation.score(
             outputs, labels, everything=True if last else None
@@ -115,6 +118,7 @@ def train_and_evaluate(config, workdir, *, config_file: str = "<config>") -> dic
             start=start,
             stop=run.total_steps,
             devices=len(run.devices),
+            own=own,
             teacher=run.teacher,
         )
     )
@@ -188,12 +192,17 @@ def _starting_state(
     Everything else that a step depends on follows from the state's step. What a run
     that has a checkpoint once started from is not read again.
     """
-    config = run.config
     fresh = run.initial_state()
-    if checkpoints.latest_step is not None:
-        return checkpoints.restore(fresh, saved_config)
-    if not config.init_from:
-        return fresh
+    if processes.is_first():
+        if checkpoints.latest_step is not None:
+            fresh = checkpoints.restore(fresh, saved_config)
+        elif run.config.init_from:
+            fresh = _pretrained_state(run, fresh)
+    return processes.from_first(fresh)
+
+
+def _pretrained_state(run: Experiment, fresh: TrainState) -> TrainState:
+    config = run.config
     params, sentences = pretrained.initial_params(
         config.init_from,
         run.model,

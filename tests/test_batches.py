@@ -59,13 +59,47 @@ def test_eval_batches_count_every_image_once(batch_size, devices):
         source, batch_size=batch_size, devices=devices
     ):
         assert batch["image"].shape[0] == devices
-        images = batch["image"].reshape(-1, 32, 32, 3)
-        real = len(labels)
-        seen.append(images[:real])
+        seen.append(batch["image"].reshape(-1, 32, 32, 3))
         seen_labels.append(labels)
-        assert (images[real:] == images[0]).all(), "padding"
-    np.testing.assert_array_equal(np.concatenate(seen_labels), source.labels)
-    np.testing.assert_array_equal(np.concatenate(seen), source.images)
+        assert len(labels) == len(seen[-1])
+    seen, seen_labels = np.concatenate(seen), np.concatenate(seen_labels)
+    np.testing.assert_array_equal(seen_labels[:50], source.labels)
+    np.testing.assert_array_equal(seen[:50], source.images)
+    assert (seen[50:] == seen[-len(labels)]).all(), "padding"
+
+
+@pytest.mark.parametrize("batch_size", [8, 16, 50])
+def test_two_processes_read_the_rows_of_their_devices(batch_size):
+    source = sources.load("digits", "test[:50]")
+    plan = views.BatchPlan(length=50, batch_size=8, seed=0, augment_seed=0)
+
+    def read(own):
+        trained = batches.train_batches(
+            source, plan, start=2, stop=5, devices=4, own=own
+        )
+        evaluated = batches.eval_batches(
+            source, batch_size=batch_size, devices=4, own=own
+        )
+        return list(trained), list(evaluated)
+
+    (train, evaluation), first, second = map(read, [None, range(2), range(2, 4)])
+    for whole, *parts in zip(train, first[0], second[0], strict=True):
+        for name, values in whole.items():
+            joined = np.concatenate([part[name] for part in parts])
+            np.testing.assert_array_equal(joined, values)
+    left = 50
+    for whole, *parts in zip(evaluation, first[1], second[1], strict=True):
+        images = np.concatenate([batch["image"] for batch, _ in parts])
+        labels = np.concatenate([labels for _, labels in parts])
+        assert images.shape == whole[0]["image"].shape
+        real = min(left, len(labels))
+        left -= real
+        np.testing.assert_array_equal(labels[:real], whole[1][:real])
+        np.testing.assert_array_equal(
+            images.reshape(-1, 32, 32, 3)[:real],
+            whole[0]["image"].reshape(-1, 32, 32, 3)[:real],
+        )
+    assert left == 0
 
 
 @pytest.fixture
@@ -109,11 +143,11 @@ def test_streamed_eval_batches_are_all_centre_views(mixed, batch_size, devices):
         for batch, labels in batches.eval_batches(
             pipeline, batch_size=batch_size, devices=devices
         ):
-            seen.append(batch["image"].reshape(-1, 16, 16, 3)[: len(labels)])
+            seen.append(batch["image"].reshape(-1, 16, 16, 3))
             seen_labels.append(labels)
-    np.testing.assert_array_equal(np.concatenate(seen_labels), mixed.labels)
+    np.testing.assert_array_equal(np.concatenate(seen_labels)[:20], mixed.labels)
     expected = [crops.centre_view(mixed.picture(i)[0], 16, 0.8) for i in range(20)]
-    np.testing.assert_array_equal(np.concatenate(seen), np.stack(expected))
+    np.testing.assert_array_equal(np.concatenate(seen)[:20], np.stack(expected))
 
 
 def test_prefetch_keeps_the_order():

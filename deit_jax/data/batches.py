@@ -1,4 +1,8 @@
-"""Host batches: NumPy arrays with a leading device axis, as `jax.pmap` takes them."""
+"""Host batches: NumPy arrays with a leading device axis, as `jax.pmap` takes them.
+
+A global batch lies on the devices of all processes in their order; of several processes
+each reads the rows of its own devices only.
+"""
 
 import queue
 import threading
@@ -45,57 +49,88 @@ def read(
 
 
 def train_batches(
-    source, plan: BatchPlan, *, start: int, stop: int, devices: int, teacher=None
+    source,
+    plan: BatchPlan,
+    *,
+    start: int,
+    stop: int,
+    devices: int,
+    own: range | None = None,
+    teacher=None,
 ) -> Iterator[dict]:
     """The batches of steps `start` .. `stop` - 1.
 
     Args:
       source: An `ArraySource`, or a `HostPipeline`, which crops at random.
       plan: Says which images make a step.
-      devices: The batch is laid out as [devices, batch_size / devices, ...].
+      devices: Of all processes; each has batch_size / devices images of a batch.
+      own: Which of the devices are this process's; None: all.
       teacher: An open `TeacherLogits`, or None.
 
     Yields:
       image uint8 [d, b, H, W, 3], label, index and view int32 [d, b] and, with a
-      teacher, teacher_logits [d, b, C].
+      teacher, teacher_logits [d, b, C], for the d devices in `own`.
     """
-    planned = map(plan.batch, range(start, stop))
-    pictures = read(source, planned, augment_seed=plan.augment_seed)
-    for step, (images, labels) in enumerate(pictures, start):
+    own = range(devices) if own is None else own
+    rows = _rows(own, plan.batch_size // devices)
+
+    def planned(step: int) -> tuple[np.ndarray, np.ndarray]:
         index, view = plan.batch(step)
+        return index[rows], view[rows]
+
+    steps = range(start, stop)
+    pictures = read(source, map(planned, steps), augment_seed=plan.augment_seed)
+    for step, (images, labels) in zip(steps, pictures, strict=True):
+        index, view = planned(step)
         batch = {"image": images, "label": labels, "index": index, "view": view}
         if teacher is not None:
             batch["teacher_logits"] = teacher.batch(view, index)
-        yield split(batch, devices)
+        yield split(batch, len(own))
 
 
 def eval_batches(
-    source, *, batch_size: int, devices: int
+    source, *, batch_size: int, devices: int, own: range | None = None
 ) -> Iterator[tuple[dict, np.ndarray]]:
-    """All images once, in order; the last batch is padded with its first image.
+    """All images once, in order; what the last batch lacks is filled with padding.
 
     Args:
       source: An `ArraySource`, or a `HostPipeline`, which takes the centre.
       batch_size: Global, rounded up to a multiple of `devices`.
-      devices: The batch is laid out as [devices, batch_size / devices, ...].
+      devices: Of all processes; each has batch_size / devices images of a batch.
+      own: Which of the devices are this process's; None: all.
 
     Yields:
-      ({"image": uint8 [d, b, H, W, 3]}, the labels, int32 [n], of its n first rows:
-      the others are padding).
+      ({"image": uint8 [d, b, H, W, 3]}, their labels, int32 [d * b]), for the d devices
+      in `own`. The rows of all processes, batch after batch, are the images in the
+      order of the source, and behind the last of them padding.
     """
     length = len(source)
-    batch_size = -(-min(batch_size, length) // devices) * devices
-    blocks = (
-        np.arange(first, min(first + batch_size, length))
-        for first in range(0, length, batch_size)
-    )
+    own = range(devices) if own is None else own
+    size = -(-min(batch_size, length) // devices)
+    rows = _rows(own, size)
+
+    def block(first: int) -> np.ndarray:
+        mine = np.arange(first + rows.start, min(first + rows.stop, length))
+        return mine if len(mine) else np.array([first])
+
+    blocks = map(block, range(0, length, size * devices))
     if isinstance(source, HostPipeline):
-        pictures = source.batches((rows, None) for rows in blocks)
+        pictures = source.batches((mine, None) for mine in blocks)
     else:
-        pictures = ((source.images[rows], source.labels[rows]) for rows in blocks)
+        pictures = ((source.images[mine], source.labels[mine]) for mine in blocks)
     for images, labels in pictures:
-        padding = images[:1].repeat(batch_size - len(images), axis=0)
-        yield split({"image": np.concatenate([images, padding])}, devices), labels
+        missing = size * len(own) - len(images)
+        batch = {"image": _pad(images, missing)}
+        yield split(batch, len(own)), _pad(labels, missing)
+
+
+def _rows(own: range, per_device: int) -> slice:
+    """The rows of a global batch that lie on the devices `own`."""
+    return slice(own.start * per_device, own.stop * per_device)
+
+
+def _pad(rows: np.ndarray, missing: int) -> np.ndarray:
+    return np.concatenate([rows, rows[:1].repeat(missing, axis=0)])
 
 
 def split(batch: dict, devices: int) -> dict:

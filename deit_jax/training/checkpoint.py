@@ -25,6 +25,7 @@ FREE_FIELDS = (
     "dataset.data_dir",
     "dataset.workers",
     "distillation.logits_dir",
+    "distributed.",
 )
 
 # The config of a checkpoint of converted weights has this field only.
@@ -36,6 +37,8 @@ WEIGHTS = {"raw": "params", "ema": "ema_params"}
 class Checkpoints:
     """The checkpoints of one run directory; saving does not block the training.
 
+    Of several processes the first has it alone.
+
     Args:
       workdir: The run directory.
       keep: How many of the newest checkpoints stay.
@@ -45,12 +48,18 @@ class Checkpoints:
         if keep < 1:
             raise InputError(f"checkpoint.keep={keep}: at least 1 is needed to resume.")
         self.directory = Path(workdir).absolute() / "checkpoints"
+        self.directory.mkdir(parents=True, exist_ok=True)
         self._manager = ocp.CheckpointManager(
             self.directory,
             item_names=("state", "config"),
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=checkpoint_managers.LatestN(keep),
                 cleanup_tmp_directories=True,  # of a killed save
+                # Of several processes the first saves alone, and waits for none.
+                multiprocessing_options=ocp.options.MultiprocessingOptions(
+                    primary_host=0, active_processes={0}
+                ),
+                create=False,  # as orbax asks for with active_processes
             ),
         )
 

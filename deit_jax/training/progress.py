@@ -44,7 +44,7 @@ class Progress:
             unit=" images",
             unit_scale=batch_size,
             dynamic_ncols=True,
-            disable=not sys.stderr.isatty(),
+            disable=jax.process_index() > 0 or not sys.stderr.isatty(),
         )
 
     @property

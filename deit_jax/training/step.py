@@ -204,7 +204,8 @@ def eval_step(
 def replicate(state: TrainState, devices: Sequence[jax.Device]) -> TrainState:
     """Puts a state on `devices` with the sharding that `pmap_train_step` returns.
 
-    A state with any other sharding would make the second step compile again.
+    A state with any other sharding would make the second step compile again. Of several
+    processes each gives the same state, as NumPy arrays, and all devices.
     """
     mesh = jax.sharding.Mesh(np.asarray(devices), (AXIS,))
     return jax.device_put(
@@ -215,7 +216,8 @@ def replicate(state: TrainState, devices: Sequence[jax.Device]) -> TrainState:
 def pmap_train_step(devices: Sequence[jax.Device], **statics) -> Callable:
     """`train_step` over `devices`: (state, batch [d, b, ...]) -> (state, metrics).
 
-    The state has no device axis and is donated; the metrics are scalars.
+    The state has no device axis and is donated; the metrics are scalars. Of several
+    processes each gives the part of the batch that lies on its own devices.
     """
     return jax.pmap(
         functools.partial(train_step, axis_name=AXIS, **statics),

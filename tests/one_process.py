@@ -1,0 +1,109 @@
+r"""What tests/test_processes.py runs in each of several processes.
+
+python tests/one_process.py NUMBER PORT CACHE WORKDIR \
+    [--images=FILE] [--die_at=STEP] [--seed=SEED]
+"""
+
+import argparse
+import contextlib
+import itertools
+import os
+import signal
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from deit_jax import command, experiment, train
+from deit_jax.data import batches, sources
+from deit_jax.training import processes, step
+
+STEPS = 10
+
+
+def make_config(cache):
+    """`STEPS` steps with masks and mixing, and batches that do not fit the split."""
+    from configs import deit
+
+    config = deit.get_config("digits")
+    config.dataset.train_split = "train[:128]"
+    config.dataset.eval_split = "test[:50]"
+    config.epochs = STEPS / 4
+    config.model.drop_path = 0.1
+    config.augment.recipe = "seed_study"
+    config.augment.flip = False
+    config.distillation.view = "plain"
+    config.distillation.mixing = "linear"
+    config.distillation.logits_dir = str(cache)
+    config.optimizer.name = "sgd"
+    config.optimizer.learning_rate = 0.05
+    config.schedule.warmup_epochs = 0.0
+    config.log.every_steps = 1
+    config.checkpoint.every_steps = 5
+    config.eval.every_epochs = 1.0
+    config.eval.batch_size = 16  # the last batch has two images
+    return config
+
+
+def train_images(config, steps: int) -> np.ndarray:
+    """What the student sees in the first `steps`: float32 [steps, B, H, W, 3]."""
+    run = experiment.create(config, devices=processes.devices())
+    inputs = run.train_step().__wrapped__.keywords["inputs"]
+    mapped = jax.pmap(lambda batch: inputs(batch).images, devices=run.devices)
+    stream = batches.train_batches(
+        sources.load("digits", config.dataset.train_split),
+        run.plan,
+        start=0,
+        stop=steps,
+        devices=len(run.devices),
+        own=processes.own(run.devices),
+        teacher=run.teacher,
+    )
+    local = np.stack([np.concatenate(np.asarray(mapped(batch))) for batch in stream])
+    return np.concatenate(processes.gather(local), axis=1)
+
+
+@contextlib.contextmanager
+def dying_at(number: int):
+    """As if the process was killed when it dispatches step `number`, from 1."""
+    real = step.pmap_train_step
+    calls = itertools.count(1)
+
+    def make(*args, **kwargs):
+        mapped = real(*args, **kwargs)
+
+        def one(*step_args):
+            if next(calls) == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return mapped(*step_args)
+
+        return one
+
+    step.pmap_train_step = make
+    yield
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("number", type=int)
+    parser.add_argument("port", type=int)
+    parser.add_argument("cache", type=Path)
+    parser.add_argument("workdir", type=Path)
+    parser.add_argument("--images", type=Path)
+    parser.add_argument("--die_at", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0)
+    flags = parser.parse_args()
+    config = make_config(flags.cache)
+    config.seed = flags.seed
+    config.distributed.coordinator = f"127.0.0.1:{flags.port}"
+    config.distributed.num_processes = 2
+    config.distributed.process_id = flags.number
+    with processes.joined(**config.distributed), command.reported():
+        if flags.images:
+            np.save(flags.images, train_images(config, 3))
+        with dying_at(flags.die_at):
+            train.train_and_evaluate(config, flags.workdir)
+
+
+if __name__ == "__main__":
+    main()
