@@ -251,6 +251,9 @@ def _base() -> ConfigDict:
     config.optimizer.clip_norm = 0.0
     # Parts in which a batch is computed, to save memory.
     config.optimizer.accumulation = 1
+    # A step whose loss or gradient is not finite is skipped. After so many in a row the
+    # run goes back to its last checkpoint, once, and then stops.
+    config.optimizer.max_consecutive_skips = 10
 
     config.schedule = ConfigDict()
     # Linear warm-up, then half a cosine.

@@ -8,9 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import jax
+import numpy as np
 import optax
 from flax.traverse_util import flatten_dict
 
+from deit_jax import pretrained
 from deit_jax.data import batches, sources, views
 from deit_jax.data.pictures import open_pictures
 from deit_jax.data.replay import StudentViews
@@ -103,6 +105,32 @@ class Experiment:
             seed=self.config.seed,
             ema=self.config.ema.decay > 0,
         )
+
+    def starting_state(self) -> tuple[state.TrainState, list[str]]:
+        """At step 0, with the parameters of `init_from` where that is set.
+
+        Returns:
+          The state, and in sentences what its parameters are.
+
+        Raises:
+          InputError: See `pretrained.initial_params`.
+        """
+        config, fresh = self.config, self.initial_state()
+        if not config.init_from:
+            return fresh, []
+        params, sentences = pretrained.initial_params(
+            config.init_from,
+            self.model,
+            jax.device_get(fresh.params),
+            class_names=self.train_source.class_names,
+            mean=config.dataset.mean,
+            std=config.dataset.std,
+            position_resize=config.model.position_resize,
+            keep_heads=config.model.keep_heads,
+        )
+        # The optimizer's state is that of step 0, whatever the parameters are.
+        ema = jax.tree.map(np.copy, params) if config.ema.decay > 0 else None
+        return fresh.replace(params=params, ema_params=ema), sentences
 
     def open_train_pictures(self):
         """A context manager: an `ArraySource`, or a `HostPipeline` that it closes."""
@@ -303,6 +331,7 @@ def _check_ranges(config) -> None:
         ("optimizer.accumulation", 1, math.inf),
         ("optimizer.reference_batch_size", 0, math.inf),
         ("optimizer.clip_norm", 0, math.inf),
+        ("optimizer.max_consecutive_skips", 1, math.inf),
         ("loss.label_smoothing", 0, 1),
         ("distillation.num_views", 1, math.inf),
         ("ema.decay", 0, 1),
@@ -310,6 +339,7 @@ def _check_ranges(config) -> None:
         ("eval.every_epochs", 0, math.inf),
         ("log.every_steps", 1, math.inf),
         ("checkpoint.every_steps", 0, math.inf),
+        ("checkpoint.keep", 1, math.inf),
     ):
         section, name = field.split(".")
         value = config[section][name]

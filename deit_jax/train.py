@@ -5,7 +5,6 @@ import json
 import time
 from pathlib import Path
 
-import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
@@ -15,13 +14,33 @@ from deit_jax.data.host_pipeline import HostPipeline
 from deit_jax.errors import InputError
 from deit_jax.experiment import Experiment
 from deit_jax.reporting import confusion
-from deit_jax.training import cost, evaluation, processes, state, step, summary
+from deit_jax.training import (
+    cost,
+    evaluation,
+    processes,
+    run_directory,
+    state,
+    step,
+    summary,
+)
 from deit_jax.training.checkpoint import Checkpoints
 from deit_jax.training.progress import Progress
 from deit_jax.training.run_directory import RunDirectory
 from deit_jax.training.state import TrainState
 
 GRID = 6  # images and views in the picture of the augmentation
+MEND = (
+    "Lower --config.optimizer.learning_rate, lengthen the warm-up, or set "
+    "--config.optimizer.clip_norm=1."
+)
+
+
+class _NotFinite(Exception):
+    """Too many steps in a row are not finite; `kept`: the newest checkpoint's step."""
+
+    def __init__(self, message: str, kept: int | None):
+        super().__init__(message)
+        self.kept = kept
 
 
 def train_and_evaluate(config, workdir, *, config_file: str = "<config>") -> dict:
@@ -42,9 +61,31 @@ def train_and_evaluate(config, workdir, *, config_file: str = "<config>") -> dic
     """
     workdir = Path(workdir)
     pretrained.check(config.init_from, workdir)
+    processes.on_first(run_directory.check, workdir)
     run = experiment.create(
         config, devices=processes.devices(), config_file=config_file
     )
+    try:
+        return _train(run, workdir)
+    except _NotFinite as error:
+        if error.kept is None:
+            raise InputError(f"{error} {MEND} No checkpoint.") from error
+        print(
+            f"{error} Once more from the checkpoint of step {error.kept:,}.", flush=True
+        )
+    # Where a device had failed, the same steps succeed. Otherwise they end as before.
+    try:
+        return _train(run, workdir)
+    except _NotFinite as error:
+        raise InputError(
+            f"{error} The run has gone back once already. {MEND} The checkpoint of "
+            f"step {error.kept} is kept."
+        ) from error
+
+
+def _train(run: Experiment, workdir: Path) -> dict:
+    """From the newest checkpoint, if there is one, to the end; returns the summary."""
+    config = run.config
     own = processes.own(run.devices)
     saved_config = json.loads(config.to_json_best_effort())
     processes.check_same(run.identity(saved_config))
@@ -108,7 +149,15 @@ def train_and_evaluate(config, workdir, *, config_file: str = "<config>") -> dic
         return results, tables
 
     # The loop. Everything is written before the checkpoint that covers it is saved.
-    log = Progress(start, run.total_steps, run.plan, config.batch_size, run.schedule)
+    log = Progress(
+        start,
+        run.total_steps,
+        run.plan,
+        config.batch_size,
+        run.schedule,
+        max_consecutive_skips=config.optimizer.max_consecutive_skips,
+        parameters=state.parameter_names(train_state.params),
+    )
     every_eval = round(config.eval.every_epochs * run.plan.steps_per_epoch)
     every_save = config.checkpoint.every_steps
     stream = batches.prefetch(
@@ -136,18 +185,17 @@ def train_and_evaluate(config, workdir, *, config_file: str = "<config>") -> dic
                 results, tables = evaluate_and_write(done)
                 log.resume(summary.headline(results))
             if last or (every_save and done % every_save == 0):
-                log.drain()  # a state that is not finite must not be saved
-                checkpoints.save(train_state, saved_config)
+                log.drain()
+                # Nothing is gained by a checkpoint among steps that are skipped, and
+                # the last good one would make room for it.
+                if last or not log.consecutive_skips:
+                    checkpoints.save(train_state, saved_config)
         if results is None:  # killed between the last checkpoint and the summary
             results, tables = evaluate_and_write(run.total_steps)
     except FloatingPointError as error:
         checkpoints.wait()
-        kept = checkpoints.latest_step
-        raise InputError(
-            f"{error} Lower --config.optimizer.learning_rate, lengthen the warm-up, or "
-            "set --config.optimizer.clip_norm=1. "
-            + (f"The checkpoint of step {kept} is kept." if kept else "No checkpoint.")
-        ) from error
+        kept = processes.gather_json(checkpoints.latest_step or None)[0]
+        raise _NotFinite(str(error), kept) from error
     finally:
         pipelines.close()  # first: what the stream waits for will not come
         stream.close()
@@ -158,7 +206,7 @@ def train_and_evaluate(config, workdir, *, config_file: str = "<config>") -> dic
 
     return directory.summarise(
         {
-            "config_file": config_file,
+            "config_file": run.config_file,
             "variant": config.model.variant,
             "dataset": config.dataset.name,
             "class_names": list(run.train_source.class_names),
@@ -173,6 +221,7 @@ def train_and_evaluate(config, workdir, *, config_file: str = "<config>") -> dic
             "seconds": round(seconds, 1),
             "images_per_sec": log.images_per_sec,
             "resumed_at_step": start,
+            "skipped_steps": directory.total("train/skipped"),
             **results,
             "teacher": run.teacher.manifest["teacher"] if run.teacher else None,
             "devices": [device.device_kind for device in run.devices],
@@ -192,33 +241,14 @@ def _starting_state(
     Everything else that a step depends on follows from the state's step. What a run
     that has a checkpoint once started from is not read again.
     """
-    fresh = run.initial_state()
+    started, sentences = run.initial_state(), []
     if processes.is_first():
         if checkpoints.latest_step is not None:
-            fresh = checkpoints.restore(fresh, saved_config)
+            started = checkpoints.restore(started, saved_config)
         elif run.config.init_from:
-            fresh = _pretrained_state(run, fresh)
-    return processes.from_first(fresh)
-
-
-def _pretrained_state(run: Experiment, fresh: TrainState) -> TrainState:
-    config = run.config
-    params, sentences = pretrained.initial_params(
-        config.init_from,
-        run.model,
-        jax.device_get(fresh.params),
-        class_names=run.train_source.class_names,
-        mean=config.dataset.mean,
-        std=config.dataset.std,
-        position_resize=config.model.position_resize,
-        keep_heads=config.model.keep_heads,
-    )
-    print("\n".join(sentences), flush=True)
-    # The optimizer's state is that of step 0, whatever the parameters are.
-    return fresh.replace(
-        params=params,
-        ema_params=jax.tree.map(np.copy, params) if config.ema.decay > 0 else None,
-    )
+            started, sentences = run.starting_state()
+    print("\n".join(sentences), end="\n" * bool(sentences), flush=True)
+    return processes.from_first(started)
 
 
 def _augmentation(run: Experiment) -> np.ndarray:

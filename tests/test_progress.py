@@ -9,14 +9,27 @@ from deit_jax.training import progress
 @pytest.fixture
 def bar():
     plan = BatchPlan(length=40, batch_size=4, seed=0, augment_seed=0)
-    made = progress.Progress(0, 20, plan, 4, lambda step: 0.1 * (step + 1))
+    made = progress.Progress(
+        0,
+        20,
+        plan,
+        4,
+        lambda step: 0.1 * (step + 1),
+        max_consecutive_skips=3,
+        parameters=["a/bias", "a/kernel", "b"],
+    )
     yield made
     made.close()
 
 
-def metrics(loss, grad_norm=1.0):
+def metrics(loss, grad_norm=1.0, grad_norms=(0.1, 0.9, 0.2)):
     values = {"loss": loss, "loss_ce": loss, "grad_norm": grad_norm, "top1": 0.5}
+    values["skipped"] = float(not np.isfinite([loss, grad_norm]).all())
+    values["grad_norms"] = grad_norms
     return {name: jnp.asarray(value) for name, value in values.items()}
+
+
+BROKEN = metrics(np.nan, np.nan, (np.nan,) * 3)
 
 
 def test_an_interval_is_the_mean_of_its_steps(bar, capsys):
@@ -33,25 +46,65 @@ def test_an_interval_is_the_mean_of_its_steps(bar, capsys):
     assert bar.interval()["train/loss"] == 5.0
 
 
+def test_a_skipped_step_is_counted_and_in_no_mean(bar, capsys):
+    for done, values in enumerate([metrics(1.0), BROKEN, metrics(3.0)], start=1):
+        bar.dispatched(done, values)
+    written = bar.interval()
+    assert written["train/loss"] == 2.0
+    assert written["train/grad_norm"] == 1.0
+    assert written["train/skipped"] == 1
+    out = capsys.readouterr().out
+    assert "loss is nan at step 2 (learning rate 0.2): skipped" in out
+    assert "skipped 1 of 3" in out
+    bar.dispatched(4, metrics(1.0))
+    assert bar.interval()["train/skipped"] == 0
+    assert "skipped" not in capsys.readouterr().out
+
+
+def test_an_interval_of_skipped_steps_has_no_means(bar):
+    bar.dispatched(1, BROKEN)
+    bar.dispatched(2, BROKEN)
+    values = bar.interval()
+    assert values.keys() == {
+        "train/skipped",
+        "train/learning_rate",
+        "train/images_per_sec",
+    }
+    assert values["train/skipped"] == 2
+    assert bar.consecutive_skips == 2
+
+
 @pytest.mark.parametrize(
     ("broken", "message"),
     [
-        (metrics(np.nan), "loss is nan at step 2 .learning rate 0.2"),
-        (metrics(1.0, np.inf), "grad_norm is inf at step 2"),
+        (
+            BROKEN,
+            r"loss is nan at step 6 \(learning rate 0.6\), the last of 3 such steps in "
+            r"a row. Not finite: 3 of 3 gradients \(all\). The largest of step 3 was "
+            r"that of a/kernel, 0.9.",
+        ),
+        (
+            metrics(1.0, np.inf, (np.inf, 1.0, np.nan)),
+            r"grad_norm is inf at step 6 .* Not finite: 2 of 3 gradients \(a.bias, b\)",
+        ),
+        (
+            metrics(1.0, np.inf, (3e19, 1.0, 2.0)),
+            r"The largest gradient is that of a/bias, 3e\+19.",
+        ),
     ],
 )
-def test_a_number_that_is_not_finite_names_its_step(bar, broken, message):
-    bar.dispatched(1, metrics(1.0))
-    bar.dispatched(2, broken)
+def test_too_many_in_a_row_end_the_run(bar, broken, message):
+    steps = [metrics(1.0), BROKEN, metrics(1.0), broken, broken, broken]
+    for done, values in enumerate(steps, start=1):
+        bar.dispatched(done, values)
     with pytest.raises(FloatingPointError, match=message):
         bar.drain()
 
 
-def test_it_is_found_while_later_steps_are_in_flight(bar):
-    bar.dispatched(1, metrics(np.nan))
-    with pytest.raises(FloatingPointError, match="step 1 "):
-        for done in range(2, 3 + progress.IN_FLIGHT):
-            bar.dispatched(done, metrics(1.0))
+def test_they_are_found_while_later_steps_are_in_flight(bar):
+    with pytest.raises(FloatingPointError, match="step 3 "):
+        for done in range(1, 4 + progress.IN_FLIGHT):
+            bar.dispatched(done, BROKEN)
 
 
 def test_the_time_of_an_evaluation_is_not_the_trainings(bar, monkeypatch):

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from flax.traverse_util import flatten_dict
 from torchvision.transforms.v2 import functional as F
 
 from deit_jax.distillation import losses
@@ -194,6 +195,65 @@ def test_only_the_first_step_compiles():
         assert compiled, "the listener must hear compilations at all"
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
+
+
+@pytest.mark.parametrize("form", ["cpu", "default"])
+def test_a_step_that_is_not_finite_changes_nothing_but_its_number(form, monkeypatch):
+    """In the form of a CPU and in that of the others; one of two devices is hit."""
+    monkeypatch.setattr(
+        jax.lax, "platform_dependent", lambda *args, **forms: forms[form](*args)
+    )
+    model, tx, start = build("adamw")
+    devices = jax.local_devices()[:2]
+    mapped = step.pmap_train_step(devices, **statics(model, tx))
+    broken, whole = (
+        {k: v.reshape(2, 8, *v.shape[1:]).copy() for k, v in make_batch(n).items()}
+        for n in range(2)
+    )
+    broken["teacher_logits"][1, 3] = np.nan
+    before, metrics = mapped(step.replicate(start, devices), whole)
+    before = jax.device_get(before)
+    assert metrics["skipped"] == 0
+    after, metrics = mapped(step.replicate(before, devices), broken)
+    assert metrics["skipped"] == 1
+    assert not np.isfinite(metrics["loss"])
+    assert after.step == before.step + 1 == 2
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        jax.device_get(after),
+        before.replace(step=np.int32(2)),
+    )
+    after, metrics = mapped(after, whole)
+    assert metrics["skipped"] == 0
+    assert after.step == 3
+    assert not np.array_equal(
+        after.params["head"]["kernel"], before.params["head"]["kernel"]
+    )
+
+
+def test_no_host_waits_for_whether_a_step_is_skipped():
+    """A GPU's program has the branches of a CPU's but for this one."""
+    model, tx, start = build()
+    train = jax.jit(functools.partial(step.train_step, **statics(model, tx)))
+    traced = train.trace(start, make_batch(0))
+    cpu, gpu = (
+        traced.lower(lowering_platforms=(platform,)).as_text()
+        for platform in ("cpu", "cuda")
+    )
+    assert gpu.count("stablehlo.case") == cpu.count("stablehlo.case") - 1
+    assert gpu.count("stablehlo.select") > cpu.count("stablehlo.select")
+
+
+def test_the_norm_of_every_gradient():
+    new_state, metrics = run(0)
+    gradients = jax.tree.leaves(gradient_of(new_state))
+    clipped = min(1, 1 / metrics["grad_norm"])
+    expected = [np.linalg.norm(gradient.ravel()) / clipped for gradient in gradients]
+    np.testing.assert_allclose(metrics["grad_norms"], expected, rtol=1e-4)
+    names = state.parameter_names(new_state.params)
+    assert len(names) == len(expected)
+    shapes = {"/".join(k): v.shape for k, v in flatten_dict(new_state.params).items()}
+    assert [g.shape for g in gradients] == [shapes[name] for name in names]
 
 
 def test_ema_follows_the_parameters():

@@ -183,18 +183,85 @@ def test_every_kind_trains(small, tmp_path, kind):
     assert ("mean" in summary["eval"]) == (kind != "none")
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(small, tmp_path):
+def test_a_loss_that_is_not_finite_stops_the_run(small, tmp_path, capsys):
     small.optimizer.learning_rate = 1e30
     small.optimizer.clip_norm = 0.0
+    small.optimizer.max_consecutive_skips = 3
     small.checkpoint.every_steps = 1
     with pytest.raises(
-        InputError, match=r"(loss|grad_norm) is .* at step \d+"
+        InputError, match=r"(loss|grad_norm) is \w+ at step 4"
     ) as caught:
         train.train_and_evaluate(small, tmp_path / "run")
+    assert "gone back once already" in str(caught.value)
     assert "learning_rate" in str(caught.value)
+    assert "checkpoint of step 1 is kept" in str(caught.value)
+    assert "Once more from the checkpoint of step 1." in capsys.readouterr().out
     kept = final_state(tmp_path / "run")
     assert np.isfinite(np.concatenate([x.ravel() for x in jax.tree.leaves(kept)])).all()
     assert not (tmp_path / "run" / "summary.json").exists()
+
+
+@pytest.fixture
+def break_steps(monkeypatch):
+    """Gives the steps `broken` labels that are no numbers, the first time they run."""
+    real = step.pmap_train_step
+
+    def arm(broken):
+        broken = set(broken)
+
+        def breaking(*args, **kwargs):
+            mapped = real(*args, **kwargs)
+
+            def one(state, batch):
+                number = int(state.step) + 1
+                if number in broken:
+                    broken.remove(number)
+                    nans = np.full_like(batch["teacher_logits"], np.nan)
+                    batch = batch | {"teacher_logits": nans}
+                return mapped(state, batch)
+
+            return one
+
+        monkeypatch.setattr(step, "pmap_train_step", breaking)
+
+    return arm
+
+
+def test_a_fault_that_passes_leaves_no_trace(small, tmp_path, break_steps, capsys):
+    """A step is skipped; and three in a row are taken again from the checkpoint."""
+    small.optimizer.max_consecutive_skips = 3
+    small.eval.every_epochs = 0.0
+    break_steps([3])
+    skipped = train.train_and_evaluate(small, tmp_path / "skipped")
+    assert "at step 3 (learning rate" in capsys.readouterr().out
+    break_steps([3, 7, 8, 9])
+    mended = train.train_and_evaluate(small, tmp_path / "mended")
+    assert "Once more from the checkpoint of step 5." in capsys.readouterr().out
+    assert skipped["skipped_steps"] == mended["skipped_steps"] == 1
+    assert mended["eval_ema"] == skipped["eval_ema"]
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        final_state(tmp_path / "skipped"),
+        final_state(tmp_path / "mended"),
+    )
+
+    def rows(run):
+        return [
+            {k: v for k, v in row.items() if k != "train/images_per_sec"}
+            for row in writers.read(tmp_path / run)
+            if row["step"] != 6  # the interval that the checkpoint of step 5 cuts
+        ]
+
+    assert rows("skipped") == rows("mended")
+    assert [row.get("train/skipped") for row in rows("skipped")[:2]] == [0, 1]
+    assert "NaN" not in (tmp_path / "skipped" / "metrics.jsonl").read_text()
+
+
+def test_without_a_checkpoint_there_is_no_way_back(small, tmp_path, break_steps):
+    small.optimizer.max_consecutive_skips = 1
+    break_steps([2])
+    with pytest.raises(InputError, match=r"at step 2 .* No checkpoint"):
+        train.train_and_evaluate(small, tmp_path / "run")
 
 
 @pytest.mark.parametrize(
@@ -223,6 +290,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(small, tmp_path):
         ("epochs", 0.0, "epochs=0.0"),
         ("checkpoint.keep", 0, "checkpoint.keep=0"),
         ("optimizer.accumulation", 0, "expected at least 1"),
+        ("optimizer.max_consecutive_skips", 0, "expected at least 1"),
         ("log.every_steps", 0, "log.every_steps=0"),
         ("eval.batch_size", 0, "eval.batch_size=0"),
         ("ema.decay", 1.5, "expected 0 .. 1"),

@@ -26,6 +26,7 @@ FREE_FIELDS = (
     "dataset.workers",
     "distillation.logits_dir",
     "distributed.",
+    "optimizer.max_consecutive_skips",
 )
 
 # The config of a checkpoint of converted weights has this field only.
@@ -93,12 +94,6 @@ class Checkpoints:
         saved = self._manager.restore(
             step, args=ocp.args.Composite(config=ocp.args.JsonRestore())
         )["config"]
-        if CONVERTED_FROM in saved:
-            raise InputError(
-                f"{self.directory.parent} holds converted weights, not a training run. "
-                f"To train from them: --config.init_from={self.directory.parent}, and "
-                "another --workdir."
-            )
         check_resumable(saved, config, where=str(self.directory.parent))
         return self._manager.restore(
             step,
@@ -115,12 +110,36 @@ class Checkpoints:
         self._manager.close()
 
 
+def resumable_step(workdir: str | os.PathLike, config: Mapping) -> int | None:
+    """The newest checkpoint's step, None without one; nothing is written or moved.
+
+    Raises:
+      InputError: As `Checkpoints.restore`.
+    """
+    directory = Path(workdir).absolute() / "checkpoints"
+    if not directory.is_dir() or not ocp.utils.checkpoint_steps(directory):
+        return None
+    where, others = _find(workdir, None)
+    try:
+        saved = ocp.JsonCheckpointHandler().restore(where / "config")
+    except Exception as error:
+        raise _damaged(where, others, error) from error
+    check_resumable(saved, config, where=str(workdir))
+    return int(where.name)
+
+
 def check_resumable(saved: Mapping, config: Mapping, *, where: str) -> None:
     """Refuses to go on with a run whose config has become another one's.
 
     Raises:
-      InputError: Names every field that differs, with both values.
+      InputError: Names every field that differs, with both values; or `saved` is that
+        of converted weights.
     """
+    if CONVERTED_FROM in saved:
+        raise InputError(
+            f"{where} holds converted weights, not a training run. To train from them: "
+            f"--config.init_from={where}, and another --workdir."
+        )
     # Through JSON, where a tuple is a list, as in the saved one.
     config = json.loads(json.dumps(config))
     old, new = flatten_dict(saved, sep="."), flatten_dict(config, sep=".")

@@ -3,7 +3,9 @@
 import collections
 import math
 import sys
+import textwrap
 import time
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -17,7 +19,8 @@ class Progress:
     """Metrics of finished steps, and the progress on the terminal.
 
     The metrics of a step are fetched when `IN_FLIGHT` later ones are dispatched, so
-    that the device never waits for the host; each is checked to be finite.
+    that the device never waits for the host. A step that was skipped, because its loss
+    or gradient was not finite, counts in `train/skipped` and in no mean.
 
     Args:
       start: Steps that are done already.
@@ -25,15 +28,34 @@ class Progress:
       plan: Gives the steps of an epoch.
       batch_size: Images a step.
       schedule: Step (from 0) -> learning rate.
+      max_consecutive_skips: Skipped steps in a row that are too many.
+      parameters: Names, in the order of `grad_norms`.
+
+    Attributes:
+      consecutive_skips: Skipped steps in a row, up to the last that was fetched.
 
     Raises:
-      FloatingPointError: Any method that fetches metrics finds a loss or a gradient
-        norm that is not finite.
+      FloatingPointError: Any method that fetches metrics finds that
+        `max_consecutive_skips` is reached.
     """
 
-    def __init__(self, start, total, plan, batch_size, schedule):
+    def __init__(
+        self,
+        start,
+        total,
+        plan,
+        batch_size,
+        schedule,
+        *,
+        max_consecutive_skips: int,
+        parameters: Sequence[str],
+    ):
         self._plan, self._batch_size, self._schedule = plan, batch_size, schedule
         self._total = total
+        self._max_consecutive_skips = max_consecutive_skips
+        self._parameters = parameters
+        self._last_finite = None
+        self.consecutive_skips = 0
         self._pending = collections.deque()
         self._rows = []
         self._rates = []
@@ -64,29 +86,33 @@ class Progress:
             self._fetch()
 
     def interval(self) -> dict[str, float]:
-        """Means since the last call, and prints them."""
+        """Means over the steps since the last call, and prints them."""
         self.drain()
         now = time.monotonic()
         done, rows = self._rows[-1][0], [row for _, row in self._rows]
         rate = len(rows) * self._batch_size / max(now - self._clock, 1e-9)
         self._rates.append(rate)
+        finite = [row for row in rows if row]
         values = {
-            f"train/{name}": float(np.mean([row[name] for row in rows]))
-            for name in rows[0]
+            f"train/{name}": float(np.mean([row[name] for row in finite]))
+            for name in (finite[0] if finite else ())
         }
+        values["train/skipped"] = skipped = len(rows) - len(finite)
         values["train/learning_rate"] = float(self._schedule(done - 1))
         values["train/images_per_sec"] = rate
         self._rows, self._clock = [], now
         left = (self._total - done) * self._batch_size / rate
         self._show(
             f"step {done}/{self._total}  epoch {done / self._plan.steps_per_epoch:.1f}"
-            f"  loss {values['train/loss']:.4f}"
             + "".join(
                 f"  {name.removeprefix('loss_')} {values['train/' + name]:.4f}"
-                for name in ("loss_ce", "loss_distill")
-                if "train/" + name in values and "loss_distill" in rows[0]
+                for name in ("loss", "loss_ce", "loss_distill")
+                if "train/" + name in values
+                and (name == "loss" or "loss_distill" in finite[0])
             )
-            + f"  top-1 {values['train/top1']:.3f}  {rate:,.0f} images/s",
+            + (f"  top-1 {values['train/top1']:.3f}" if finite else "")
+            + (f"  skipped {skipped} of {len(rows)}" if skipped else "")
+            + f"  {rate:,.0f} images/s",
             f"  ETA {clock(left)}",
         )
         return values
@@ -105,14 +131,51 @@ class Progress:
 
     def _fetch(self) -> None:
         done, metrics = self._pending.popleft()
-        row = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        for name in ("loss", "grad_norm"):
-            if not math.isfinite(row[name]):
-                raise FloatingPointError(
-                    f"{name} is {row[name]} at step {done} (learning rate "
-                    f"{float(self._schedule(done - 1)):.3g})."
-                )
-        self._rows.append((done, row))
+        metrics = jax.device_get(metrics)
+        norms = metrics.pop("grad_norms")
+        row = {name: float(value) for name, value in metrics.items()}
+        skipped = row.pop("skipped")
+        # An empty row stands for a skipped step.
+        self._rows.append((done, {} if skipped else row))
+        if not skipped:
+            self.consecutive_skips = 0
+            self._last_finite = (done, norms)
+            return
+        self.consecutive_skips += 1
+        name = "grad_norm" if math.isfinite(row["loss"]) else "loss"
+        what = (
+            f"{name} is {row[name]} at step {done} (learning rate "
+            f"{float(self._schedule(done - 1)):.3g})"
+        )
+        if self.consecutive_skips >= self._max_consecutive_skips:
+            raise FloatingPointError(
+                f"{what}, the last of {self.consecutive_skips} such steps in a row. "
+                + self._blame(norms)
+            )
+        if self.consecutive_skips == 1:
+            self._show(f"{what}: skipped", "")
+
+    def _blame(self, norms: np.ndarray) -> str:
+        """The parameters whose gradients are not finite, and the largest before."""
+        broken = [
+            name
+            for name, norm in zip(self._parameters, norms, strict=True)
+            if not math.isfinite(norm)
+        ]
+        if not broken:  # finite one by one, but not the sum of their squares
+            return f"The largest gradient is {self._largest(norms)}."
+        names = "all"
+        if len(broken) < len(norms):
+            names = textwrap.shorten(", ".join(broken), 200, placeholder=" ...")
+        sentence = f"Not finite: {len(broken)} of {len(norms)} gradients ({names})."
+        if self._last_finite is not None:
+            step, norms = self._last_finite
+            sentence += f" The largest of step {step} was {self._largest(norms)}."
+        return sentence
+
+    def _largest(self, norms: np.ndarray) -> str:
+        largest = np.argmax(norms)
+        return f"that of {self._parameters[largest]}, {norms[largest]:.3g}"
 
     def _show(self, line: str, rest: str) -> None:
         # The bar has its own ETA; lines in a log file need one.

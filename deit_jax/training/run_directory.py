@@ -7,10 +7,34 @@ from pathlib import Path
 
 import numpy as np
 
+from deit_jax.errors import InputError
 from deit_jax.files import replace_file
 from deit_jax.training import model_card, summary, writers
 
 CONFIG = "config.json"
+
+
+def check(path: str | os.PathLike) -> None:
+    """Refuses, before anything is read or written, what cannot be a run directory.
+
+    Raises:
+      InputError: It cannot be written, or not be made where it is not there yet.
+    """
+    path = Path(path)
+    there = nearest_existing(path)
+    if not there.is_dir():
+        raise InputError(f"--workdir={path}: {there} is a file, not a directory.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(
+            f"--workdir={path}: {there} cannot be written by this user. Give another "
+            "--workdir."
+        )
+
+
+def nearest_existing(path: Path) -> Path:
+    """`path`, or the nearest of the directories above it that is there."""
+    path = path.absolute()
+    return next(part for part in (path, *path.parents) if part.exists())
 
 
 class RunDirectory:
@@ -39,6 +63,10 @@ class RunDirectory:
         """Scalars of a step, to metrics.jsonl and TensorBoard."""
         self._metrics.write(step, {"epoch": epoch, **values})
         self._tensorboard.write_scalars(step, values)
+
+    def total(self, name: str) -> float:
+        """Of a scalar, over all rows that `write` and the runs before it left."""
+        return sum(row.get(name, 0) for row in writers.read(self.path))
 
     def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
         """Pictures [1, H, W, 3] by tag, to TensorBoard."""
