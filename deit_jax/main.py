@@ -36,19 +36,23 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "workdir", None, "Run directory; runs/<config>-<data set> if not given."
     )
+    flags.DEFINE_bool(
+        "dry_run", False, "Check everything, print the plan, and train nothing."
+    )
 
 
 def main(_) -> None:
     config = flags.FLAGS.config
     if config is None:
         raise InputError("give a recipe, e.g. --config=configs/deit.py:digits")
-    from deit_jax import train
+    from deit_jax import dry_run, train
     from deit_jax.training import processes
 
     config_file = config_flags.get_config_filename(flags.FLAGS["config"])
     workdir = flags.FLAGS.workdir or default_workdir(config_file, config.dataset.name)
+    do = dry_run.show if flags.FLAGS.dry_run else train.train_and_evaluate
     with processes.joined(**config.distributed), command.reported():
-        train.train_and_evaluate(config, workdir, config_file=config_file)
+        do(config, workdir, config_file=config_file)
 
 
 if __name__ == "__main__":

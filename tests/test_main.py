@@ -67,6 +67,13 @@ def test_a_short_run(tmp_path):
     assert "teacher resnet50" in done.stdout
 
 
+def test_a_dry_run_leaves_nothing(tmp_path):
+    done = main(DIGITS, "--dry_run", f"--workdir={tmp_path / 'run'}")
+    assert done.returncode == 0, done.stderr
+    assert "3,150 steps" in done.stdout
+    assert not (tmp_path / "run").exists()
+
+
 def test_default_workdir_names_config_and_data_set():
     assert default_workdir("configs/deit.py:digits", "digits") == "runs/deit-digits"
     assert default_workdir("configs/deit.py", "cifar10") == "runs/deit-cifar10"

@@ -1,0 +1,178 @@
+"""What a run would do, take and write: checked and printed, and nothing is written."""
+
+import contextlib
+import json
+import shutil
+from pathlib import Path
+
+import jax
+from flax.traverse_util import flatten_dict
+
+from deit_jax import experiment, pretrained
+from deit_jax.data import batches
+from deit_jax.errors import InputError
+from deit_jax.experiment import Experiment
+from deit_jax.training import (
+    checkpoint,
+    cost,
+    processes,
+    run_directory,
+    state,
+    step,
+    summary,
+)
+
+
+def show(config, workdir, *, config_file: str = "<config>") -> dict[str, int]:
+    """Prints the plan of `train.train_and_evaluate` with the same arguments.
+
+    The data and the teacher's cache are opened, a first batch is read, what training
+    starts from is read too, and the train step is compiled for the devices at hand.
+
+    Returns:
+      The figures that it prints: `parameters`, `flops_per_step`, `total_steps`,
+      `images`, `start` (the step of the checkpoint that it would go on from, or 0), and
+      in bytes `teacher_cache`, `checkpoint` (one), `checkpoints` (all that are ever
+      there at once) and `device_memory` (of each device).
+
+    Raises:
+      InputError: As the run would; or the disk has no room for the checkpoints.
+    """
+    workdir = Path(workdir)
+    pretrained.check(config.init_from, workdir)
+    processes.on_first(run_directory.check, workdir)
+    run = experiment.create(
+        config, devices=processes.devices(), config_file=config_file
+    )
+    saved_config = json.loads(config.to_json_best_effort())
+    processes.check_same(run.identity(saved_config))
+    start = None
+    if processes.is_first():
+        start = checkpoint.resumable_step(workdir, saved_config)
+        if start is None and config.init_from:
+            run.starting_state()
+    train_state = jax.eval_shape(run.initial_state)
+    with run.open_train_pictures() as pictures, run.open_eval_pictures():
+        first = batches.train_batches(
+            pictures,
+            run.plan,
+            start=0,
+            stop=1,
+            devices=len(run.devices),
+            own=processes.own(run.devices),
+            teacher=run.teacher,
+        )
+        with contextlib.closing(first):
+            batch = next(first)
+
+    figures = {
+        "parameters": state.count_parameters(train_state.params),
+        "flops_per_step": 3 * cost.forward_flops(run.model) * config.batch_size,
+        "total_steps": run.total_steps,
+        "images": run.total_steps * config.batch_size,
+        "start": start or 0,
+        "teacher_cache": _cache_bytes(run),
+        "checkpoint": sum(
+            leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(train_state)
+        ),
+        "device_memory": _device_bytes(run, train_state, batch),
+    }
+    # The oldest goes when the newest is there.
+    figures["checkpoints"] = figures["checkpoint"] * (config.checkpoint.keep + 1)
+    for field, value in flatten_dict(saved_config, sep=".").items():
+        print(f"{field} = {value!r}")
+    print(f"\n{run.describe()}\n")
+    print(_table(run, workdir, figures))
+    processes.on_first(_check_room, workdir, figures)
+    if start == run.total_steps and summary.read(workdir):
+        print("\nThe run is finished: there is nothing to train.")
+    print("\nDry run: nothing was trained and nothing written.", flush=True)
+    return figures
+
+
+def _table(run: Experiment, workdir: Path, figures: dict[str, int]) -> str:
+    config, plan = run.config, run.plan
+    keep = config.checkpoint.keep
+    lines = [
+        ("model", f"{config.model.variant}, {figures['parameters']:,} parameters"),
+        (
+            "compute",
+            f"{figures['flops_per_step'] / 1e9:,.1f} GFLOPs a step, "
+            f"{figures['flops_per_step'] * run.total_steps / 1e15:,.3f} PFLOPs in all "
+            "(matrix products; the backward pass is two forward ones)",
+        ),
+        (
+            "length",
+            f"{run.total_steps:,} steps, {figures['images']:,} images seen, "
+            f"{run.total_steps / plan.steps_per_epoch:g} epochs",
+        ),
+        (
+            "device memory",
+            f"{_megabytes(figures['device_memory'])} on each of {len(run.devices)}, as "
+            "the train step is compiled",
+        ),
+        (
+            "checkpoints",
+            f"{_megabytes(figures['checkpoint'])} each, "
+            f"{_megabytes(figures['checkpoints'])} at most, keep={keep} and the one "
+            "that is being written",
+        ),
+    ]
+    if run.teacher is not None:
+        lines.append(
+            (
+                "teacher cache",
+                f"{_megabytes(figures['teacher_cache'])} in {run.teacher.directory}",
+            )
+        )
+    left = run.total_steps - figures["start"]
+    resumed = (
+        f", resumes at step {figures['start']:,}: {left:,} steps to go"
+        if figures["start"]
+        else ", starts at step 0"
+    )
+    lines.append(("run directory", f"{workdir}{resumed}"))
+    return "\n".join(f"{title:<15}{text}" for title, text in lines)
+
+
+def _device_bytes(run: Experiment, train_state, batch) -> int:
+    """Of one device in a step: arguments, results, and what is between."""
+    # The shapes alone, as the state would have them on the devices.
+    sharding = step.state_sharding(run.devices)
+    train_state = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), train_state
+    )
+    memory = run.train_step().lower(train_state, batch).compile().memory_analysis()
+    return (
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes  # the new state lies where the old one did
+        + memory.temp_size_in_bytes
+    )
+
+
+def _cache_bytes(run: Experiment) -> int:
+    if run.teacher is None:
+        return 0
+    return sum(array.nbytes for array in run.teacher.arrays.values())
+
+
+def _check_room(workdir: Path, figures: dict[str, int]) -> None:
+    """Refuses a disk that cannot hold the checkpoints, but for those there already."""
+    there = sum(
+        path.stat().st_size
+        for path in (workdir / "checkpoints").rglob("*")
+        if path.is_file()
+    )
+    needed = figures["checkpoints"] - there
+    free = shutil.disk_usage(run_directory.nearest_existing(workdir)).free
+    if free < needed:
+        raise InputError(
+            f"{workdir}: the checkpoints take {_megabytes(needed)} more, its disk has "
+            f"{_megabytes(free)} left. Make room, give another --workdir, or lower "
+            "--config.checkpoint.keep."
+        )
+
+
+def _megabytes(number: int) -> str:
+    return f"{number / 1e6:,.1f} MB"

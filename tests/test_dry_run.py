@@ -1,0 +1,112 @@
+"""The plan of a run: its figures are those of the run, and it leaves nothing behind."""
+
+import shutil
+import types
+
+import pytest
+
+from deit_jax import dry_run, train
+from deit_jax.errors import InputError
+from deit_jax.training import run_directory
+
+
+@pytest.fixture
+def tiny(digits_config):
+    config = digits_config
+    config.epochs = 0.1
+    config.checkpoint.every_steps = 2
+    config.eval.batch_size = 400
+    return config
+
+
+def test_a_plan_is_what_the_run_does(tiny, tmp_path, capsys):
+    planned = dry_run.show(tiny, tmp_path / "runs" / "a", config_file="a.py")
+    assert not (tmp_path / "runs").exists()
+    out = capsys.readouterr().out
+    assert "model.variant = 'deit_nano_distilled_patch8_32'" in out
+    assert "teacher resnet50" in out
+    assert "5 steps, 160 images seen" in out
+    assert "nothing written" in out
+    # One state of float32: parameters, two moments and their average, three counters.
+    assert planned["checkpoint"] == 4 * (4 * planned["parameters"] + 3)
+    assert planned["checkpoints"] == 3 * planned["checkpoint"]
+    batch = 8 * (32 * 32 * 3 + 3 * 4 + 10 * 4)  # of one of the four devices
+    assert planned["device_memory"] > planned["checkpoint"] + batch
+
+    ran = train.train_and_evaluate(tiny, tmp_path / "runs" / "a")
+    assert ran["steps"] == planned["total_steps"]
+    assert ran["parameters"] == planned["parameters"]
+    assert planned["flops_per_step"] == 3 * 32 * ran["flops_per_image"]
+    saved = tmp_path / "runs" / "a" / "checkpoints" / "5"
+    on_disk = sum(f.stat().st_size for f in saved.rglob("*") if f.is_file())
+    assert 0.8 < on_disk / planned["checkpoint"] < 1.05
+
+    before = listing(tmp_path)
+    finished = dry_run.show(tiny, tmp_path / "runs" / "a")
+    assert finished["start"] == 5
+    assert "The run is finished" in capsys.readouterr().out
+    tiny.optimizer.weight_decay = 0.1
+    with pytest.raises(InputError, match=r"optimizer.weight_decay: 0\.05 -> 0\.1"):
+        dry_run.show(tiny, tmp_path / "runs" / "a")
+    assert listing(tmp_path) == before
+
+
+def listing(directory):
+    return {path: path.stat().st_mtime_ns for path in directory.rglob("*")}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("dataset.name", "digitz"),
+        ("dataset.eval_crop_ratio", 0.0),
+        ("distillation.logits_dir", "nowhere"),
+        ("distillation.view", "plain"),
+        ("checkpoint.keep", 0),
+        ("init_from", "nowhere"),
+    ],
+)
+def test_its_errors_are_those_of_the_run(tiny, tmp_path, field, value, folder):
+    if field == "dataset.eval_crop_ratio":  # of pictures that differ in size
+        tiny.dataset.update({"name": folder, "eval_split": "val", "workers": 0})
+        tiny.model.variant = "vit_nano_patch8_32"
+        tiny.distillation.update({"kind": "none", "head": "class"})
+        tiny.batch_size = 8
+    section, _, name = field.rpartition(".")
+    node = tiny[section] if section else tiny
+    node[name] = value
+    messages = []
+    for command in (dry_run.show, train.train_and_evaluate):
+        with pytest.raises(InputError) as refused:
+            command(tiny, tmp_path / "run")
+        messages.append(str(refused.value))
+        assert command is not dry_run.show or not (tmp_path / "run").exists()
+    assert messages[0] == messages[1]
+
+
+def test_a_directory_that_cannot_be_written_is_refused(tiny, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    for command in (dry_run.show, train.train_and_evaluate):
+        with pytest.raises(InputError, match="is a file, not a directory"):
+            command(tiny, tmp_path / "file" / "run")
+    # The superuser may write everywhere.
+    monkeypatch.setattr(run_directory.os, "access", lambda *_: False)
+    for command in (dry_run.show, train.train_and_evaluate):
+        with pytest.raises(InputError, match="cannot be written by this user"):
+            command(tiny, tmp_path / "new" / "run")
+
+
+def test_a_disk_without_room_is_refused(tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(dry_run, "_device_bytes", lambda *_: 0)  # nothing to compile
+
+    def planned(free):
+        usage = types.SimpleNamespace(free=free)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+        return dry_run.show(tiny, tmp_path / "run")
+
+    needed = planned(10**12)["checkpoints"]
+    capsys.readouterr()
+    with pytest.raises(InputError, match=r"lower --config\.checkpoint\.keep"):
+        planned(needed - 1)
+    assert "steps, " in capsys.readouterr().out  # the plan is there to be mended
+    assert planned(needed)["checkpoints"] == needed
