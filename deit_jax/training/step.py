@@ -197,7 +197,7 @@ def _update_if(
 
     # A GPU's host waits for the predicate of a branch; a select is fused into the
     # update there. On CPU the select costs memory traffic (7 % of the step of the nano
-    # model at batch 32) and other fusions round otherwise; the branch is 0.7 %.
+    # model at batch 32) and other fusions round otherwise; the branch at most 0.7 %.
     return jax.lax.platform_dependent(state, grads, cpu=branch, default=select)
 
 
