@@ -2,6 +2,8 @@ r"""What tests/test_processes.py runs in each of several processes.
 
 python tests/one_process.py NUMBER PORT CACHE WORKDIR \
     [--images=FILE] [--die_at=STEP] [--seed=SEED]
+
+Without a port (0) the environment says who is who.
 """
 
 import argparse
@@ -30,8 +32,10 @@ def make_config(cache):
     config.dataset.eval_split = "test[:50]"
     config.epochs = STEPS / 4
     config.model.drop_path = 0.1
-    config.augment.recipe = "seed_study"
-    config.augment.flip = False
+    config.augment.crop_padding = 2
+    config.augment.erase_probability = 0.25
+    config.augment.mixup = 0.8
+    config.augment.cutmix = 1.0
     config.distillation.view = "plain"
     config.distillation.mixing = "linear"
     config.distillation.logits_dir = str(cache)
@@ -95,9 +99,10 @@ def main():
     flags = parser.parse_args()
     config = make_config(flags.cache)
     config.seed = flags.seed
-    config.distributed.coordinator = f"127.0.0.1:{flags.port}"
-    config.distributed.num_processes = 2
-    config.distributed.process_id = flags.number
+    if flags.port:
+        config.distributed.coordinator = f"127.0.0.1:{flags.port}"
+        config.distributed.num_processes = 2
+        config.distributed.process_id = flags.number
     with processes.joined(**config.distributed), command.reported():
         if flags.images:
             np.save(flags.images, train_images(config, 3))

@@ -1,5 +1,7 @@
 """Two processes with two devices each, on loopback, against one with four."""
 
+import contextlib
+import functools
 import json
 import os
 import socket
@@ -23,12 +25,16 @@ from deit_jax.training import processes, writers
 ROOT = Path(__file__).parent.parent
 
 
-def start(*arguments, devices):
-    environment = os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} "
-        "--xla_backend_optimization_level=0",
-        "PYTHONPATH": str(ROOT),
-    }
+def start(*arguments, devices, environment):
+    environment = (
+        os.environ
+        | environment
+        | {
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} "
+            "--xla_backend_optimization_level=0",
+            "PYTHONPATH": str(ROOT),
+        }
+    )
     return subprocess.Popen(
         [sys.executable, "tests/one_process.py", *map(str, arguments)],
         cwd=ROOT,
@@ -39,17 +45,43 @@ def start(*arguments, devices):
     )
 
 
-def free_port():
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]
+def free_port(*candidates):
+    for candidate in candidates or [0]:
+        with socket.socket() as server, contextlib.suppress(OSError):
+            server.bind(("127.0.0.1", candidate))
+            return server.getsockname()[1]
+    raise AssertionError("no port is free")
 
 
-def run_two(cache, workdir, *flags_of_each, devices):
-    """Exit code, stdout, stderr and the time of its end, of each process."""
-    port = free_port()
+def slurm(number, job):
+    """What srun would set for one of two tasks, and JAX and this package read."""
+    return {
+        "SLURM_JOB_ID": str(job),
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_STEP_NUM_TASKS": "2",
+        "SLURM_NTASKS": "2",
+        "SLURM_PROCID": str(number),
+        "SLURM_LOCALID": str(number),
+    }
+
+
+def run_two(cache, workdir, *flags_of_each, devices, launcher=None):
+    """Exit code, stdout, stderr and the time of its end, of each process.
+
+    Args:
+      launcher: number -> environment, in place of the fields of the config.
+    """
+    port = 0 if launcher else free_port()
     started = [
-        start(number, port, cache, f"{workdir}-{number}", *flags, devices=devices)
+        start(
+            number,
+            port,
+            cache,
+            f"{workdir}-{number}",
+            *flags,
+            devices=devices,
+            environment=launcher(number) if launcher else {},
+        )
         for number, flags in enumerate(flags_of_each)
     ]
     ended = {}
@@ -155,12 +187,19 @@ def test_a_death_ends_the_others_and_the_run_goes_on(directory, one):
     )
 
 
-def test_processes_with_other_configs_are_refused(directory):
+def test_tasks_of_slurm_with_other_configs_are_refused(directory):
+    # JAX takes its port from the number of the job.
+    job = free_port(*range(61440, 65536, 7)) - 61440
     ended = run_two(
-        directory / "cache", directory / "other", [], ["--seed=1"], devices=1
+        directory / "cache",
+        directory / "other",
+        [],
+        ["--seed=1"],
+        devices=1,
+        launcher=functools.partial(slurm, job=job),
     )
     for code, _, stderr, _ in ended:
-        assert code == 2
+        assert code == 2, stderr
         assert "seed: 0 in process 0, 1 in process 1" in stderr
         assert "Traceback" not in stderr
 
@@ -215,3 +254,12 @@ def test_what_launchers_say(environment, number, monkeypatch):
     if number:
         with pytest.raises(InputError, match=rf"works in one process, and {number}"):
             evaluate("nowhere")
+
+
+def test_what_the_first_process_has_is_absent_in_the_others(monkeypatch):
+    assert processes.on_first(dict, a=1) == {"a": 1}
+    monkeypatch.setattr(processes, "is_first", lambda: False)
+    with processes.on_first(open, "nowhere") as nothing:
+        nothing.write(1, text="any")
+    assert not nothing.latest_step
+    assert [*nothing.rates] == []
