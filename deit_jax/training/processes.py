@@ -76,8 +76,6 @@ def joined(
     if num_processes == 1 or not (explicit or auto or (auto is None and launched())):
         yield
         return
-    # For the CPU backend, which GPUs and TPUs have beside them.
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
     arguments = {}
     if explicit:
         arguments = {
