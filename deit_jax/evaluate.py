@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from deit_jax import command
+from deit_jax import command, json_files
 from deit_jax.errors import InputError
 
 SPLIT = "test"  # of a data set that is not the run's own
@@ -158,16 +158,15 @@ def _dataset_of(workdir: str | os.PathLike) -> tuple[str, str, str] | None:
     if not path.exists():
         return None
     try:
-        section = json.loads(path.read_bytes())["dataset"]
-        fields = tuple(section[name] for name in ("name", "eval_split", "data_dir"))
-        if not all(isinstance(field, str) for field in fields):
-            raise ValueError(f"a field of its data set is no string: {fields}")
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        config = json_files.read(path)
+        names = ("name", "eval_split", "data_dir")
+        json_files.check(config, {"dataset": dict.fromkeys(names, str)})
+    except (OSError, ValueError) as error:
         raise InputError(
-            f"{path} is damaged: {error!r}. Say which data set (--dataset=...), and "
+            f"{path} is damaged: {error}. Say which data set (--dataset=...), and "
             "move the file away."
         ) from error
-    return fields
+    return tuple(config["dataset"][name] for name in names)
 
 
 def define_flags() -> None:

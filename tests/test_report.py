@@ -284,7 +284,7 @@ def test_a_report_is_made_anew_in_its_place(directories, tmp_path, monkeypatch):
     [
         ("config.json", None, "no run directory"),
         ("config.json", "{", "config.json is damaged"),
-        ("summary.json", "[1]", "summary.json is damaged: it holds no object"),
+        ("summary.json", "[1]", "summary.json is damaged: it is no object"),
     ],
 )
 def test_what_is_no_run_is_refused(tmp_path, file, content, message):

@@ -31,6 +31,9 @@ VARIANTS: dict[str, dict] = {
     for patch, side in GRIDS[size]
 }
 
+# A model card may claim any size, and shapes alone can overflow.
+LARGEST_GRID = 1024  # patches a side
+
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
@@ -51,7 +54,8 @@ def create(
     standard deviation of the position embeddings; `dtype` is that of the products.
 
     Raises InputError for an unknown variant or dtype, a rate out of range, or an
-    image size that the patch does not divide.
+    image size that the patch does not divide or that has more than `LARGEST_GRID`
+    patches a side.
     """
     if variant not in VARIANTS:
         raise InputError(_unknown(variant))
@@ -64,6 +68,11 @@ def create(
             f"image size {image_size} is not a positive multiple of the patch size "
             f"{patch_size} of {variant}; choose one that is, or a variant with "
             "another patch size"
+        )
+    if shape["image_size"] > LARGEST_GRID * patch_size:
+        raise InputError(
+            f"image size {image_size} is more than {LARGEST_GRID} patches of "
+            f"{patch_size} pixels a side"
         )
     for name, rate in (("drop_path", drop_path), ("dropout", dropout)):
         if not 0 <= rate < 1:

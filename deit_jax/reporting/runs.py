@@ -6,9 +6,10 @@ import json
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from deit_jax import json_files
 from deit_jax.errors import InputError
 from deit_jax.training import summary, writers
 
@@ -68,12 +69,14 @@ class Run:
         for row in self.rows:  # a later evaluation replaces an earlier
             for key, value in row.items():
                 name, *path = key.split("/")
-                if name in ("eval", "eval_ema"):
+                if name in ("eval", "eval_ema") and path:
                     node = scores.setdefault(name, {})
-                    if len(path) == 2:
-                        node.setdefault(path[0], {})[path[1]] = value
-                    else:
+                    if len(path) == 1:
                         node[path[0]] = value
+                        continue
+                    if not isinstance(node.get(path[0]), dict):
+                        node[path[0]] = {}
+                    node[path[0]][path[1]] = value
         return scores
 
     def heads(self, weights: str = "eval") -> dict[str, dict[str, float]]:
@@ -150,26 +153,32 @@ def read(directories: Sequence[str | os.PathLike]) -> list[Run]:
 
 
 def _read(path: Path, name: str) -> Run:
-    config = _json(path / CONFIG)
+    config = _json(path / CONFIG, _check_config)
     finished = (path / summary.SUMMARY).exists()
-    rows = [
-        row
-        for row in writers.read(path)
-        if isinstance(row, dict) and isinstance(row.get("step"), int)
-    ]
-    found = _json(path / summary.SUMMARY) if finished else None
+    rows = [row for row in writers.read(path) if _is_finite(row.get("epoch", 0))]
+    found = _json(path / summary.SUMMARY, summary.check) if finished else None
     if found and found.get("steps"):  # of runs from before metrics.jsonl had epochs
         epochs_a_step = found.get("epochs", 0) / found["steps"]
         rows = [{"epoch": row["step"] * epochs_a_step} | row for row in rows]
     return Run(path, name, config, rows, found)
 
 
-def _json(path: Path) -> dict:
+def _is_finite(value) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _check_config(config) -> None:
+    """The sections that the report looks into are sections."""
+    json_files.check(config, {})
+    sections = ("dataset", "model", "augment")
+    json_files.check(config, {name: {} for name in sections if name in config})
+
+
+def _json(path: Path, check: Callable) -> dict:
     try:
-        content = json.loads(path.read_bytes())
-        if not isinstance(content, dict):
-            raise ValueError("it holds no object")
-    except (OSError, ValueError, RecursionError) as error:
+        content = json_files.read(path)
+        check(content)
+    except (OSError, ValueError) as error:
         raise InputError(
             f"{path} is damaged: {error}. Leave this run out, or train it anew in "
             "another --workdir."

@@ -10,13 +10,13 @@ import math
 import os
 from pathlib import Path
 
+from deit_jax import json_files
 from deit_jax.errors import InputError
 from deit_jax.files import replace_file
 from deit_jax.models import variants
 from deit_jax.models.vit import VisionTransformer
 
 MODEL = "model.json"
-MAX_BYTES = 64 * 2**20  # of a model.json: a million class names of 60 letters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,15 +87,13 @@ def read(workdir: str | os.PathLike) -> ModelCard:
             "`python -m deit_jax.main` and `python -m deit_jax.convert` make them."
         )
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ValueError(f"it has more than {MAX_BYTES:,} bytes")
-        fields = json.loads(path.read_bytes())
+        fields = json_files.read(path)
         exported = isinstance(fields, dict) and "format" in fields
         card = None if exported else _parse(fields)
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(
-            f"{path} is damaged: {error} Write it anew: the same training or "
-            "conversion command does, in another --workdir."
+            f"{path} is damaged: {str(error).rstrip('.')}. Write it anew: the same "
+            "training or conversion command does, in another --workdir."
         ) from error
     if card is None:
         raise InputError(

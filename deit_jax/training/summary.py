@@ -7,10 +7,57 @@ import re
 import textwrap
 from pathlib import Path
 
+from deit_jax import json_files
+from deit_jax.errors import InputError
 from deit_jax.files import replace_file
+from deit_jax.json_files import NULL
+from deit_jax.training import metrics
 from deit_jax.training.progress import clock
 
 SUMMARY = "summary.json"
+# Of the file, for `json_files.check`. Older runs lack some of them.
+FIELDS = {
+    "variant": str,
+    "dataset": str,
+    "class_names": [str],
+    "eval_split": str,
+    "eval_images": int,
+    "steps": int,
+    "epochs": float,
+    "batch_size": int,
+    "parameters": int,
+    "flops_per_image": (float, NULL),
+    "seconds": float,
+    "images_per_sec": (float, NULL),
+    "resumed_at_step": (int, NULL),
+    "eval": {...: (dict, float)},
+    "eval_ema": {...: (dict, float)},
+    "teacher": (dict, NULL),
+    "devices": [str],
+    "absent_classes": [str],
+    "versions": {...: str},
+    "tables": {...: {...: {}}},
+}
+SHOWN = (
+    "variant",
+    "dataset",
+    "eval_split",
+    "eval_images",
+    "steps",
+    "seconds",
+    "images_per_sec",
+    "eval",
+)
+# Of `metrics.tables`.
+PER_CLASS = {name: [(float, NULL)] for name in ("precision", "recall", "f1", "auc")}
+TABLES = {
+    "per_class": PER_CLASS | {"support": [int]},
+    "calibration": {
+        "count": [int],
+        "confidence": [(float, NULL)],
+        "accuracy": [(float, NULL)],
+    },
+}
 # Of the final table: the metric, its title and its format.
 COLUMNS = (
     ("loss", "loss", ".4f"),
@@ -43,9 +90,58 @@ def _encode(summary: dict) -> str:
 
 
 def read(workdir: Path) -> dict | None:
-    """The summary of a finished run; None where there is none."""
+    """The summary of a finished run; None where there is none.
+
+    Raises:
+      InputError: It is damaged, or lacks what `show` prints.
+    """
     path = workdir / SUMMARY
-    return json.loads(path.read_text()) if path.exists() else None
+    if not path.exists():
+        return None
+    try:
+        summary = json_files.read(path)
+        json_files.check(summary, {name: FIELDS[name] for name in SHOWN})
+        check(summary)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path} is damaged: {error}. Delete it: the same training command writes "
+            "it anew."
+        ) from error
+    return summary
+
+
+def check(summary: dict) -> None:
+    """Refuses, with ValueError, a summary that no run has written, of any version."""
+    json_files.check(summary, {})
+    json_files.check(
+        summary, {name: FIELDS[name] for name in FIELDS if name in summary}
+    )
+    if summary.get("eval_images", 0) < 0:
+        raise ValueError("eval_images is less than 0")
+    teacher = summary.get("teacher") or {}
+    json_files.check(teacher.get("top1", 0), float, "teacher.top1")
+    for weights in ("eval", "eval_ema"):
+        for head, values in summary.get(weights, {}).items():
+            if isinstance(values, dict):
+                json_files.check(values, {...: float}, f"{weights}.{head}")
+    for weights, heads in summary.get("tables", {}).items():
+        for head, tables in heads.items():
+            if tables:
+                where = f"tables.{weights}.{head}"
+                _check_tables(tables, len(summary.get("class_names", ())), where)
+
+
+def _check_tables(tables: dict, num_classes: int, where: str) -> None:
+    matrix = {"confusion": [[int]]} if "confusion" in tables else {}
+    json_files.check(tables, TABLES | matrix, where)
+    lists = [(values, num_classes) for values in tables["per_class"].values()]
+    lists += [(values, metrics.BINS) for values in tables["calibration"].values()]
+    if matrix:
+        lists += [
+            (row, num_classes) for row in (tables["confusion"], *tables["confusion"])
+        ]
+    if any(len(values) != length for values, length in lists):
+        raise ValueError(f"{where} has a list of another length than it should have")
 
 
 def show(summary: dict, workdir: Path) -> None:

@@ -11,9 +11,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from deit_jax import json_files
+from deit_jax.errors import InputError
 from deit_jax.files import replace_file
 
 METRICS = "metrics.jsonl"
+MAX_BYTES = 2**28  # of it: a quarter of a million rows of 1 KB
 
 
 def create(workdir: str | os.PathLike):
@@ -130,14 +133,28 @@ class MetricsFile:
 
 
 def read(workdir: str | os.PathLike) -> list[dict]:
-    """The rows of metrics.jsonl; a last line that a kill cut short is left out."""
+    """The rows of metrics.jsonl before the first that is none.
+
+    The last line may have been cut short by a kill. Every row has a whole `step`.
+
+    Raises:
+      InputError: There is something else than a file, or one of more than `MAX_BYTES`.
+    """
     path = Path(workdir) / METRICS
     if not path.exists():
         return []
+    try:
+        content = json_files.read_bytes(path, MAX_BYTES)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path} cannot be read: {error}. Move it away, or give another --workdir."
+        ) from error
     rows = []
-    for line in path.read_text().splitlines():
+    for line in content.splitlines():
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
+            row = json_files.parse(line)
+            json_files.check(row, {"step": int})
+        except ValueError:
             break
+        rows.append(row)
     return rows

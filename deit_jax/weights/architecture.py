@@ -5,9 +5,9 @@ import math
 from collections.abc import Mapping
 
 from deit_jax.errors import InputError
-from deit_jax.models.variants import GRIDS, SIZES, VARIANTS
+from deit_jax.models.variants import GRIDS, LARGEST_GRID, SIZES, VARIANTS
 
-LARGEST = 2**20  # classes, and patches; a file that claims more is not believed
+LARGEST = 2**20  # classes; a file that claims more is not believed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +80,7 @@ def infer(
         )
     tokens = num_positions - 1 - distilled
     grid = math.isqrt(max(tokens, 0))
-    if not 0 < grid * grid == tokens <= LARGEST:
+    if grid * grid != tokens or not 0 < grid <= LARGEST_GRID:
         raise InputError(
             f"{where}: {roles['positions']} has {num_positions:,} entries. Expected "
             f"{1 + distilled} and the patches of a square image."

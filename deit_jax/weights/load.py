@@ -1,7 +1,6 @@
 """Weights of timm, DeiT's authors or transformers, as parameters and a model card."""
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from deit_jax import json_files
 from deit_jax.errors import InputError
 from deit_jax.models import variants
 from deit_jax.models.variants import VARIANTS
@@ -26,7 +26,6 @@ from deit_jax.weights import (
 CONFIG = "config.json"
 PREPROCESSOR = "preprocessor_config.json"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # of a directory, in this order
-MAX_JSON = 64 * 2**20  # bytes
 EPSILON = 1e-6  # of our layer norms
 
 
@@ -193,13 +192,10 @@ def _read_json(path: Path) -> dict:
     if not path.is_file():
         return {}
     try:
-        if path.stat().st_size > MAX_JSON:
-            raise ValueError(f"it has more than {MAX_JSON:,} bytes")
-        content = json.loads(path.read_bytes())
-        if not isinstance(content, dict):
-            raise ValueError("it is no object")
+        content = json_files.read(path)
+        json_files.check(content, {})
         return content
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(
             f"{path} is damaged: {error}. Mend it, or remove it: then what it says is "
             "assumed, aloud."
