@@ -83,6 +83,18 @@ class Encoding:
             "tails.npy": np.stack(tails, axis=1).astype(np.float32),
         }
 
+    def check_rows(self, rows: Mapping[str, np.ndarray]) -> None:
+        """Raises ValueError for rows that `encode` cannot have given."""
+        finite = "logits.npy" if self.top_k is None else "values.npy"
+        if not np.isfinite(rows[finite]).all():
+            raise ValueError("it holds logits that are not finite")
+        if self.top_k is None:
+            return
+        if (rows["indices.npy"] >= self.num_classes).any():
+            raise ValueError(f"it holds classes beyond {self.num_classes}")
+        if not ((rows["tails.npy"] >= 0) & (rows["tails.npy"] < 1)).all():
+            raise ValueError("it holds probabilities beyond 0 .. 1")
+
     def decode(self, rows: Mapping[str, np.ndarray], tau: float) -> np.ndarray:
         """Logits [n, C] whose softmax at temperature `tau` is the teacher's.
 

@@ -38,14 +38,15 @@ Several processes can write one in parts (`deit_jax.distillation.teacher_parts`)
 
 import dataclasses
 import hashlib
-import json
 import os
 import shlex
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
+from deit_jax import json_files
 from deit_jax.distillation.teacher_encoding import Encoding
 from deit_jax.errors import InputError
 
@@ -57,8 +58,36 @@ PARTS = "shard-*-of-*"  # directories beside these files
 # Hashing runs at about 1 GB/s: a start-up should not wait longer than a blink for it.
 CHECKSUM_LIMIT_BYTES = 256 * 2**20
 FOLDER = "folder:"  # what the name of a folder of pictures starts with
+# Of examples.npz: eight images, of 2,048 pixels a side at the most.
+EXAMPLES_LIMIT_BYTES = 128 * 2**20
 VIEWS = ("same", "plain")
 MIXINGS = ("exact", "linear", "none")
+# Of the manifest, for `json_files.check`.
+MAYBE_INT = (int, json_files.NULL)
+FIELDS = {
+    "format_version": int,
+    "source": {
+        "name": str,
+        "split": str,
+        "length": int,
+        "num_classes": int,
+        "class_names": [str],
+        "fingerprint": str,
+    },
+    "views": {
+        "count": int,
+        "view": str,
+        "mixing": str,
+        "augment_seed": MAYBE_INT,
+        "repeats": MAYBE_INT,
+        "size": MAYBE_INT,
+        "augmentation": (dict, json_files.NULL),
+    },
+    "logits": {"top_k": MAYBE_INT, "tau": (float, json_files.NULL)},
+    "arrays": {...: {"dtype": str, "shape": [int], "sha256": str}},
+    "examples_sha256": (str, json_files.NULL),
+    "teacher": {"arch": str, "top1": (float, json_files.NULL), "top1_split": str},
+}
 EXPORT_COMMANDS = """\
   python -m teacher.finetune --dataset={name} --arch=resnet50 --out={teacher}
   python -m teacher.export_logits --config={config} --teacher={teacher} --out={out}\
@@ -106,11 +135,21 @@ class TeacherLogits:
         """Logits [B, C] of image `indices[i]` (int [B]) in `views[i]`.
 
         Views beyond the cache wrap around: a plain cache has one view for all.
+
+        Raises:
+          InputError: No export can have written these rows.
         """
         rows = {
             name: array[views % self.num_views, indices]
             for name, array in self.arrays.items()
         }
+        try:
+            self.encoding.check_rows(rows)
+        except ValueError as error:
+            raise InputError(
+                f"{self.directory} is damaged: {error}. Export it again with "
+                "python -m teacher.export_logits."
+            ) from error
         return self.encoding.decode(rows, self.tau)
 
     def examples(self) -> dict[str, np.ndarray]:
@@ -119,17 +158,11 @@ class TeacherLogits:
         Raises:
           InputError: They are missing or damaged.
         """
-        path = self.directory / EXAMPLES
-        try:
-            if sha256(path) != self.manifest["examples_sha256"]:
-                raise ValueError("it is not the file its manifest was written for")
-            with np.load(path, allow_pickle=False) as content:
-                return dict(content)
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"{path} is missing or damaged ({error}). Export the cache again with "
-                "python -m teacher.export_logits."
-            ) from error
+        return read_examples(
+            self.directory / EXAMPLES,
+            self.manifest["examples_sha256"],
+            "Export the cache again with python -m teacher.export_logits.",
+        )
 
     def check_source(self, source, *, config: str = "...") -> None:
         """Refuses a cache that does not belong to `source`.
@@ -198,7 +231,8 @@ def entries(manifest: Mapping) -> int:
 
 def encoding_of(manifest: Mapping) -> Encoding:
     """How a manifest says that its rows are stored."""
-    return Encoding(manifest["source"]["num_classes"], **manifest["logits"])
+    about = manifest["logits"]
+    return Encoding(manifest["source"]["num_classes"], about["top_k"], about["tau"])
 
 
 def open_cache(directory: str | os.PathLike, *, tau: float = 1.0) -> TeacherLogits:
@@ -221,55 +255,75 @@ def open_cache(directory: str | os.PathLike, *, tau: float = 1.0) -> TeacherLogi
         raise InputError(f"no teacher cache at {directory} (found: {state}).")
     again = "Export it again with python -m teacher.export_logits."
     try:
-        manifest = json.loads((directory / MANIFEST).read_text())
+        manifest = json_files.read(directory / MANIFEST)
+        json_files.check(manifest, {"format_version": int})
         version = manifest["format_version"]
-        if version != FORMAT_VERSION:
-            raise InputError(
-                f"{directory} has cache format {version}, this program reads "
-                f"{FORMAT_VERSION}. {again}"
-            )
-        if "shard" in manifest:
-            raise InputError(
-                f"{directory} is a part of a teacher cache. Join the parts with "
-                f"python -m teacher.export_logits --join --out={directory.parent}"
-            )
-        encoding = encoding_of(manifest)
-        source, views = manifest["source"], manifest["views"]
-        leading = (int(views["count"]), int(source["length"]))
-        described = describe_arrays(encoding, leading)
-        stated = {
-            name: {key: array[key] for key in ("dtype", "shape")}
-            for name, array in manifest["arrays"].items()
-        }
-        if stated != described:
-            raise ValueError(f"arrays {stated}, but views, images, classes {described}")
-        if len(source["class_names"]) != source["num_classes"]:
-            raise ValueError(f"{len(source['class_names'])} names of classes")
-        if views["view"] not in VIEWS or views["mixing"] not in MIXINGS:
-            raise ValueError(f"views {views['view']!r}, mixing {views['mixing']!r}")
-        checksums = {
-            name: array["sha256"] for name, array in manifest["arrays"].items()
-        }
-        _ = source["name"], source["split"], source["fingerprint"]
-        _ = views["augment_seed"], views["repeats"], views["augmentation"]
-        _ = manifest["teacher"]["top1"], manifest["examples_sha256"]
-    except InputError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if version == FORMAT_VERSION and "shard" not in manifest:
+            encoding, leading = _check_whole(manifest)
+    except (OSError, ValueError) as error:
         raise InputError(
-            f"{directory / MANIFEST} is not a manifest of a teacher cache "
-            f"({type(error).__name__}: {error}). {again}"
+            f"{directory / MANIFEST} is not a manifest of a teacher cache ({error}). "
+            f"{again}"
         ) from error
+    if version != FORMAT_VERSION:
+        raise InputError(
+            f"{directory} has cache format {version}, this program reads "
+            f"{FORMAT_VERSION}. {again}"
+        )
+    if "shard" in manifest:
+        raise InputError(
+            f"{directory} is a part of a teacher cache. Join the parts with "
+            f"python -m teacher.export_logits --join --out={directory.parent}"
+        )
     arrays = open_arrays(directory, encoding, leading, again)
     total = sum((directory / name).stat().st_size for name in arrays)
     for name in arrays:
         path = directory / name
-        if total <= CHECKSUM_LIMIT_BYTES and sha256(path) != checksums[name]:
+        checksum = manifest["arrays"][name]["sha256"]
+        if total <= CHECKSUM_LIMIT_BYTES and sha256(path) != checksum:
             raise InputError(
                 f"{path} is not the file its manifest was written for. {again}"
             )
     encoding.check_tau(tau)
     return TeacherLogits(directory, manifest, encoding, arrays, tau)
+
+
+def check_fields(manifest: Mapping) -> Encoding:
+    """The encoding of a cache or of a part of one.
+
+    Raises:
+      ValueError: A field is missing, of another type or out of its range.
+    """
+    json_files.check(manifest, FIELDS)
+    source, views = manifest["source"], manifest["views"]
+    least = [views["count"], source["length"], source["num_classes"]]
+    if views["view"] == "same":
+        if None in [views[name] for name in FIELDS["views"]]:
+            raise ValueError("what the teacher saw is null")
+        least += [views["repeats"], views["size"]]
+    if min(least) < 1:
+        raise ValueError(f"one of views, images, classes {least} is less than 1")
+    if len(source["class_names"]) != source["num_classes"]:
+        raise ValueError(f"{len(source['class_names'])} names of classes")
+    if views["view"] not in VIEWS or views["mixing"] not in ("exact", "none"):
+        raise ValueError(f"views {views['view']!r}, mixing {views['mixing']!r}")
+    return encoding_of(manifest)
+
+
+def _check_whole(manifest: Mapping) -> tuple[Encoding, tuple[int, int]]:
+    """The encoding and (views, N) of a finished cache, or a ValueError."""
+    encoding = check_fields(manifest)
+    leading = manifest["views"]["count"], manifest["source"]["length"]
+    described = describe_arrays(encoding, leading)
+    stated = {
+        name: {key: array[key] for key in ("dtype", "shape")}
+        for name, array in manifest["arrays"].items()
+    }
+    if stated != described:
+        raise ValueError(f"arrays {stated}, but views, images, classes {described}")
+    if manifest["teacher"]["top1"] is None:
+        raise ValueError("no top-1")
+    return encoding, leading
 
 
 def describe_arrays(encoding: Encoding, leading: tuple[int, ...]) -> dict:
@@ -292,11 +346,15 @@ def open_arrays(
     for name, (kind, shape) in encoding.arrays.items():
         path = directory / name
         try:
-            # First read-only: a truncated one, opened to write, is filled with zeros.
-            array = np.lib.format.open_memmap(path, mode="r")
-            if mode != "r":
-                array = np.lib.format.open_memmap(path, mode=mode)
-        except (OSError, ValueError) as error:
+            if path.exists() and not path.is_file():  # a pipe would never end
+                raise ValueError("it is no regular file")
+            with np.errstate(over="ignore"):  # of absurd shapes, refused below
+                # First read-only: a truncated one, opened to write, is filled with
+                # zeros.
+                array = np.lib.format.open_memmap(path, mode="r")
+                if mode != "r":
+                    array = np.lib.format.open_memmap(path, mode=mode)
+        except Exception as error:  # NumPy takes the header for a Python expression
             raise InputError(
                 f"{path} is missing, truncated or no .npy file ({error}). {mend}"
             ) from error
@@ -307,6 +365,31 @@ def open_arrays(
             )
         arrays[name] = array
     return arrays
+
+
+def read_examples(path: Path, checksum: str | None, mend: str) -> dict[str, np.ndarray]:
+    """The arrays of an examples.npz, or an InputError that says what it is.
+
+    Args:
+      checksum: Its sha256, as the manifest has it.
+      mend: The end of the message.
+    """
+    try:
+        json_files.check_size(path, EXAMPLES_LIMIT_BYTES)
+        if sha256(path) != checksum:
+            raise ValueError("it is not the file its manifest was written for")
+        with zipfile.ZipFile(path) as archive:
+            if sum(m.file_size for m in archive.infolist()) > EXAMPLES_LIMIT_BYTES:
+                raise ValueError(f"it holds more than {EXAMPLES_LIMIT_BYTES:,} bytes")
+        with np.load(path, allow_pickle=False) as content:
+            examples = dict(content)
+        if not all(isinstance(array, np.ndarray) for array in examples.values()):
+            raise ValueError("it holds something else than arrays")
+        if any(array.dtype.kind not in "iu" for array in examples.values()):
+            raise ValueError("it holds other numbers than integers")
+        return examples
+    except Exception as error:  # a damaged archive can raise anything
+        raise InputError(f"{path} is missing or damaged ({error}). {mend}") from error
 
 
 def sha256(path: Path) -> str:

@@ -9,7 +9,6 @@ which also keeps the examples; the `top1` of the others is null.
 """
 
 import dataclasses
-import json
 import re
 import shutil
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from deit_jax import json_files
 from deit_jax.data.views import ExportOrder
 from deit_jax.distillation import teacher_logits, teacher_writer
 from deit_jax.distillation.teacher_logits import EXAMPLES, MANIFEST, PARTS
@@ -26,6 +26,10 @@ CHUNK_BYTES = 2**25  # of logits in memory while joining
 # What a manifest says about its own files.
 OWN = ("shard", "format_version", "arrays", "examples_sha256")
 SHOWN = 20  # parts named in a message
+MOST = 10_000  # parts; what the name of a folder claims beyond is not believed
+FIELDS = {
+    "shard": dict.fromkeys(("number", "count", "start", "stop", "batch_size"), int)
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,14 +80,14 @@ class Shard:
 
 def parse_shard(text: str) -> Shard:
     """`0/4` is the first of four parts."""
-    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
     if match:
         number, count = map(int, match.groups())
-        if number < count:
+        if number < count <= MOST:
             return Shard(number, count)
     raise InputError(
-        f"--shard={text}: expected i/n with 0 <= i < n, e.g. 0/4, 1/4, 2/4 and 3/4 for "
-        "four processes."
+        f"--shard={text}: expected i/n with 0 <= i < n <= {MOST:,}, e.g. 0/4, 1/4, 2/4 "
+        "and 3/4 for four processes."
     )
 
 
@@ -168,7 +172,7 @@ def _division(directory: Path, parts: list[Path]) -> list[Shard]:
     """All shards of the division that the parts belong to, also the missing ones."""
     counts = {part.name.rpartition("-")[2] for part in parts}
     first = min(counts)
-    if len(counts) == 1 and first.isdecimal():
+    if len(counts) == 1 and re.fullmatch(r"\d{1,9}", first) and int(first) <= MOST:
         shards = [Shard(number, int(first)) for number in range(int(first))]
         if {part.name for part in parts} <= {shard.name for shard in shards}:
             return shards
@@ -180,17 +184,19 @@ def _division(directory: Path, parts: list[Path]) -> list[Shard]:
 
 def _read_part(part: Path, shard: Shard, mend: str) -> dict:
     try:
-        manifest = json.loads((part / MANIFEST).read_text())
+        manifest = json_files.read(part / MANIFEST)
+        json_files.check(manifest, FIELDS)
+        encoding = teacher_logits.check_fields(manifest)
+        if manifest["shard"]["batch_size"] < 1:
+            raise ValueError(f"batches of {manifest['shard']['batch_size']}")
         total = teacher_logits.entries(manifest)
         batch_size = manifest["shard"]["batch_size"]
         if manifest["shard"] != shard.describe(total, batch_size):
             raise ValueError(f"it says {manifest['shard']} of {total} entries")
         size = manifest["shard"]["stop"] - manifest["shard"]["start"]
-        encoding = teacher_logits.encoding_of(manifest)
         checksums = {
             name: manifest["arrays"][name]["sha256"] for name in encoding.arrays
         }
-        _order(manifest)
         if manifest["format_version"] != teacher_logits.FORMAT_VERSION:
             raise ValueError(f"format {manifest['format_version']}")
         if shard.number == 0:
@@ -200,7 +206,7 @@ def _read_part(part: Path, shard: Shard, mend: str) -> dict:
                 if manifest["examples_sha256"] is None:
                     raise ValueError("no examples")
                 checksums[EXAMPLES] = manifest["examples_sha256"]
-    except (OSError, ValueError, KeyError, TypeError, ArithmeticError) as error:
+    except (OSError, ValueError, KeyError) as error:
         raise InputError(
             f"{part / MANIFEST} is not a manifest of a part ({type(error).__name__}: "
             f"{error}). {mend}"
@@ -208,7 +214,7 @@ def _read_part(part: Path, shard: Shard, mend: str) -> dict:
     teacher_logits.open_arrays(part, encoding, (size,), mend)
     for name, checksum in checksums.items():
         path = part / name
-        if not path.exists() or teacher_logits.sha256(path) != checksum:
+        if not path.is_file() or teacher_logits.sha256(path) != checksum:
             raise InputError(f"{path} is damaged. {mend}")
     return manifest
 
@@ -244,8 +250,11 @@ def _copy(manifests: list[dict], directory: Path) -> None:
     parts = [Shard(m["shard"]["number"], m["shard"]["count"]).name for m in manifests]
     examples = None
     if manifests[0]["examples_sha256"] is not None:
-        with np.load(directory / parts[0] / EXAMPLES) as content:
-            examples = dict(content)
+        examples = teacher_logits.read_examples(
+            directory / parts[0] / EXAMPLES,
+            manifests[0]["examples_sha256"],
+            "Delete this part and export it again.",
+        )
     writer = teacher_writer.Writer(directory, manifest, examples)
     chunk = max(CHUNK_BYTES // encoding.bytes_per_row, 1)
     for part, shard in zip(parts, (m["shard"] for m in manifests), strict=True):
@@ -276,6 +285,8 @@ def _is_leftover(part: Path, directory: Path) -> bool:
 def _identity(directory: Path) -> dict:
     """Of the manifest there; empty if it is damaged."""
     try:
-        return teacher_writer.identity(json.loads((directory / MANIFEST).read_text()))
-    except (OSError, ValueError, KeyError, TypeError):
+        manifest = json_files.read(directory / MANIFEST)
+        json_files.check(manifest, {"teacher": {}})
+    except (OSError, ValueError):
         return {}
+    return teacher_writer.identity(manifest)

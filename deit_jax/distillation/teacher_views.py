@@ -6,6 +6,7 @@ A cache says in its manifest what its images followed from, and keeps eight of t
 training makes the eight again and compares.
 """
 
+import reprlib
 from collections.abc import Mapping
 
 import numpy as np
@@ -204,10 +205,12 @@ def check_examples(
     ours = examples(seen, source, cache.num_views)
     export = "Export the cache anew with python -m teacher.export_logits."
     for name in ("view", "index", "partner", "share", "box"):
-        if not np.array_equal(stored.get(name), ours[name]):
+        theirs = stored.get(name)
+        if not np.array_equal(theirs, ours[name]):
+            shown = reprlib.repr(None if theirs is None else theirs.tolist())
             raise InputError(
                 f"the teacher of {cache.directory} saw other pairs than this program "
-                f"draws: {name} {np.asarray(stored.get(name)).tolist()} in the cache, "
+                f"draws: {name} {shown} in the cache, "
                 f"{ours[name].tolist()} here. {export}"
             )
     theirs = stored.get("image")

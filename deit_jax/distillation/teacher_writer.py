@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from flax.traverse_util import flatten_dict
 
+from deit_jax import json_files
 from deit_jax.distillation import teacher_logits
 from deit_jax.errors import InputError
 from deit_jax.files import replace_file
@@ -64,10 +65,15 @@ def find_unfinished(directory, manifest: Mapping) -> tuple[int, float | None]:
     if not path.exists():
         return 0, None
     try:
-        progress = json.loads(path.read_text())
-        done, begun = int(progress["entries_done"]), progress["manifest"]
+        progress = json_files.read(path)
+        teacher = {"top1": (float, json_files.NULL)}
+        fields = {"entries_done": int, "manifest": {"teacher": teacher}}
+        json_files.check(progress, fields)
+        done, begun = progress["entries_done"], progress["manifest"]
         top1, same = begun["teacher"]["top1"], identity(begun) == identity(manifest)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if not 0 <= done <= _total(manifest):
+            raise ValueError(f"{done:,} of {_total(manifest):,} entries are done")
+    except (OSError, ValueError) as error:
         raise _damaged(directory, error) from error
     if not same:
         raise InputError(
@@ -75,6 +81,13 @@ def find_unfinished(directory, manifest: Mapping) -> tuple[int, float | None]:
             "setting. Delete it or give another --out."
         )
     return done, top1
+
+
+def _total(manifest: Mapping) -> int:
+    """Rows that this export, or part of one, computes."""
+    if shard := manifest.get("shard"):
+        return shard["stop"] - shard["start"]
+    return teacher_logits.entries(manifest)
 
 
 def _damaged(directory, error: Exception) -> InputError:
@@ -108,15 +121,12 @@ class Writer:
         self._manifest = dict(manifest, format_version=teacher_logits.FORMAT_VERSION)
         self._examples = examples
         self._encoding = teacher_logits.encoding_of(manifest)
-        if shard := manifest.get("shard"):
-            self._total = shard["stop"] - shard["start"]
-            self._leading: tuple[int, ...] = (self._total,)
-        else:
-            self._total = teacher_logits.entries(manifest)
-            self._leading = (
-                manifest["views"]["count"],
-                manifest["source"]["length"],
-            )
+        self._total = _total(manifest)
+        self._leading: tuple[int, ...] = (
+            (self._total,)
+            if manifest.get("shard")
+            else (manifest["views"]["count"], manifest["source"]["length"])
+        )
         self.entries_done, _ = find_unfinished(self.directory, self._manifest)
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
