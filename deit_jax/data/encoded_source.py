@@ -21,7 +21,7 @@ class EncodedSource:
       split: The split that was opened, in TFDS syntax.
       class_names: One name a class, in the order of the labels.
       records: Where the pictures lie: `len(records)`; `records.labels`, int32 [N];
-        `records.read(indices) -> [(encoded bytes, label), ...]`, from any thread;
+        `records.read(indices)`, of each (encoded bytes, label), from any thread;
         `records.where(index)`, what an error message calls the picture.
       fingerprint: sha256 (hex); see `deit_jax.data.tfds_source` and `folder_source`.
       image_shape: (H, W, 3) where the data set fixes it, None where sizes differ.
@@ -62,9 +62,9 @@ class EncodedSource:
         return next(self.pictures([range(len(self))[index]]))
 
     def pictures(self, indices: Sequence[int]) -> Iterator[tuple[Image.Image, int]]:
-        """As `picture`, of each of `indices`, all of which are read at once.
+        """As `picture`, of each of `indices`.
 
-        A set of TFDS takes half a millisecond for each reading.
+        A set of TFDS reads all of them at once: a reading takes half a millisecond.
         """
         read = self.records.read(indices)
         for index, (encoded, label) in zip(indices, read, strict=True):
@@ -72,7 +72,8 @@ class EncodedSource:
 
     def encoded(self, index: int) -> bytes:
         """The picture as it lies on disk."""
-        return self.records.read([range(len(self))[index]])[0][0]
+        [(encoded, _)] = self.records.read([range(len(self))[index]])
+        return encoded
 
     def where(self, index: int) -> str:
         """What an error message calls the picture."""

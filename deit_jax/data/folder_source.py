@@ -2,7 +2,9 @@
 
 The classes are the folders in `train`, sorted by name. Pictures lie in a class folder
 or deeper; files that are no pictures and hidden ones are passed over and counted.
-Links are followed, also those that leave the root.
+Links are followed, also those that leave the root: many data sets are folders of links,
+and whoever can make one in a folder could copy what it points to. Pipes and devices are
+passed over, whatever their names.
 
 Pictures are ordered by a hash of `<class>/<file>`, not by class, so that a slice such
 as `train[:90%]` holds every class in about its share, on every machine; a picture
@@ -18,6 +20,8 @@ import dataclasses
 import hashlib
 import os
 import shlex
+import stat
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,6 +36,8 @@ PREFIX = "folder:"
 ENDINGS = frozenset(
     [".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff"]
 )
+# Of an encoded picture: Pillow's limit of pixels, uncompressed, takes 0.5 GB.
+MAX_BYTES = 2**30
 # Made by macOS, Windows, Synology: pictures in them are thumbnails or leftovers.
 SYSTEM_FOLDERS = frozenset(("__MACOSX", "$RECYCLE.BIN", "@eaDir"))
 # Whichever exists stands in for the other: people have one of them.
@@ -63,19 +69,12 @@ class FolderRecords:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def read(self, indices) -> list[tuple[bytes, int]]:
-        return [(self._bytes(index), int(self.labels[index])) for index in indices]
+    def read(self, indices) -> Iterator[tuple[bytes, int]]:
+        for index in indices:
+            yield read_picture(self.where(index)), int(self.labels[index])
 
     def where(self, index: int) -> str:
         return os.path.join(self.directory, self.paths[index])
-
-    def _bytes(self, index: int) -> bytes:
-        path = self.where(index)
-        try:
-            with open(path, "rb") as file:
-                return file.read()
-        except OSError as error:
-            raise InputError(f"{path} cannot be read: {error.strerror}.") from error
 
 
 def open_folder(name: str, split: str) -> EncodedSource:
@@ -107,6 +106,7 @@ def open_folder(name: str, split: str) -> EncodedSource:
     _check_classes(train, class_names, directory)
 
     passed_over = collections.Counter()
+    _check_names(train, class_names)
     found = []  # (order, relative path, label, size)
     for label, class_name in enumerate(class_names):
         pictures = list(find_pictures(directory, class_name, passed_over))
@@ -212,49 +212,93 @@ def _check_classes(train: Path, class_names: tuple[str, ...], directory: Path) -
     )
 
 
+def _check_names(train: Path, class_names: tuple[str, ...]) -> None:
+    """Names of classes are printed and written: they have to be text."""
+    for name in class_names:
+        if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name):
+            raise InputError(
+                f"the class folder {str(train / name)!r} has a name that cannot be "
+                "printed: it is not in UTF-8, or has line breaks or other control "
+                "characters. Rename it in every split."
+            )
+
+
 def _subfolders(directory: Path) -> tuple[str, ...]:
     with _listing(directory) as entries:
         return tuple(sorted(e.name for e in entries if _is_dir(e) and not _hidden(e)))
 
 
 def find_pictures(
-    directory: Path,
-    relative: str,
-    passed_over: collections.Counter,
-    ancestors: tuple[str, ...] = (),
+    directory: Path, relative: str, passed_over: collections.Counter
 ) -> Iterator[tuple[str, int]]:
     """Finds the pictures in a folder and the folders below it.
+
+    A folder that several links lead to, or that contains itself, is looked into once.
 
     Args:
       relative: The folder, seen from `directory`.
       passed_over: Counts, by ending, the files that are no pictures.
-      ancestors: Real paths of the folders above, which a link may lead back to.
 
     Yields:
-      (path relative to `directory`, size in bytes), by name.
+      (path relative to `directory`, size in bytes); those of one folder by name.
     """
-    here = os.path.realpath(directory / relative)
-    if here in ancestors:  # a link to a folder that contains it
-        return
-    with _listing(directory / relative) as entries:
-        entries = sorted(entries, key=lambda entry: entry.name)
-    for entry in entries:
-        path = os.path.join(relative, entry.name)
-        ending = os.path.splitext(entry.name)[1].lower()
-        if _hidden(entry):
-            passed_over["hidden"] += 1
-        elif _is_dir(entry):
-            yield from find_pictures(directory, path, passed_over, (*ancestors, here))
-        elif ending in ENDINGS:
-            try:
-                yield path, entry.stat().st_size
-            except OSError as error:
-                raise InputError(
-                    f"{entry.path} cannot be read: {error.strerror}. If it is a link, "
-                    "what it points to is gone."
-                ) from error
-        else:
-            passed_over[ending or "no ending"] += 1
+    folders, seen = [relative], set()
+    while folders:
+        relative = folders.pop()
+        here = os.path.realpath(directory / relative)
+        if here in seen:
+            continue
+        seen.add(here)
+        with _listing(directory / relative) as entries:
+            entries = sorted(entries, key=lambda entry: entry.name)
+        below = []
+        for entry in entries:
+            path = os.path.join(relative, entry.name)
+            ending = os.path.splitext(entry.name)[1].lower()
+            if _hidden(entry):
+                passed_over["hidden"] += 1
+            elif _is_dir(entry):
+                below.append(path)
+            elif ending in ENDINGS:
+                about = _stat(entry)
+                if stat.S_ISREG(about.st_mode):
+                    yield path, about.st_size
+                else:  # a pipe or a device, which may never end
+                    passed_over["no file"] += 1
+            else:
+                passed_over[ending or "no ending"] += 1
+        folders += reversed(below)
+
+
+def read_picture(path: str | os.PathLike) -> bytes:
+    """The bytes of an encoded picture.
+
+    Raises:
+      InputError: It cannot be read, is no regular file, or has more than `MAX_BYTES`.
+    """
+    try:
+        about = os.stat(path)
+        if not stat.S_ISREG(about.st_mode):
+            raise InputError(f"{path} is no regular file. Replace or remove it.")
+        if about.st_size > MAX_BYTES:
+            raise InputError(
+                f"{path} has {about.st_size:,} bytes, more than {MAX_BYTES:,}. Scale "
+                "it down, compress or remove it."
+            )
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
+
+
+def _stat(entry: os.DirEntry) -> os.stat_result:
+    try:
+        return entry.stat()
+    except OSError as error:
+        raise InputError(
+            f"{entry.path} cannot be read: {error.strerror}. If it is a link, what it "
+            "points to is gone."
+        ) from error
 
 
 def _listing(directory: Path):

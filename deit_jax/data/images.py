@@ -85,12 +85,15 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode == "I" or image.mode.startswith("I;16"):
-        levels = np.asarray(image).astype(np.int64)
+        levels = np.asarray(image)
         if levels.min() < 0 or levels.max() > 65535:
             raise ValueError(
                 "32-bit levels have no known range; save it as 8 or 16 bit"
             )
-        image = Image.fromarray(((levels + 128) // 257).astype(np.uint8))
+        levels = levels.astype(np.uint32)  # in place: a picture can be huge
+        levels += 128
+        levels //= 257
+        image = Image.fromarray(levels.astype(np.uint8))
     elif image.mode == "F":
         raise ValueError("floating-point levels have no known range; save it as 8 bit")
     if image.has_transparency_data:

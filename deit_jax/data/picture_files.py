@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from deit_jax.data.folder_source import ENDINGS, find_pictures
+from deit_jax.data.folder_source import ENDINGS, find_pictures, read_picture
 from deit_jax.data.images import open_rgb
 from deit_jax.errors import InputError
 
@@ -53,8 +53,4 @@ def read(path: str) -> Image.Image:
     Raises:
       InputError: It cannot be read or decoded; the message names it.
     """
-    try:
-        encoded = Path(path).read_bytes()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
-    return open_rgb(encoded, path)
+    return open_rgb(read_picture(path), path)

@@ -15,7 +15,7 @@ def parse_split(split: str, lengths: dict[str, int]) -> tuple[str, int, int]:
     Raises:
       InputError: The syntax or the base split is unknown, or the slice is empty.
     """
-    match = re.fullmatch(r"(\w+)(?:\[(-?\d+%?)?:(-?\d+%?)?\])?", split)
+    match = re.fullmatch(r"(\w+)(?:\[(-?\d{1,18}%?)?:(-?\d{1,18}%?)?\])?", split)
     if not match or match[1] not in lengths:
         known = ", ".join(f"{k} ({n})" for k, n in lengths.items())
         raise InputError(
