@@ -1,7 +1,9 @@
 """Checkpoints: `<workdir>/checkpoints/<step>/` with state and config (orbax)."""
 
 import json
+import math
 import os
+import re
 import sys
 import textwrap
 from collections.abc import Mapping
@@ -13,6 +15,7 @@ import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict
 from orbax.checkpoint import checkpoint_managers
 
+from deit_jax import json_files
 from deit_jax.errors import InputError
 from deit_jax.training.state import TrainState, abstract_params
 
@@ -179,11 +182,11 @@ def load_params(
     # Not a manager or a checkpointer: they would tell of all that is not restored.
     reader = ocp.PyTreeCheckpointHandler()
     abstract = abstract_params(model)
-    # NumPy arrays as targets: nothing is put on a device here.
-    target = {key: jax.tree.map(lambda x: np.empty(x.shape, x.dtype), abstract)}
     try:
-        tree = reader.metadata(where / "state").tree
+        tree = _metadata(where)
         _check_params(tree[key], abstract, model, str(where))
+        # NumPy arrays as targets: nothing is put on a device here.
+        target = {key: jax.tree.map(lambda x: np.empty(x.shape, x.dtype), abstract)}
         restored = reader.restore(
             where / "state",
             args=ocp.args.PyTreeRestore(
@@ -209,7 +212,7 @@ def weights_in(
     """
     where, others = _find(workdir, step)
     try:
-        tree = ocp.PyTreeCheckpointHandler().metadata(where / "state").tree
+        tree = _metadata(where)
         return tuple(name for name, key in WEIGHTS.items() if tree[key] is not None)
     except Exception as error:
         raise _damaged(where, others, error) from error
@@ -222,7 +225,12 @@ def _find(workdir, step: int | None) -> tuple[Path, list[int]]:
         raise InputError(
             f"{workdir} has no checkpoint yet: there is no folder {directory}."
         )
-    steps = sorted(ocp.utils.checkpoint_steps(directory))
+    # What orbax names so: others, such as a copy of one, are none of a run's.
+    steps = sorted(
+        int(path.name)
+        for path in directory.iterdir()
+        if re.fullmatch(r"0|[1-9][0-9]{0,17}", path.name) and path.is_dir()
+    )
     if not steps or step not in (None, *steps):
         raise InputError(
             f"{directory} has no checkpoint"
@@ -231,6 +239,19 @@ def _find(workdir, step: int | None) -> tuple[Path, list[int]]:
         )
     step = steps[-1] if step is None else step
     return directory / str(step), [other for other in steps if other != step]
+
+
+def _metadata(where: Path) -> dict:
+    """Shape and type of all that a checkpoint holds, as a tree; raises anything."""
+    state = where / "state"
+    for folder, _, names in os.walk(state):
+        for name in names:
+            path = Path(folder, name)
+            if not path.is_file():  # a pipe would never end
+                raise ValueError(f"{path} is no regular file")
+    if (state / "_METADATA").stat().st_size > json_files.MAX_BYTES:
+        raise ValueError("its _METADATA is too large")
+    return ocp.PyTreeCheckpointHandler().metadata(state).tree
 
 
 def _damaged(where: Path, others: list[int], error: Exception) -> InputError:
@@ -263,7 +284,14 @@ def _check_params(found, expected, model, where: str) -> None:
             f"{where} has no moving average of the parameters (the run's ema.decay was "
             "0, or they are converted): take the raw ones, --weights=raw."
         )
-    found = {k: tuple(v.shape) for k, v in flatten_dict(found, sep=".").items()}
+    found = flatten_dict(found, sep=".")
+    for name, array in found.items():
+        # Unpacked, one chunk of a file of a few bytes can be of any size.
+        if math.prod(array.storage.chunk_shape) > max(math.prod(array.shape), 1):
+            raise ValueError(f"{name} has chunks that are larger than itself")
+        if not np.issubdtype(array.dtype, np.floating):
+            raise ValueError(f"{name} is {array.dtype}")
+    found = {name: tuple(array.shape) for name, array in found.items()}
     expected = {k: tuple(v.shape) for k, v in flatten_dict(expected, sep=".").items()}
     if found == expected:
         return
