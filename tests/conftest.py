@@ -10,6 +10,7 @@ os.environ["XLA_FLAGS"] = (
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
 os.environ["TF_ENABLE_ONEDNN_OPTS"] = "0"
 
+import hypothesis
 import jax
 import numpy as np
 import pytest
@@ -19,6 +20,23 @@ from PIL import Image
 from deit_jax.data import sources
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Always the same few inputs; --hypothesis-profile=thorough tries many, and others.
+hypothesis.settings.register_profile(
+    "quick",
+    max_examples=25,
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=list(hypothesis.HealthCheck),
+)
+hypothesis.settings.register_profile(
+    "thorough",
+    hypothesis.settings.get_profile("quick"),
+    max_examples=1000,
+    derandomize=False,
+    print_blob=True,
+)
+hypothesis.settings.load_profile("quick")
 flags.FLAGS.mark_as_parsed()  # absl code in libraries asks for it
 
 
