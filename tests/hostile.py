@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 from deit_jax.errors import InputError
 
-SECONDS = 30  # in which every input is read or refused
+SECONDS = 60  # in which every input is read or refused
 
 # What stands in place of a value in JSON. Raw: text that json.dumps would not write.
 DEEP = {depth: "[" * depth + "]" * depth for depth in (40, 900, 50_000)}
@@ -358,6 +358,11 @@ def copy_of(files: dict[str, bytes], done=()):
 
 # What a reader of a damaged file may do: give something, or raise InputError.
 
+
+class Hang(BaseException):
+    """No `except Exception` takes it for a damaged file."""
+
+
 _seen = None  # the events of a `refused_or_read`, None outside of one
 # Of every program that a reader may start, and of every object a pickle may reach.
 FORBIDDEN = ("subprocess.", "os.system", "os.exec", "os.posix_spawn", "os.fork", "pty.")
@@ -386,7 +391,7 @@ def refused_or_read(read, directory):
     global _seen
 
     def hang(*_):
-        raise TimeoutError(f"nothing came in {SECONDS} seconds")
+        raise Hang(f"nothing came in {SECONDS} seconds")
 
     before = signal.signal(signal.SIGALRM, hang)
     signal.alarm(SECONDS)

@@ -1,3 +1,4 @@
+import json
 import os
 import shutil
 
@@ -6,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import run_directories
+import tensorstore
 
 from deit_jax import train
 from deit_jax.errors import InputError
@@ -158,6 +160,45 @@ def test_a_damaged_checkpoint_is_named(run, tmp_path, name):
     ):
         os.truncate(file, 10)
     with pytest.raises(InputError, match=r"checkpoints/3 is damaged: .* No other"):
+        checkpoint.load_params(tmp_path / "run", model)
+
+
+@pytest.mark.parametrize("name", ["²", "003", "copy_3", "9" * 19])
+def test_other_folders_than_of_steps_are_passed_over(run, tmp_path, name):
+    path, model, _ = run
+    shutil.copytree(path, tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / name).mkdir()
+    (tmp_path / "run" / "checkpoints" / "7").touch()
+    assert checkpoint.load_params(tmp_path / "run", model)[1] == 3
+
+
+@pytest.mark.parametrize("name", ["_METADATA", "manifest.ocdbt", "d/more"])
+def test_a_pipe_in_a_checkpoint_is_not_waited_for(run, tmp_path, name):
+    path, model, _ = run
+    shutil.copytree(path, tmp_path / "run")
+    file = tmp_path / "run" / "checkpoints" / "3" / "state" / name
+    file.unlink(missing_ok=True)
+    os.mkfifo(file)
+    with pytest.raises(InputError, match=r"is damaged: .* is no regular file"):
+        checkpoint.load_params(tmp_path / "run", model)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"chunks": [2**40], "compressor": None}, "chunks that are larger than itself"),
+        ({"dtype": "<i4"}, r"head\.bias is int32"),
+        ({"shape": [2**40]}, r"chunks|parameters of another model"),
+    ],
+)
+def test_an_array_that_claims_to_be_another_is_refused(run, tmp_path, change, message):
+    path, model, _ = run
+    shutil.copytree(path, tmp_path / "run")
+    base = f"file://{tmp_path}/run/checkpoints/3/state/"
+    store = tensorstore.KvStore.open({"driver": "ocdbt", "base": base}).result()
+    key = "params.head.bias/.zarray"
+    store[key] = json.dumps(json.loads(store[key]) | change)
+    with pytest.raises(InputError, match=message):
         checkpoint.load_params(tmp_path / "run", model)
 
 

@@ -100,6 +100,7 @@ def test_image_size_overrides_the_variant_and_sizes_the_position_embeddings():
         ({"variant": "resnet50"}, ["'resnet50'", "deit_base", "_patch4_32"]),
         ({"variant": NANO, "image_size": 36}, ["36", "patch size 8", NANO]),
         ({"variant": NANO, "image_size": 0}, ["0", "patch size 8"]),
+        ({"variant": NANO, "image_size": 8200}, ["8200", "1024 patches of 8 pixels"]),
         ({"variant": NANO, "dtype": "float16"}, ["'float16'", "bfloat16"]),
         ({"variant": NANO, "drop_path": 1.0}, ["drop_path is 1.0", "below 1"]),
         ({"variant": NANO, "dropout": -0.1}, ["dropout is -0.1", "at least 0"]),

@@ -67,6 +67,14 @@ def test_a_link_that_leads_back_ends(pictures):
     assert [Path(file).name for file in files] == ["c.jpg", "b.PNG"]
 
 
+def test_a_pipe_is_not_waited_for(pictures):
+    os.mkfifo(pictures / "pipe.png")
+    assert picture_files.find([pictures])[1]["no file"] == 1
+    assert picture_files.find([pictures / "pipe.png"])[0]
+    with pytest.raises(InputError, match=r"pipe\.png is no regular file"):
+        picture_files.read(str(pictures / "pipe.png"))
+
+
 def test_reads_what_a_folder_source_reads(pictures):
     Image.fromarray(np.full((3, 5), 40000, np.uint16)).save(pictures / "deep.png")
     image = picture_files.read(str(pictures / "deep.png"))

@@ -284,6 +284,8 @@ def test_a_report_is_made_anew_in_its_place(directories, tmp_path, monkeypatch):
     [
         ("config.json", None, "no run directory"),
         ("config.json", "{", "config.json is damaged"),
+        ("config.json", '{"dataset": []}', "config.json is damaged: dataset is no ob"),
+        ("summary.json", '{"steps": "3"}', "summary.json is damaged: steps is str"),
         ("summary.json", "[1]", "summary.json is damaged: it is no object"),
     ],
 )
@@ -298,6 +300,16 @@ def test_what_is_no_run_is_refused(tmp_path, file, content, message):
     assert str(bad) in str(caught.value)
     assert "good" not in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_rows_of_an_unfinished_run_may_contradict_each_other(tmp_path):
+    directory = make_run(tmp_path / "run", finished=False)
+    row = {"step": 1, "epoch": 0.5, "eval": 1, "eval/class": 2, "eval/class/top1": 0.25}
+    rows = [row, {"step": 2, "epoch": "two"}, {"step": 3, "epoch": float("nan")}]
+    (directory / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    [run] = runs.read([directory])
+    assert [one["step"] for one in run.rows] == [1]
+    assert run.scores == {"eval": {"class": {"top1": 0.25}}}
 
 
 def test_a_report_that_cannot_be_written_is_one_message(tmp_path, monkeypatch):

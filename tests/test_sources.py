@@ -1,6 +1,7 @@
 """Sources: the embedded digits, sets of TFDS, and folders of pictures."""
 
 import io
+import itertools
 import os
 import pickle
 import shutil
@@ -29,6 +30,9 @@ def encode(seed: int, format: str = "PNG") -> bytes:
     return file.getvalue()
 
 
+SPLITS = ("train", "val")
+
+
 # Splits
 
 
@@ -49,7 +53,17 @@ def test_splits_in_tfds_syntax(split, expected):
 
 
 @pytest.mark.parametrize(
-    "split", ["", "val", "train[", "train[5]", "train[:5,]", "train+test", "train [:5]"]
+    "split",
+    [
+        "",
+        "val",
+        "train[",
+        "train[5]",
+        "train[:5,]",
+        "train+test",
+        "train [:5]",
+        f"train[:{'9' * 5000}]",
+    ],
 )
 def test_an_unknown_split_lists_the_known_ones(split):
     with pytest.raises(InputError, match=r"unknown split.*train \(10\), test \(5\)"):
@@ -186,6 +200,43 @@ def test_links_are_followed_but_not_in_circles(pets, tmp_path):
     (elsewhere / "again").symlink_to(elsewhere, target_is_directory=True)
     (elsewhere / "itself").symlink_to("itself")
     assert load(pets).fingerprint == before
+
+
+def test_what_many_links_lead_to_counts_once(pets, tmp_path):
+    """Thirty levels of two links each are a billion paths to one picture."""
+    levels = [tmp_path / f"level{n}" for n in range(31)]
+    for one, next_one in itertools.pairwise(levels):
+        one.mkdir()
+        for name in ("a", "b"):
+            (one / name).symlink_to(next_one, target_is_directory=True)
+    levels[-1].mkdir()
+    (levels[-1] / "x.png").write_bytes(encode(99))
+    before = len(load(pets))
+    (pets / "train" / "cats" / "more").symlink_to(levels[0], target_is_directory=True)
+    assert len(load(pets)) == before + 1
+
+
+def test_pipes_and_devices_are_passed_over(pets):
+    before = load(pets).fingerprint
+    os.mkfifo(pets / "train" / "cats" / "pipe.png")
+    (pets / "train" / "cats" / "zeros.jpg").symlink_to("/dev/zero")
+    source = load(pets)
+    assert source.fingerprint == before
+    assert source.passed_over["no file"] == 2
+
+
+def test_a_file_that_becomes_a_pipe_is_not_waited_for(pets):
+    source = load(pets)
+    path = Path(source.where(0))
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(InputError, match=f"{path.name} is no regular file"):
+        source[0]
+    path.unlink()
+    path.touch()
+    os.truncate(path, 2**31)
+    with pytest.raises(InputError, match=r"2,147,483,648 bytes, more than 1,073,741,8"):
+        source[0]
 
 
 def test_a_copied_folder_is_the_same_data_set(pets, tmp_path):
@@ -332,6 +383,10 @@ def without_train(root):
     (root / "train").rmdir()
 
 
+def named(name):
+    return lambda root: [(root / s / "cats").rename(root / s / name) for s in SPLITS]
+
+
 def broken_link(root):
     (root / "train/cats/gone.jpg").symlink_to(root / "nowhere.jpg")
 
@@ -368,6 +423,8 @@ def broken_link(root):
         (lambda r: None, "train[", "unknown split"),
         (lambda r: None, "train[20:]", "holds no image: train has 20"),
         (broken_link, "train", "train/cats/gone.jpg cannot be read.*link"),
+        (named("a\nb"), "train", r"a\\nb' has a name that cannot be printed"),
+        (named("\udcff"), "train", r"udcff' has a name that cannot be printed"),
     ],
 )
 def test_a_bad_folder_is_explained_at_opening(pets, damage, split, says):

@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import shutil
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -222,12 +223,77 @@ def test_corrupt_manifest_is_refused(cache, text):
         lambda m: m["arrays"]["logits.npy"].pop("sha256"),
         lambda m: m.pop("examples_sha256"),
         lambda m: m.update(teacher=None),
+        # Found by test_fuzz.py.
+        lambda m: m["source"].update(num_classes=10.0),
+        lambda m: m["source"].update(class_names="0123456789"),
+        lambda m: m["source"].update(fingerprint=3),
+        lambda m: m["views"].update(count=1.5),
+        lambda m: m["views"].update(count=float("inf")),
+        lambda m: m["views"].update(mixing="linear"),
+        lambda m: m["views"].update(view="same"),
+        lambda m: m["logits"].update(top_k=0, tau=1.0),
+        lambda m: m["logits"].update(more=None, tau="1"),
+        lambda m: m["teacher"].update(top1=None),
+        lambda m: m["teacher"].update(top1="0.9"),
     ],
 )
 def test_manifest_that_contradicts_itself_is_refused(cache, edit):
     edit_manifest(cache, edit)
     with pytest.raises(InputError, match=r"manifest.json is not a manifest"):
         teacher_logits.open_cache(cache)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "-" * 5000 + "1",  # RecursionError, MemoryError and OverflowError of NumPy
+        "(" * 5000,
+        "{'descr': '<f2', 'fortran_order': False, 'shape': (9223372036854775808,)}",
+        "{'descr': '<f2', 'fortran_order': False, 'shape': (2147483648, 2147483648)}",
+        "{'descr': '|O', 'fortran_order': False, 'shape': (1, 30, 10)}",
+        "__import__('os').abort()",
+    ],
+)
+def test_a_header_is_no_program(cache, header):
+    text = f"{header}\n".encode()
+    content = b"\x93NUMPY\x02\x00" + len(text).to_bytes(4, "little") + text
+    (cache / "logits.npy").write_bytes(content + bytes(600))
+    with pytest.raises(InputError, match=r"missing, truncated or no \.npy file"):
+        teacher_logits.open_cache(cache)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "logits.npy"])
+def test_a_pipe_is_not_waited_for(cache, name):
+    (cache / name).unlink()
+    os.mkfifo(cache / name)
+    with pytest.raises(InputError, match=r"no teacher cache at|no regular file"):
+        teacher_logits.open_cache(cache)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("logits.npy", np.nan, "logits that are not finite"),
+        ("values.npy", np.inf, "logits that are not finite"),
+        ("indices.npy", CLASSES, "classes beyond 10"),
+        ("tails.npy", 1.0, "probabilities beyond"),
+        ("tails.npy", np.nan, "probabilities beyond"),
+    ],
+)
+def test_rows_that_no_export_writes_are_refused(
+    cache, top_k_cache, name, value, message
+):
+    """As found in a cache that is too large for its checksums to be compared."""
+    directory = cache if name == "logits.npy" else top_k_cache
+    array = np.lib.format.open_memmap(directory / name, "r+")
+    array[0, 3, 1] = value
+    del array
+    sha256 = teacher_logits.sha256(directory / name)
+    edit_manifest(directory, lambda m: m["arrays"][name].update(sha256=sha256))
+    opened = teacher_logits.open_cache(directory)
+    opened.batch(np.array([0]), np.array([2]))
+    with pytest.raises(InputError, match=rf"is damaged: .*{message}"):
+        opened.batch(np.array([0, 0]), np.array([2, 3]))
 
 
 @pytest.mark.parametrize("version", [1, 3])
@@ -259,6 +325,34 @@ def test_missing_and_damaged_examples_are_refused(cache_of_views, damage):
     damage(cache_of_views / "examples.npz")
     opened = teacher_logits.open_cache(cache_of_views)
     with pytest.raises(InputError, match=r"examples.npz is missing or damaged.*Export"):
+        opened.examples()
+
+
+def write_archive(path, **members):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda p: write_archive(p, a=bytes(2**27 + 1)), "more than 134,217,728 bytes"),
+        (lambda p: write_archive(p, a=b"no array"), "something else than arrays"),
+        (lambda p: np.savez(p, image=np.ones(3)), "other numbers than integers"),
+        (lambda p: np.savez(p, image=np.array([{}])), "pickle"),
+        (lambda p: p.write_bytes(b"PK\x03\x04"), "not a zip"),
+    ],
+)
+def test_other_examples_than_an_export_writes_are_refused(
+    cache_of_views, write, message
+):
+    path = cache_of_views / "examples.npz"
+    write(path)
+    sha256 = teacher_logits.sha256(path)
+    edit_manifest(cache_of_views, lambda m: m.update(examples_sha256=sha256))
+    opened = teacher_logits.open_cache(cache_of_views)
+    with pytest.raises(InputError, match=rf"missing or damaged .*{message}.*Export"):
         opened.examples()
 
 
@@ -665,6 +759,10 @@ def test_finished_cache_is_not_overwritten(cache, source):
         ("progress.json", lambda old: b""),
         ("progress.json", lambda old: b'{"entries_done": 7}'),
         ("progress.json", lambda old: old.replace(b"entries_done", b"rows_done")),
+        ("progress.json", lambda old: old.replace(b'done": 7', b'done": 31')),
+        ("progress.json", lambda old: old.replace(b'done": 7', b'done": -1')),
+        ("progress.json", lambda old: old.replace(b'done": 7', b'done": "7"')),
+        ("progress.json", lambda old: b"[" * 100_000),
     ],
 )
 def test_damaged_unfinished_export_is_refused(tmp_path, source, name, content):

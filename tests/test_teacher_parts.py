@@ -191,7 +191,7 @@ def test_more_parts_than_batches_are_refused():
 
 
 @pytest.mark.parametrize(
-    "text", ["", "1", "4/4", "-1/4", "1/0", "a/b", "1/4/2", "1.5/4"]
+    "text", ["", "1", "4/4", "-1/4", "1/0", "a/b", "1/4/2", "1.5/4", "0/10001"]
 )
 def test_other_shards_than_i_of_n_are_refused(text):
     with pytest.raises(InputError, match=r"expected i/n with 0 <= i < n"):
@@ -335,6 +335,11 @@ def test_parts_of_two_divisions_are_refused(parts, name):
     assert_refused(parts, f"not those of one division: .*{name}")
 
 
+def test_a_name_that_claims_too_many_parts_is_refused(tmp_path):
+    (tmp_path / "shard-00-of-99999999999").mkdir()
+    assert_refused(tmp_path, "not those of one division: shard-00-of-99999999999")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -372,6 +377,10 @@ def edit(path, change):
     [
         lambda m: m.pop("shard"),
         lambda m: m["shard"].update(batch_size=0),
+        lambda m: m["shard"].update(batch_size=-4),
+        lambda m: m["shard"].update(batch_size=4.0),
+        lambda m: m["views"].update(repeats=0),
+        lambda m: m["views"].update(augment_seed="0"),
         lambda m: m["shard"].update(start=4),
         lambda m: m["teacher"].update(top1=None),
         lambda m: m.update(format_version=1),

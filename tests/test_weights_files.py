@@ -171,6 +171,11 @@ HUGE = '{"head.weight":{"dtype":"F32","shape":[9999999999,96],"data_offsets":[0,
         ("w.pth", lambda p: p.touch(), "w.pth is empty. Download"),
         ("w.pth", torch_of(lambda torch: [torch.ones(2)]), "holds a list, not a state"),
         ("w.pth", torch_of(lambda torch: {}), "holds no tensors"),
+        (
+            "w.pth",
+            torch_of(lambda torch: {(1,): torch.ones(2)}),
+            "by a tuple, expected",
+        ),
         ("w.pth", torch_of(lambda torch: {"a": 3}), "no floating-point.*\n  a: int"),
         (
             "w.pth",

@@ -1,11 +1,13 @@
 import builtins
 import io
 import json
+import os
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from deit_jax.errors import InputError
 from deit_jax.training import writers
 
 SCALARS = {"train/loss": 0.5, "eval/class/top1": 0.25}
@@ -96,3 +98,22 @@ def test_metrics_file_is_cut_back_to_the_restored_step(tmp_path):
     lines = (tmp_path / writers.METRICS).read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [10, 20, 30]
     assert writers.read(tmp_path)[-1] == {"step": 30, "train/loss": 7.0}
+
+
+@pytest.mark.parametrize(
+    "line", [b'{"step": 2', b'{"a": 1}', b"3", b'{"step": 2.5}', b"\xff", b"[" * 99_999]
+)
+def test_rows_end_at_the_first_that_is_none(tmp_path, line):
+    rows = [b'{"step": 1}', line, b'{"step": 3}']
+    (tmp_path / writers.METRICS).write_bytes(b"\n".join(rows))
+    assert writers.read(tmp_path) == [{"step": 1}]
+    writers.MetricsFile(tmp_path, restored_step=3).close()
+    assert (tmp_path / writers.METRICS).read_text() == '{"step": 1}\n'
+
+
+def test_metrics_that_are_no_file_are_refused(tmp_path):
+    os.mkfifo(tmp_path / writers.METRICS)
+    with pytest.raises(
+        InputError, match=r"metrics\.jsonl cannot be read: .* no regular"
+    ):
+        writers.read(tmp_path)
