@@ -27,6 +27,9 @@ def run(main, *, takes: str | None = None) -> None:
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # announces itself otherwise
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
+    # The name of a file may be no text, and is printed all the same.
+    sys.stdout.reconfigure(errors="backslashreplace")
+
     def guarded(argv):
         with reported():
             if len(argv) > 1 and takes is None:

@@ -8,6 +8,7 @@ import ast
 import contextlib
 import copy
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -275,9 +276,8 @@ ODD_VALUES = st.one_of(
 )
 
 
-def damage(names, *, json_only: bool = False):
+def _damage(names):
     """One damage to one of `names`."""
-    names = sorted(names)
     texts = [name for name in names if name.endswith((".json", ".jsonl", "_METADATA"))]
     arrays = [name for name in names if name.endswith(".npy")]
 
@@ -287,8 +287,6 @@ def damage(names, *, json_only: bool = False):
         )
 
     values = [build(texts, "set", st.integers(0, 2**16), ODD_VALUES)] * bool(texts)
-    if json_only:
-        return values[0]
     heads = []
     if arrays:
         heads = [
@@ -324,9 +322,14 @@ def damage(names, *, json_only: bool = False):
     return st.one_of(*values * 3, *heads, st.one_of(others), st.one_of(others))
 
 
-def damages(names, *, manifests=(), **options):
+def damages(names, manifests=()):
     """One to three damages, and maybe checksums in `manifests` that fit to them."""
-    done = st.lists(damage(names, **options), min_size=1, max_size=3)
+    return _damages(tuple(sorted(names)), tuple(manifests))
+
+
+@functools.cache  # it takes longer to build a strategy than to draw from it
+def _damages(names, manifests):
+    done = st.lists(_damage(names), min_size=1, max_size=3)
     rehashed = [Damage(name, "rehash") for name in manifests]
     return st.builds(
         lambda one, more: one + more, done, st.sampled_from([[], rehashed])

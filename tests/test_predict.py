@@ -1,6 +1,7 @@
 """Prediction for pictures on disk."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -149,11 +150,13 @@ def test_the_command(run, pictures):
             capture_output=True,
         )
 
+    shutil.copy(pictures / "0.png", pictures / "\udcff.png")
     (pictures / "bad.png").write_bytes(b"x")
     done = command(pictures, f"--workdir={run[0]}", "--top=1")
-    assert (done.returncode, len(done.stdout.splitlines())) == (1, 7)
+    assert (done.returncode, len(done.stdout.splitlines())) == (1, 8)
+    assert r"\udcff.png" in done.stdout
     assert done.stderr.splitlines()[0].startswith("error: ")
-    assert "1 of 8 files unreadable" in done.stderr
+    assert "1 of 9 files unreadable" in done.stderr
     for arguments, message in (
         ([pictures], "error: say which model"),
         ([f"--workdir={run[0]}"], "error: give pictures or folders"),

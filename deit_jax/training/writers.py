@@ -135,7 +135,8 @@ class MetricsFile:
 def read(workdir: str | os.PathLike) -> list[dict]:
     """The rows of metrics.jsonl before the first that is none.
 
-    The last line may have been cut short by a kill. Every row has a whole `step`.
+    The last line may have been cut short by a kill. Every row has a whole `step`, and
+    all of its values are numbers.
 
     Raises:
       InputError: There is something else than a file, or one of more than `MAX_BYTES`.
@@ -154,6 +155,7 @@ def read(workdir: str | os.PathLike) -> list[dict]:
         try:
             row = json_files.parse(line)
             json_files.check(row, {"step": int})
+            json_files.check(row, {...: float})
         except ValueError:
             break
         rows.append(row)
