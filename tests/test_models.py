@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 from flax import linen as nn
 from flax import traverse_util
 
@@ -348,6 +349,34 @@ def test_every_product_but_the_heads_is_bfloat16():
     operands = [re.findall(r"x(f32|bf16)>", types)[:2] for types in products]
     # The patches, then six a block (qkv, two in attention, proj, fc1, fc2).
     assert operands == [["bf16"] * 2] * (1 + 6 * 4) + [["f32"] * 2] * 2
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_gelu_is_exact_and_so_is_its_gradient(dtype):
+    x = np.concatenate([np.linspace(-9, 9, 20001), [-100, 0, 100]])
+    below = scipy.stats.norm.cdf(x)
+    expected = x * below, below + x * scipy.stats.norm.pdf(x)
+    actual = jax.vmap(jax.value_and_grad(vit.gelu))(jnp.asarray(x, dtype))
+    # Rounding of x itself counts in bfloat16: its eight bits, times the slope.
+    tolerance = {"float32": 2e-6, "bfloat16": 5e-2}[dtype]
+    for value, wanted in zip(actual, expected, strict=True):
+        assert value.dtype == dtype
+        np.testing.assert_allclose(np.asarray(value, float), wanted, 0.01, tolerance)
+
+
+def test_dense_and_its_gradients_are_linens():
+    x = random_images(4, 6)
+    ours, linens = vit.Dense(5, name="x"), nn.Dense(5, kernel_init=vit.trunc_normal)
+    variables = linens.init(jax.random.key(0), x)
+    assert jax.tree.all(
+        jax.tree.map(np.array_equal, variables, ours.init(jax.random.key(0), x))
+    )
+
+    def loss(variables, x, layer):
+        return jnp.sin(layer.apply(variables, x)).sum()
+
+    gradients = [jax.grad(loss, (0, 1))(variables, x, n) for n in (ours, linens)]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-5, 1e-5), *gradients)
 
 
 def test_attention_and_tokens_can_be_read():
