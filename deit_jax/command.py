@@ -14,6 +14,7 @@ from absl import app, flags, logging
 from deit_jax.errors import InputError
 
 TUNABLES = "GLIBC_TUNABLES"
+COMPILED = "JAX_COMPILATION_CACHE_DIR"
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
@@ -32,6 +33,7 @@ def run(main, *, takes: str | None = None) -> None:
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # announces itself otherwise
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     _in_huge_pages()
+    _keep_compiled_programs()
 
     # The name of a file may be no text, and is printed all the same.
     sys.stdout.reconfigure(errors="backslashreplace")
@@ -80,6 +82,22 @@ def _in_huge_pages() -> None:
     if libc == "glibc" and tuple(map(int, version.split("."))) >= (2, 35) and allowed:
         os.environ[TUNABLES] = "glibc.malloc.hugetlb=1"
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def _keep_compiled_programs() -> None:
+    """Lets JAX keep what it compiles in its own cache: a second start takes it thence.
+
+    Whoever sets JAX_COMPILATION_CACHE_DIR, to nothing even, is left alone.
+    """
+    if COMPILED in os.environ:
+        return
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    directory = home / "deit_jax/compiled"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError:  # a home that cannot be written: without
+        return
+    os.environ[COMPILED] = str(directory)
 
 
 def fail(message) -> None:

@@ -1,6 +1,9 @@
 """Four CPU devices for every test, and no silent broadcasting."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # The suite compiles far more than it computes: level 0 halves its time.
@@ -8,6 +11,10 @@ os.environ["XLA_FLAGS"] = (
     "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
 )
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
+# As commands set it for themselves, but without their starting twice.
+os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
+# What one test's process has compiled another's need not.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-")
 os.environ["TF_ENABLE_ONEDNN_OPTS"] = "0"
 
 import hypothesis
@@ -19,6 +26,9 @@ from PIL import Image
 
 from deit_jax.data import sources
 
+atexit.register(
+    shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True
+)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Always the same few inputs; --hypothesis-profile=thorough tries many, and others.
 hypothesis.settings.register_profile(
