@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks import cases, timing
@@ -19,11 +19,11 @@ from benchmarks.cases import Case
 
 OURS = "ours"
 PEERS = {"timm": "benchmarks.timm_peer"}
-# The best known for each side, unless the caller's environment says otherwise: large
-# pages for large buffers, which have to be asked for before a process starts.
+# How a peer may run its model: as it is, through torch.compile, and with more search.
+MODES = ("eager", "compile", "max-autotune")
+# For both sides, unless the caller's environment says otherwise: large pages for large
+# buffers, which have to be asked for before a process starts.
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-# Torch has a switch of its own for them.
-TORCH = HUGE_PAGES | {"THP_MEM_ALLOC_ENABLE": "1"}
 
 
 def add_flags(
@@ -34,7 +34,7 @@ def add_flags(
     parser.add_argument(
         "--modes",
         default=modes,
-        help="of the peer: eager, compile (torch.compile), max-autotune",
+        help=f"of the peer, of {', '.join(MODES)}",
     )
     parser.add_argument(
         "--cases",
@@ -62,12 +62,12 @@ def main(
     parser = argparse.ArgumentParser(description=description)
     add_flags(parser, table, modes)
     flags = parser.parse_args(argv)
-    names = flags.cases.split(",")
-    if unknown := [name for name in names if name not in table]:
-        parser.error(f"--cases: unknown {', '.join(unknown)}; there are {list(table)}")
+    names = chosen(parser, "--cases", flags.cases, table)
+    modes = chosen(parser, "--modes", flags.modes, MODES)
+    if flags.peer == "none":
+        modes = []
     if flags.pairs < 1 or flags.rounds < 1 or flags.steps < 1:
         parser.error("--pairs, --rounds and --steps are at least 1")
-    modes = [] if flags.peer == "none" else flags.modes.split(",")
     changes = {
         name: value
         for name in ("variant", "batch_size", "dtype")
@@ -99,6 +99,16 @@ def main(
             if flags.json:  # after each case: a stopped call has measured something
                 flags.json.write_text(json.dumps(result, indent=1) + "\n")
     return result
+
+
+def chosen(
+    parser: argparse.ArgumentParser, flag: str, value: str, known: Iterable[str]
+) -> list[str]:
+    """The names in `value`, separated by commas; others than `known` are refused."""
+    names = [name for name in value.split(",") if name]
+    if unknown := [name for name in names if name not in known]:
+        parser.error(f"{flag}: no {', '.join(unknown)}; there are {', '.join(known)}")
+    return names
 
 
 def machine() -> dict:
@@ -189,7 +199,7 @@ def child(
     command += [*case.flags, f"--rounds={rounds}", f"--steps={steps}"]
     command += [] if ours else [f"--mode={side}"]
     command += ["--parts"] if parts else []
-    environment = (HUGE_PAGES if ours else TORCH) | os.environ
+    environment = HUGE_PAGES | os.environ
     environment |= {
         "OMP_NUM_THREADS": str(timing.cores()),
         "TORCHINDUCTOR_CACHE_DIR": caches,

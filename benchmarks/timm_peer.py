@@ -24,13 +24,10 @@ from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
 from torch.nn import functional as F
 
-from benchmarks import cases, timing
+from benchmarks import cases, compare, timing
 from benchmarks.cases import Case
 from deit_jax.data.augment import recipes
 from deit_jax.models.variants import VARIANTS
-
-# How the model and its loss are run.
-MODES = ("eager", "compile", "max-autotune")
 
 
 def create_model(case: Case, *, drop_path: float = 0.0) -> torch.nn.Module:
@@ -119,11 +116,13 @@ class Training:
             label_smoothing=config.loss.label_smoothing,
             num_classes=case.num_classes,
         )
-        self.batch = random_batch(case)
+        self.batch = random_batch(case, device)
 
     def prepare(self):
         """Normalised images, label distributions and the teacher's logits."""
-        pixels, labels, teacher = (x.to(self.device) for x in self.batch)
+        pixels, labels, teacher = (
+            x.to(self.device, non_blocking=True) for x in self.batch
+        )
         images = normalise(pixels, self.config.dataset)
         if self.case.augmented:
             images = self.erase(images)
@@ -169,18 +168,21 @@ class Training:
         return dict(zip(names, np.median(rows, axis=0).tolist(), strict=True))
 
 
-def random_batch(case: Case):
-    """uint8 images [B, 3, H, W], labels [B] and teacher logits [B, C]."""
+def random_batch(case: Case, device: torch.device):
+    """uint8 images [B, 3, H, W], labels [B] and teacher logits [B, C], on the host.
+
+    Where `device` is a GPU they are pinned, as timm's loader has them.
+    """
     rng = np.random.default_rng(0)
     side = VARIANTS[case.variant]["image_size"]
     size = (case.batch_size, 3, side, side)
-    return (
-        torch.from_numpy(rng.integers(0, 256, size, np.uint8)),
-        torch.from_numpy(rng.integers(0, case.num_classes, case.batch_size)),
-        torch.from_numpy(
-            rng.normal(0, 3, (case.batch_size, case.num_classes)).astype(np.float16)
-        ),
+    batch = (
+        rng.integers(0, 256, size, np.uint8),
+        rng.integers(0, case.num_classes, case.batch_size),
+        rng.normal(0, 3, (case.batch_size, case.num_classes)).astype(np.float16),
     )
+    batch = tuple(map(torch.from_numpy, batch))
+    return batch if device.type == "cpu" else tuple(x.pin_memory() for x in batch)
 
 
 def normalise(pixels, dataset):
@@ -212,11 +214,11 @@ def inference(case: Case, device: torch.device, mode: str):
         # Its faster products want weights that are constants.
         torch._inductor.config.freezing = True
     run = compiled(model, mode)
-    pixels, *_ = random_batch(case)
+    pixels, *_ = random_batch(case, device)
 
     def logits():
         with torch.inference_mode(), autocast(case, device):
-            return run(normalise(pixels.to(device), dataset))
+            return run(normalise(pixels.to(device, non_blocking=True), dataset))
 
     return logits
 
@@ -225,13 +227,14 @@ def measure(case: Case, *, mode: str, rounds: int, steps: int, parts: bool) -> d
     """Times `case`; arguments and result as in `benchmarks.ours.measure`.
 
     Args:
-      mode: One of `MODES`.
+      mode: One of `compare.MODES`.
     """
     torch.manual_seed(0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     cpu = device.type == "cpu"
     if cpu:
         torch.set_num_threads(timing.cores())
+    torch.backends.cudnn.benchmark = True  # as timm's train.py
     # As JAX's default on a GPU.
     torch.set_float32_matmul_precision("high")
 
@@ -267,7 +270,7 @@ def measure(case: Case, *, mode: str, rounds: int, steps: int, parts: bool) -> d
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     cases.add_flags(parser)
-    parser.add_argument("--mode", choices=MODES, default="eager")
+    parser.add_argument("--mode", choices=compare.MODES, default="eager")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=1, help="in a round")
     parser.add_argument("--parts", action="store_true")

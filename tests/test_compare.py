@@ -83,6 +83,13 @@ def test_both_sides_in_processes_of_their_own(tmp_path, capsys):
     assert "ours/theirs" in text and f"({ratio:.3f}" in text
 
 
+@pytest.mark.parametrize("flag", ["--cases=train_64", "--modes=fastest"])
+def test_unknown_names_are_refused(flag, capsys):
+    with pytest.raises(SystemExit):
+        train_step.main([flag])
+    assert f"{flag.partition('=')[0]}: no " in capsys.readouterr().err
+
+
 def test_a_side_that_fails_says_why(tmp_path):
     with pytest.raises(SystemExit, match="invalid choice: 'fastest'"):
         compare.child(

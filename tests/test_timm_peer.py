@@ -24,7 +24,7 @@ def model():
 
 def test_the_loss_is_ours(model, one_torch_thread):
     config = CASE.config()
-    pixels, labels, teacher = timm_peer.random_batch(CASE)
+    pixels, labels, teacher = timm_peer.random_batch(CASE, torch.device("cpu"))
     images = timm_peer.normalise(pixels, config.dataset)
     targets = torch.nn.functional.one_hot(labels, 10) * 0.9 + 0.01
     loss = timm_peer.Loss(
