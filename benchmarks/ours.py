@@ -27,7 +27,7 @@ from deit_jax.distillation.teacher_encoding import Encoding
 from deit_jax.experiment import Experiment, peak_learning_rate
 from deit_jax.models import variants
 from deit_jax.student import student_views
-from deit_jax.training import cost, optimizer, state, step
+from deit_jax.training import cost, optimizer, step
 
 IMAGES = 512  # of the random data set, or as many as four batches
 STEPS = 1_000_000  # more than any measurement takes
@@ -216,7 +216,7 @@ def _parts(built: Experiment, timed, rounds: int) -> dict[str, float]:
         ema_params = optax.incremental_update(
             params, old.ema_params, 1 - config.ema.decay
         )
-        return state.TrainState(old.step + 1, params, opt_state, ema_params)
+        return old.replace(params=params, opt_state=opt_state, ema_params=ema_params)
 
     def optimize():
         nonlocal current
