@@ -146,6 +146,9 @@ def _base() -> ConfigDict:
     config.model.variant = ""
     # Compute type, float32 or bfloat16; parameters stay in float32.
     config.model.dtype = "float32"
+    # Rematerialisation: the backward pass computes each block again, for less memory
+    # on GPUs and TPUs (none on CPUs, where XLA computes them too early).
+    config.model.remat = False
     # Stochastic depth: the rate of the last block (Huang et al. 2016).
     config.model.drop_path = 0.1
     # Initial standard deviation of the position embeddings, 0.02 in DeiT. Larger ones

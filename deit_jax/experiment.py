@@ -281,6 +281,7 @@ def create(
         dropout=config.model.dropout,
         position_std=config.model.position_std,
         dtype=config.model.dtype,
+        remat=config.model.remat,
     )
     teacher, mixing = _open_teacher(config, train_source, model, student, config_file)
     schedule = optimizer.warmup_cosine(

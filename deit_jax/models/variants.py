@@ -46,12 +46,14 @@ def create(
     dropout: float = 0.0,
     position_std: float = 0.02,
     dtype: str = "float32",
+    remat: bool = False,
 ) -> VisionTransformer:
     """Build a model of the table `VARIANTS`; its parameters come from `model.init`.
 
     `image_size` is the side in pixels, by default the one in the variant's name;
     `drop_path` and `dropout` are rates in [0, 1); `position_std` is the initial
-    standard deviation of the position embeddings; `dtype` is that of the products.
+    standard deviation of the position embeddings; `dtype` is that of the products;
+    with `remat` the backward pass computes the blocks again.
 
     Raises InputError for an unknown variant or dtype, a rate out of range, or an
     image size that the patch does not divide or that has more than `LARGEST_GRID`
@@ -85,6 +87,7 @@ def create(
         dropout=dropout,
         position_std=position_std,
         dtype=DTYPES[dtype],
+        remat=remat,
         **shape,
     )
 

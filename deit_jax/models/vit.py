@@ -210,7 +210,9 @@ class VisionTransformer(nn.Module):
     second. `drop_path` is the rate of stochastic depth in the last block; it grows
     linearly over the blocks from 0 in the first. `position_std` is the initial standard
     deviation of the position embeddings. `dtype` is that of the products; parameters,
-    norms, softmax, the residual stream and the heads are float32.
+    norms, softmax, the residual stream and the heads are float32. With `remat` the
+    backward pass computes each block again from its input, in place of keeping all
+    that is in it (Chen et al. 2016, arXiv 1604.06174).
     """
 
     num_classes: int
@@ -225,6 +227,7 @@ class VisionTransformer(nn.Module):
     dropout: float = 0.0
     position_std: float = 0.02
     dtype: Any = jnp.float32
+    remat: bool = False
 
     @property
     def heads(self) -> tuple[str, ...]:
@@ -266,9 +269,10 @@ class VisionTransformer(nn.Module):
         x = x + self.param("pos_embed", positions, (1, *x.shape[1:]))
         x = drop(x, drop_keys, site=0, rate=self.dropout)
 
+        block = nn.remat(Block) if self.remat else Block
         rates = np.linspace(0, self.drop_path, self.depth).tolist()
         for i, rate in enumerate(rates):
-            x = Block(
+            x = block(
                 self.num_heads,
                 mlp_ratio=self.mlp_ratio,
                 dropout=self.dropout,
