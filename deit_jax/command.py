@@ -12,6 +12,11 @@ from pathlib import Path
 from absl import app, flags, logging
 
 from deit_jax.errors import InputError
+from deit_jax.training.signals import Stopped
+
+# Of a run that a signal has stopped: sysexits.h's EX_TEMPFAIL, "try again later". Not
+# 128 + the signal, which is that of a process that died of it and saved nothing.
+STOPPED = 75
 
 TUNABLES = "GLIBC_TUNABLES"
 COMPILED = "JAX_COMPILATION_CACHE_DIR"
@@ -26,7 +31,8 @@ def run(main, *, takes: str | None = None) -> None:
       takes: What `argv[1:]` means; None: nothing, the command has flags only.
 
     Exits with 2 and one message on stderr for an `InputError`, a config file that is
-    missing or refuses its argument, and a config field that does not exist.
+    missing or refuses its argument, and a config field that does not exist; with
+    `STOPPED` for a run that goes on when it is started again.
     """
     # The C++ logs of TensorFlow and gRPC say nothing that a user can act on.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -56,6 +62,9 @@ def reported() -> Iterator[None]:
         yield
     except InputError as error:
         fail(error)
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr, flush=True)
+        sys.exit(STOPPED)
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

@@ -2,23 +2,25 @@
 
 import contextlib
 import json
-import time
 from pathlib import Path
 
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from deit_jax import experiment, pretrained
+from deit_jax import experiment, files, pretrained
 from deit_jax.data import batches, grid
 from deit_jax.data.host_pipeline import HostPipeline
 from deit_jax.errors import InputError
 from deit_jax.experiment import Experiment
 from deit_jax.reporting import confusion
 from deit_jax.training import (
+    checkpoint,
     cost,
     evaluation,
     processes,
     run_directory,
+    run_lock,
+    signals,
     state,
     step,
     summary,
@@ -26,7 +28,6 @@ from deit_jax.training import (
 from deit_jax.training.checkpoint import Checkpoints
 from deit_jax.training.progress import Progress
 from deit_jax.training.run_directory import RunDirectory
-from deit_jax.training.state import TrainState
 
 GRID = 6  # images and views in the picture of the augmentation
 MEND = (
@@ -49,7 +50,7 @@ def train_and_evaluate(config, workdir, *, config_file: str = "<config>") -> dic
     Args:
       config: A `ConfigDict` as in configs/deit.py.
       workdir: The run directory: config.json, metrics.jsonl, TensorBoard events,
-        checkpoints/ and, at the end, summary.json.
+        checkpoints/, run.lock and, at the end, summary.json.
       config_file: Where the config came from, for messages and the summary.
 
     Returns:
@@ -57,7 +58,9 @@ def train_and_evaluate(config, workdir, *, config_file: str = "<config>") -> dic
 
     Raises:
       InputError: The config, the data, the teacher cache or the run directory do not
-        go together, or the loss is no longer finite.
+        go together, the run directory is in use, its disk is full, or the loss is no
+        longer finite.
+      signals.Stopped: By SIGTERM or SIGINT; the state is saved.
     """
     workdir = Path(workdir)
     pretrained.check(config.init_from, workdir)
@@ -65,32 +68,38 @@ def train_and_evaluate(config, workdir, *, config_file: str = "<config>") -> dic
     run = experiment.create(
         config, devices=processes.devices(), config_file=config_file
     )
-    try:
-        return _train(run, workdir)
-    except _NotFinite as error:
-        if error.kept is None:
-            raise InputError(f"{error} {MEND} No checkpoint.") from error
-        print(
-            f"{error} Once more from the checkpoint of step {error.kept:,}.", flush=True
-        )
-    # Where a device had failed, the same steps succeed. Otherwise they end as before.
-    try:
-        return _train(run, workdir)
-    except _NotFinite as error:
-        raise InputError(
-            f"{error} The run has gone back once already. {MEND} The checkpoint of "
-            f"step {error.kept} is kept."
-        ) from error
+    with (
+        files.explain_full_disk(workdir),
+        signals.caught() as stop,
+        processes.on_first(run_lock.claim, workdir),
+    ):
+        try:
+            return _train(run, workdir, stop)
+        except _NotFinite as error:
+            if error.kept is None:
+                raise InputError(f"{error} {MEND} No checkpoint.") from error
+            print(
+                f"{error} Once more from the checkpoint of step {error.kept:,}.",
+                flush=True,
+            )
+        # Where a device had failed, the same steps succeed. Otherwise they end as
+        # before.
+        try:
+            return _train(run, workdir, stop)
+        except _NotFinite as error:
+            raise InputError(
+                f"{error} The run has gone back once already. {MEND} The checkpoint of "
+                f"step {error.kept} is kept."
+            ) from error
 
 
-def _train(run: Experiment, workdir: Path) -> dict:
+def _train(run: Experiment, workdir: Path, stop: signals.Stop) -> dict:
     """From the newest checkpoint, if there is one, to the end; returns the summary."""
     config = run.config
     own = processes.own(run.devices)
     saved_config = json.loads(config.to_json_best_effort())
     processes.check_same(run.identity(saved_config))
-    checkpoints = processes.on_first(Checkpoints, workdir, config.checkpoint.keep)
-    train_state = _starting_state(run, checkpoints, saved_config)
+    checkpoints, train_state, carried = _start(run, workdir, saved_config)
     start = int(train_state.step)
     finished = processes.gather_json(summary.read(workdir))[0]
     if start >= run.total_steps and finished:
@@ -125,30 +134,38 @@ def _train(run: Experiment, workdir: Path) -> dict:
     def write(done: int, values: dict[str, float]) -> None:
         directory.write(done, values, epoch=done / run.plan.steps_per_epoch)
 
-    def evaluate_and_write(done: int) -> tuple[dict, dict]:
+    def stoppable_eval_step(params, images):
+        if processes.count() == 1:  # several have to stop at the same place
+            stop.check()
+        return eval_step(params, images)
+
+    def evaluate(done: int) -> tuple[dict, dict]:
         params = {"eval": train_state.params}
         if train_state.ema_params is not None:
             params["eval_ema"] = train_state.ema_params
-        last = done == run.total_steps
         outputs, labels = evaluation.collect_logits(
-            eval_step,
+            stoppable_eval_step,
             params,
             source=eval_pictures,
             batch_size=config.eval.batch_size,
             devices=len(run.devices),
             own=own,
         )
-        results, tables = evaluation.score(
-            outputs, labels, everything=True if last else None
+        return evaluation.score(
+            outputs, labels, everything=True if done == run.total_steps else None
         )
+
+    def evaluate_and_write(done: int) -> tuple[dict, dict]:
+        results, tables = evaluate(done)
         write(done, flatten_dict(results, sep="/"))
-        if last:
+        if done == run.total_steps:
             directory.write_images(
                 done, _confusions(tables, run.train_source.class_names)
             )
         return results, tables
 
-    # The loop. Everything is written before the checkpoint that covers it is saved.
+    # The loop. Everything is written before the checkpoint that covers it is saved,
+    # but for the evaluation of a step at which the run was stopped: it comes after.
     log = Progress(
         start,
         run.total_steps,
@@ -157,9 +174,24 @@ def _train(run: Experiment, workdir: Path) -> dict:
         run.schedule,
         max_consecutive_skips=config.optimizer.max_consecutive_skips,
         parameters=state.parameter_names(train_state.params),
+        carried=carried,
+        rates=tuple(directory.rates),
     )
     every_eval = round(config.eval.every_epochs * run.plan.steps_per_epoch)
     every_save = config.checkpoint.every_steps
+
+    def evaluation_due(done: int) -> bool:
+        return done == run.total_steps or bool(every_eval and done % every_eval == 0)
+
+    def stop_wanted(done: int) -> bool:
+        if processes.count() > 1:
+            # Where they wait for each other anyway: it ends what runs ahead.
+            if done % config.log.every_steps:
+                return False
+            caught = processes.gather_json(stop.signal)
+            stop.signal = next((name for name in caught if name), None)
+        return bool(stop.signal)
+
     stream = batches.prefetch(
         batches.train_batches(
             train_pictures,
@@ -172,37 +204,58 @@ def _train(run: Experiment, workdir: Path) -> dict:
         )
     )
     results = None
-    began = time.monotonic()
+    evaluated = processes.gather_json(bool(directory.evaluated))[0]
     try:
+        if start and evaluation_due(start) and not evaluated:
+            log.pause()
+            results, tables = evaluate_and_write(start)
+            log.resume(summary.headline(results))
+        if processes.count() == 1:
+            stop.check()
         for done, batch in enumerate(stream, start=start + 1):
             train_state, metrics = train_step(train_state, batch)
             log.dispatched(done, metrics)
             last = done == run.total_steps
             if last or done % config.log.every_steps == 0:
                 write(done, log.interval())
-            if last or (every_eval and done % every_eval == 0):
+            if evaluation_due(done):
                 log.pause()
-                results, tables = evaluate_and_write(done)
-                log.resume(summary.headline(results))
-            if last or (every_save and done % every_save == 0):
-                log.drain()
+                results = None
+                with contextlib.suppress(signals.Stopped):
+                    results, tables = evaluate_and_write(done)
+                    log.resume(summary.headline(results))
+            stopping = stop_wanted(done)
+            if last or (every_save and done % every_save == 0) or stopping:
+                carried = log.carried()
                 # Nothing is gained by a checkpoint among steps that are skipped, and
                 # the last good one would make room for it.
-                if last or not log.consecutive_skips:
-                    checkpoints.save(train_state, saved_config)
+                if last or stopping or not log.consecutive_skips:
+                    directory.flush()
+                    checkpoints.save(train_state, saved_config, carried)
+            if stopping:
+                stop.check()
         if results is None:  # killed between the last checkpoint and the summary
-            results, tables = evaluate_and_write(run.total_steps)
+            results, tables = evaluate(run.total_steps)
+        checkpoints.wait()
+    except signals.Stopped as stopped:
+        checkpoints.wait()
+        kept = processes.gather_json(checkpoints.latest_step or None)[0]
+        raise signals.Stopped(
+            f"{stopped}; "
+            + (f"step {kept} is saved, and" if kept else "no step was done:")
+            + " the same command goes on from there"
+        ) from stopped
     except FloatingPointError as error:
         checkpoints.wait()
         kept = processes.gather_json(checkpoints.latest_step or None)[0]
         raise _NotFinite(str(error), kept) from error
     finally:
-        pipelines.close()  # first: what the stream waits for will not come
-        stream.close()
-        log.close()
-        checkpoints.close()  # waits for the saves under way
-        directory.close()
-    seconds = time.monotonic() - began
+        with contextlib.ExitStack() as closing:  # whichever fails, the last first
+            closing.callback(directory.close)
+            closing.callback(checkpoints.close)  # waits for the saves under way
+            closing.callback(log.close)
+            closing.callback(stream.close)
+            closing.callback(pipelines.close)  # what the stream waits for will not come
 
     return directory.summarise(
         {
@@ -218,7 +271,7 @@ def _train(run: Experiment, workdir: Path) -> dict:
             "batch_size": config.batch_size,
             "parameters": parameters,
             "flops_per_image": cost.forward_flops(run.model),
-            "seconds": round(seconds, 1),
+            "seconds": round(log.seconds, 1),
             "images_per_sec": log.images_per_sec,
             "resumed_at_step": start,
             "skipped_steps": directory.total("train/skipped"),
@@ -233,22 +286,30 @@ def _train(run: Experiment, workdir: Path) -> dict:
     )
 
 
-def _starting_state(
-    run: Experiment, checkpoints: Checkpoints, saved_config: dict
-) -> TrainState:
-    """Of the newest checkpoint, of `init_from`, or from the seed; on the host or not.
+def _start(run: Experiment, workdir: Path, saved_config: dict):
+    """The checkpoints, and what the run goes on from.
 
-    Everything else that a step depends on follows from the state's step. What a run
-    that has a checkpoint once started from is not read again.
+    What a run that has a checkpoint once started from is not read again; what one that
+    has none starts from is read before anything is written.
+
+    Returns:
+      `Checkpoints`; the state of the newest of them, of `init_from`, or from the seed,
+      on the host or not: everything else that a step depends on follows from its step;
+      and, of a checkpoint, the `Progress.carried` that was saved with it.
     """
-    started, sentences = run.initial_state(), []
-    if processes.is_first():
-        if checkpoints.latest_step is not None:
-            started = checkpoints.restore(started, saved_config)
-        elif run.config.init_from:
-            started, sentences = run.starting_state()
+    started, sentences, carried = run.initial_state(), [], None
+    if processes.is_first() and run.config.init_from and not checkpoint.steps(workdir):
+        started, sentences = run.starting_state()
     print("\n".join(sentences), end="\n" * bool(sentences), flush=True)
-    return processes.from_first(started)
+    checkpoints = processes.on_first(Checkpoints, workdir, run.config.checkpoint.keep)
+    if processes.is_first() and checkpoints.latest_step is not None:
+        try:
+            started, carried = checkpoints.restore(started, saved_config)
+        except BaseException:
+            checkpoints.close()
+            raise
+    carried = processes.gather_json(carried)[0]
+    return checkpoints, processes.from_first(started), carried
 
 
 def _augmentation(run: Experiment) -> np.ndarray:

@@ -37,11 +37,13 @@ def state_at(step, ema=True):
 def test_what_is_saved_comes_back(tmp_path, ema):
     first = Checkpoints(tmp_path, keep=2)
     assert first.latest_step is None
-    first.save(state_at(7, ema), CONFIG)
+    progress = {"rows": [[7, {"loss": 0.1}]], "seconds": 2.5}
+    first.save(state_at(7, ema), CONFIG, progress)
     first.close()
     second = Checkpoints(tmp_path, keep=2)
-    restored = second.restore(state_at(0, ema), CONFIG)
+    restored, carried = second.restore(state_at(0, ema), CONFIG)
     second.close()
+    assert carried == progress
     assert jax.tree.structure(restored) == jax.tree.structure(state_at(7, ema))
     jax.tree.map(np.testing.assert_array_equal, restored, state_at(7, ema))
 
@@ -62,8 +64,90 @@ def test_a_checkpoint_that_a_kill_cut_short_is_passed_over(tmp_path):
     (tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp").mkdir()
     again = Checkpoints(tmp_path, keep=2)
     assert again.latest_step == 1
-    assert again.restore(state_at(0), CONFIG).step == 1
+    restored, _ = again.restore(state_at(0), CONFIG)
+    assert restored.step == 1
     again.close()
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+DAMAGES = {
+    "an array": lambda folder: flip(largest(folder)),
+    "the end": lambda folder: os.truncate(largest(folder), 100),
+    "the config": lambda folder: flip(folder / "config" / "metadata"),
+    "the progress": lambda folder: flip(folder / "progress" / "metadata"),
+    "the digests": lambda folder: flip(folder / "digests" / "metadata"),
+    "a folder": lambda folder: shutil.rmtree(folder / "state"),
+    "everything": lambda folder: [shutil.rmtree(p) for p in folder.glob("*/")],
+}
+
+
+def largest(folder):
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return max(files, key=lambda path: path.stat().st_size)
+
+
+@pytest.fixture(scope="module")
+def two_checkpoints(tmp_path_factory):
+    path = tmp_path_factory.mktemp("two")
+    checkpoints = Checkpoints(path, keep=2)
+    # Noise: its compressed bytes cannot be told from others.
+    noise = np.random.default_rng(0).standard_normal((100, 100), np.float32)
+    for step in (1, 2):
+        state = state_at(step)
+        state.params["kernel"] = noise + step
+        checkpoints.save(state, CONFIG)
+    checkpoints.close()
+    target = state_at(0)
+    target.params["kernel"] = np.zeros_like(noise)
+    return path, target
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
+def test_a_damaged_checkpoint_is_set_aside(two_checkpoints, tmp_path, damage, capsys):
+    original, target = two_checkpoints
+    run = shutil.copytree(original, tmp_path / "run")
+    damage(run / "checkpoints" / "2")
+    checkpoints = Checkpoints(run, keep=2)
+    restored, _ = checkpoints.restore(target, CONFIG)
+    assert restored.step == 1
+    assert checkpoints.latest_step == 1
+    out = capsys.readouterr().out
+    assert "the checkpoint of step 2 is damaged" in out
+    assert "goes on from step 1" in out
+    checkpoints.save(restored.replace(step=np.full((), 2, np.int32)), CONFIG)
+    checkpoints.close()
+    names = {path.name for path in (run / "checkpoints").iterdir()}
+    assert names == {"1", "2", "2.damaged"}
+    assert checkpoint.steps(run) == [1, 2]
+
+
+def test_where_all_are_damaged_nothing_is_touched(two_checkpoints, tmp_path):
+    original, target = two_checkpoints
+    run = shutil.copytree(original, tmp_path / "run")
+    for step in ("1", "2"):
+        flip(largest(run / "checkpoints" / step))
+    checkpoints = Checkpoints(run, keep=2)
+    with pytest.raises(InputError, match="can be read") as caught:
+        checkpoints.restore(target, CONFIG)
+    checkpoints.close()
+    assert "params.kernel" in str(caught.value)
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"1", "2"}
+
+
+def test_checkpoints_of_older_versions_are_read(two_checkpoints, tmp_path):
+    original, target = two_checkpoints
+    run = shutil.copytree(original, tmp_path / "run")
+    for name in ("progress", "digests"):
+        shutil.rmtree(run / "checkpoints" / "2" / name)
+    checkpoints = Checkpoints(run, keep=2)
+    restored, progress = checkpoints.restore(target, CONFIG)
+    checkpoints.close()
+    assert (restored.step, progress) == (2, {})
 
 
 def test_keep_must_leave_something(tmp_path):
@@ -200,6 +284,15 @@ def test_an_array_that_claims_to_be_another_is_refused(run, tmp_path, change, me
     store[key] = json.dumps(json.loads(store[key]) | change)
     with pytest.raises(InputError, match=message):
         checkpoint.load_params(tmp_path / "run", model)
+
+
+def test_flipped_bytes_are_found(run, tmp_path):
+    path, model, _ = run
+    shutil.copytree(path, tmp_path / "run")
+    flip(largest(tmp_path / "run" / "checkpoints" / "3"))
+    with pytest.raises(InputError, match=r"checkpoints/3 is damaged: .* not those"):
+        for weights in ("raw", "ema"):  # the byte is in one of them
+            checkpoint.load_params(tmp_path / "run", model, weights=weights)
 
 
 def test_converted_weights_are_no_run_to_resume(tmp_path, digits_config):

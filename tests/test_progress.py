@@ -1,3 +1,5 @@
+import json
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -6,18 +8,23 @@ from deit_jax.data.views import BatchPlan
 from deit_jax.training import progress
 
 
-@pytest.fixture
-def bar():
+def create(start=0, **settings):
     plan = BatchPlan(length=40, batch_size=4, seed=0, augment_seed=0)
-    made = progress.Progress(
-        0,
+    return progress.Progress(
+        start,
         20,
         plan,
         4,
         lambda step: 0.1 * (step + 1),
         max_consecutive_skips=3,
         parameters=["a/bias", "a/kernel", "b"],
+        **settings,
     )
+
+
+@pytest.fixture
+def bar():
+    made = create()
     yield made
     made.close()
 
@@ -119,3 +126,30 @@ def test_the_time_of_an_evaluation_is_not_the_trainings(bar, monkeypatch):
     bar.resume("eval")
     assert bar.interval()["train/images_per_sec"] == pytest.approx(4 / 2)
     assert bar.images_per_sec == 2.0
+
+
+def test_an_interval_goes_on_in_another_start(bar, monkeypatch):
+    clock = [50.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    first = create()
+    losses = [0.1, 0.7, 0.3]
+    for done, loss in enumerate(losses[:2], start=1):
+        first.dispatched(done, metrics(loss))
+    clock[0] += 5.0
+    carried = json.loads(json.dumps(first.carried()))
+    first.close()
+    second = create(2, carried=carried, rates=[8.0, 9.0, 10.0])
+    clock[0] += 2.0
+    for whole in (second, bar):
+        if whole is bar:
+            for done, loss in enumerate(losses[:2], start=1):
+                whole.dispatched(done, metrics(loss))
+        whole.dispatched(3, metrics(losses[2]))
+    values, undisturbed = second.interval(), bar.interval()
+    second.close()
+    # Of the one step that this start has done.
+    assert values.pop("train/images_per_sec") == pytest.approx(4 / 2)
+    undisturbed.pop("train/images_per_sec")
+    assert values == undisturbed
+    assert second.seconds == 7.0
+    assert second.images_per_sec == 9.0  # the median of 9, 10 and 2

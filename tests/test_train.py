@@ -1,21 +1,26 @@
 """The whole loop on digits: outputs, resume, and what it refuses."""
 
+import contextlib
 import itertools
 import json
 import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
 
 import jax
 import numpy as np
 import oracle
-import orbax.checkpoint as ocp
 import pytest
+import same_run
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from deit_jax import train
 from deit_jax.distillation import teacher_logits
 from deit_jax.errors import InputError
-from deit_jax.training import step, writers
+from deit_jax.training import run_lock, signals, step, writers
 
 
 @pytest.fixture
@@ -43,6 +48,7 @@ def small(digits_config, cache):
     config.dataset.eval_split = "test[:50]"
     config.epochs = 3.0
     config.model.drop_path = 0.1
+    config.model.dropout = 0.1
     config.log.every_steps = 2
     config.checkpoint.every_steps = 5
     config.eval.every_epochs = 1.0
@@ -51,34 +57,32 @@ def small(digits_config, cache):
     return config
 
 
-def final_state(workdir):
-    with ocp.CheckpointManager(workdir / "checkpoints") as manager:
-        return manager.restore(
-            manager.latest_step(),
-            args=ocp.args.Composite(state=ocp.args.StandardRestore()),
-        )["state"]
-
-
 @pytest.fixture
 def stop_after(monkeypatch):
-    """Makes the run die, as if killed, when it dispatches its n-th step."""
+    """Makes the run die, as if killed, when it dispatches its n-th step.
 
-    def arm(number):
-        real = step.pmap_train_step
+    With a `signal` the process gets it there instead, and does the step.
+    """
+
+    def arm(number, signal=None, made="pmap_train_step"):
+        real = getattr(step, made)
 
         def counting(*args, **kwargs):
             mapped = real(*args, **kwargs)
             calls = itertools.count(1)
 
             def one(*step_args):
-                if next(calls) > number:
+                call = next(calls)
+                if signal and call == number:
+                    os.kill(os.getpid(), signal)
+                elif not signal and call > number:
                     raise KeyboardInterrupt
                 return mapped(*step_args)
 
             return one
 
-        monkeypatch.setattr(step, "pmap_train_step", counting)
-        return lambda: monkeypatch.setattr(step, "pmap_train_step", real)
+        monkeypatch.setattr(step, made, counting)
+        return lambda: monkeypatch.setattr(step, made, real)
 
     return arm
 
@@ -133,31 +137,119 @@ def test_a_finished_run_is_not_trained_again(small, tmp_path, capsys, stop_after
     assert "finished" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("steps", [3, 7, 11])
-def test_a_stopped_run_resumes_to_the_same_bits(small, tmp_path, steps, stop_after):
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
+def test_a_stopped_run_resumes_to_the_same_bits(small, tmp_path, stop_after):
+    # Evaluations are at 4, 8, 12 and checkpoints at 5, 10, 12. What is logged every 3
+    # steps is the mean of steps before and after them.
+    small.log.every_steps = 3
+    whole = tmp_path / "whole"
     train.train_and_evaluate(small, whole)
-    undo = stop_after(steps)
-    with pytest.raises(KeyboardInterrupt):
-        train.train_and_evaluate(small, parts)
-    undo()
-    summary = train.train_and_evaluate(small, parts)
-    assert summary["resumed_at_step"] == steps // 5 * 5
-    jax.tree.map(np.testing.assert_array_equal, final_state(whole), final_state(parts))
-
-    def rows(run):
-        times = ("train/images_per_sec",)
-        return [
-            {k: v for k, v in row.items() if k not in times}
-            for row in writers.read(run)
-            if row["step"] % 4 == 0  # whole intervals on both sides
+    for number, (stop, resumed) in enumerate(
+        [
+            ({"number": 3}, 0),
+            ({"number": 11}, 10),
+            ({"number": 7, "signal": signal.SIGTERM}, 7),
+            ({"number": 4, "signal": signal.SIGINT}, 4),
+            # Within the evaluations after steps 8 and 12.
+            (
+                {"number": 3, "signal": signal.SIGTERM, "made": "pmap_eval_step"},
+                8,
+            ),
+            (
+                {"number": 5, "signal": signal.SIGTERM, "made": "pmap_eval_step"},
+                12,
+            ),
         ]
+    ):
+        parts = tmp_path / f"parts-{number}"
+        undo = stop_after(**stop)
+        kind = signals.Stopped if "signal" in stop else KeyboardInterrupt
+        with pytest.raises(kind) as stopped:
+            train.train_and_evaluate(small, parts)
+        undo()
+        if kind is signals.Stopped:
+            assert f"step {resumed} is saved" in str(stopped.value)
+        summary = train.train_and_evaluate(small, parts)
+        assert summary["resumed_at_step"] == resumed
+        assert not same_run.differences(whole, parts)
 
-    steps_seen = [row["step"] for row in writers.read(parts)]
-    assert steps_seen == [row["step"] for row in writers.read(whole)]
-    assert [r for r in rows(whole) if "eval/class/top1" in r] == [
-        r for r in rows(parts) if "eval/class/top1" in r
-    ]
+
+def test_a_run_killed_before_its_summary_gets_it(small, tmp_path, monkeypatch):
+    train.train_and_evaluate(small, tmp_path / "run")
+    whole = tmp_path / "whole"
+    (tmp_path / "run").rename(whole)
+    killed = shutil.copytree(whole, tmp_path / "run")
+    (killed / "summary.json").unlink()
+    before = json.loads((whole / "summary.json").read_text())["seconds"]
+    summary = train.train_and_evaluate(small, killed)
+    assert summary["seconds"] >= before - 1  # of all starts
+    assert summary["images_per_sec"] > 0
+    assert not same_run.differences(whole, killed)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of its own, and a function that fills it and returns the file."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", path], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("no permission to mount")
+
+    def fill():
+        with contextlib.suppress(OSError), open(path / "ballast", "wb") as file:
+            while True:
+                os.write(file.fileno(), bytes(4096))
+
+    yield path, fill
+    subprocess.run(["umount", path], check=True)
+
+
+def test_a_full_disk_stops_the_run_which_goes_on_later(
+    small, tmp_path, small_disk, monkeypatch
+):
+    disk, fill = small_disk
+    small.log.every_steps = 3
+    train.train_and_evaluate(small, tmp_path / "whole")
+    real = step.pmap_train_step
+    for full_at in (5, 6, 12):  # a checkpoint, a row of metrics, the end
+
+        def filling(*args, full_at=full_at, **kwargs):
+            mapped, calls = real(*args, **kwargs), itertools.count(1)
+
+            def one(*step_args):
+                if next(calls) == full_at:
+                    fill()
+                return mapped(*step_args)
+
+            return one
+
+        monkeypatch.setattr(step, "pmap_train_step", filling)
+        with pytest.raises(InputError, match="no space is left on the disk of"):
+            train.train_and_evaluate(small, disk / "run")
+        monkeypatch.setattr(step, "pmap_train_step", real)
+        (disk / "ballast").unlink()
+        summary = train.train_and_evaluate(small, disk / "run")
+        assert summary["resumed_at_step"] == (full_at - 1) // 5 * 5
+        assert not same_run.differences(tmp_path / "whole", disk / "run")
+        shutil.rmtree(disk / "run")
+
+
+def test_a_run_in_use_is_refused(small, tmp_path):
+    with (
+        run_lock.claim(tmp_path / "run"),
+        pytest.raises(InputError, match=f"in use by process {os.getpid()}"),
+    ):
+        train.train_and_evaluate(small, tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_start_that_is_refused_leaves_nothing(small, tmp_path):
+    small.init_from = str(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="it does not exist"):
+        train.train_and_evaluate(small, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_another_config_does_not_resume(small, tmp_path, stop_after):
@@ -196,7 +288,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(small, tmp_path, capsys):
     assert "learning_rate" in str(caught.value)
     assert "checkpoint of step 1 is kept" in str(caught.value)
     assert "Once more from the checkpoint of step 1." in capsys.readouterr().out
-    kept = final_state(tmp_path / "run")
+    kept = same_run.final_state(tmp_path / "run")
     assert np.isfinite(np.concatenate([x.ravel() for x in jax.tree.leaves(kept)])).all()
     assert not (tmp_path / "run" / "summary.json").exists()
 
@@ -241,8 +333,8 @@ def test_a_fault_that_passes_leaves_no_trace(small, tmp_path, break_steps, capsy
     assert mended["eval_ema"] == skipped["eval_ema"]
     jax.tree.map(
         np.testing.assert_array_equal,
-        final_state(tmp_path / "skipped"),
-        final_state(tmp_path / "mended"),
+        same_run.final_state(tmp_path / "skipped"),
+        same_run.final_state(tmp_path / "mended"),
     )
 
     def rows(run):
@@ -406,8 +498,8 @@ def test_a_folder_trains_to_the_same_bits_with_any_workers(
     assert not multiprocessing.active_children()
     jax.tree.map(
         np.testing.assert_array_equal,
-        final_state(tmp_path / "alone"),
-        final_state(tmp_path / "workers"),
+        same_run.final_state(tmp_path / "alone"),
+        same_run.final_state(tmp_path / "workers"),
     )
     assert resumed["eval"] == alone["eval"]
     assert resumed["eval_ema"] == alone["eval_ema"]

@@ -2,6 +2,7 @@ import builtins
 import io
 import json
 import os
+import time
 
 import numpy as np
 import pytest
@@ -71,9 +72,10 @@ def test_clu_writes_what_tensorboard_reads(tmp_path):
 
 
 def test_without_tensorflow_tensorboard_reads_the_same(
-    tmp_path, without_tensorflow, capsys
+    tmp_path, without_tensorflow, monkeypatch, capsys
 ):
     writer = write_some(tmp_path)
+    monkeypatch.undo()  # TensorBoard itself reads with TensorFlow where it is
     assert isinstance(writer, writers.EventWriter)
     assert "without TensorFlow" in capsys.readouterr().err
     events = read_events(tmp_path)
@@ -83,6 +85,29 @@ def test_without_tensorflow_tensorboard_reads_the_same(
     assert "config" in tags["tensors"]
     assert events.Tensors("config")[0].tensor_proto.string_val == [b"some text"]
     check_pictures(events)
+
+
+@pytest.mark.parametrize("restored", [0, 2])
+def test_tensorboard_forgets_what_comes_again(
+    tmp_path, restored, without_tensorflow, monkeypatch
+):
+    from tensorboard.backend.event_processing import plugin_event_accumulator
+
+    first = writers.create(tmp_path)
+    for step in (0, 1, 2, 3, 4):
+        first.write_scalars(step, {"loss": 1.0})
+    first.close()
+    time.sleep(1.1)  # the names of the files count seconds
+    second = writers.create(tmp_path, restored)
+    for step in range(restored + 1 if restored else 0, 5):
+        second.write_scalars(step, {"loss": 2.0})
+    second.close()
+    monkeypatch.undo()
+    events = plugin_event_accumulator.EventAccumulator(str(tmp_path)).Reload()
+    values = [e.tensor_proto.float_val[0] for e in events.Tensors("loss")]
+    again = 2 if restored else 5
+    assert values == [1.0] * (5 - again) + [2.0] * again
+    assert [e.step for e in events.Tensors("loss")] == [0, 1, 2, 3, 4]
 
 
 def test_metrics_file_is_cut_back_to_the_restored_step(tmp_path):

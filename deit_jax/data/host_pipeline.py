@@ -186,10 +186,16 @@ class HostPipeline:
             ]
 
 
+# Ctrl-C reaches all processes of a terminal, and SIGTERM from a scheduler all of a job.
+_NOT_FOR_WORKERS = {signal.SIGINT}
+if hasattr(signal, "sigwaitinfo"):  # `_end_when_told` needs it
+    _NOT_FOR_WORKERS.add(signal.SIGTERM)
+
+
 @contextlib.contextmanager
 def _without_interrupts():
-    """Processes that start inside never see Ctrl-C: the main process ends them."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    """Processes that start inside see none of these: the main process ends them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _NOT_FOR_WORKERS)
     try:
         yield
     finally:
@@ -210,12 +216,21 @@ def _start_worker(pictures: Pictures) -> None:
     global _pictures
     _pictures = pictures
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    if signal.SIGTERM in _NOT_FOR_WORKERS:
+        threading.Thread(target=_end_when_told, daemon=True).start()
 
 
 def _end_with_parent() -> None:
     """A parent that was killed cannot say goodbye."""
     parent = multiprocessing.parent_process()
     multiprocessing.connection.wait([parent.sentinel])
+    os._exit(1)
+
+
+def _end_when_told() -> None:
+    """A pool of which one worker has died sends SIGTERM to the others."""
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
+        pass
     os._exit(1)
 
 

@@ -1,9 +1,14 @@
-"""Checkpoints: `<workdir>/checkpoints/<step>/` with state and config (orbax)."""
+"""Checkpoints: `<workdir>/checkpoints/<step>/` with state and config (orbax).
+
+A step's folder appears under its name when all of it is on disk. Orbax does not notice
+bytes of an array that have changed since; `digests` does.
+"""
 
 import json
 import math
 import os
 import re
+import shutil
 import sys
 import textwrap
 from collections.abc import Mapping
@@ -17,6 +22,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from deit_jax import json_files
 from deit_jax.errors import InputError
+from deit_jax.training import digests
 from deit_jax.training.state import TrainState, abstract_params
 
 # Fields that may change between two starts: they touch neither the parameters nor the
@@ -55,7 +61,7 @@ class Checkpoints:
         self.directory.mkdir(parents=True, exist_ok=True)
         self._manager = ocp.CheckpointManager(
             self.directory,
-            item_names=("state", "config"),
+            item_names=("state", "config", "progress", "digests"),
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=checkpoint_managers.LatestN(keep),
                 cleanup_tmp_directories=True,  # of a killed save
@@ -71,39 +77,105 @@ class Checkpoints:
     def latest_step(self) -> int | None:
         return self._manager.latest_step()
 
-    def save(self, state: TrainState, config: Mapping) -> None:
-        """Saves `state` under its step; a step that is there already is left alone."""
+    def save(
+        self, state: TrainState, config: Mapping, progress: Mapping | None = None
+    ) -> None:
+        """Saves `state` under its step; a step that is there already is left alone.
+
+        Args:
+          config: Of the run.
+          progress: What else the run goes on from (`Progress.carried`), for JSON.
+        """
         step = int(state.step)
         if step in self._manager.all_steps():
             return
+        # On the host: the next step donates the device's buffers, and a host state can
+        # be restored to any number of devices.
+        state = jax.device_get(state)
+        progress = dict(progress or {})
         self._manager.save(
             step,
             args=ocp.args.Composite(
-                # On the host: the next step donates the device's buffers, and a host
-                # state can be restored to any number of devices.
-                state=ocp.args.StandardSave(jax.device_get(state)),
+                state=ocp.args.StandardSave(state),
                 config=ocp.args.JsonSave(config),
+                progress=ocp.args.JsonSave(progress),
+                digests=ocp.args.JsonSave(
+                    digests.of_arrays(state)
+                    | {
+                        "config": digests.of_json(config),
+                        "progress": digests.of_json(progress),
+                    }
+                ),
             ),
         )
 
-    def restore(self, state: TrainState, config: Mapping) -> TrainState:
-        """The newest checkpoint, as a host state shaped like `state`.
+    def restore(self, state: TrainState, config: Mapping) -> tuple[TrainState, dict]:
+        """The newest checkpoint that is whole.
+
+        Newer ones, which are damaged, are renamed to `<step>.damaged`, and this is
+        said.
+
+        Returns:
+          A host state shaped like `state`, and the `progress` saved with it.
 
         Raises:
           InputError: `config` differs from the checkpoint's in a field that would make
-            this another run.
+            this another run, or all checkpoints are damaged; they stay as they are.
         """
-        step = self.latest_step
-        saved = self._manager.restore(
-            step, args=ocp.args.Composite(config=ocp.args.JsonRestore())
-        )["config"]
-        check_resumable(saved, config, where=str(self.directory.parent))
-        return self._manager.restore(
+        state = jax.device_get(state)
+        damaged = {}
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                restored = self._read(step, state, config)
+            except (InputError, MemoryError):
+                raise
+            except Exception as error:  # tensorstore and orbax raise anything
+                damaged[step] = _reason(error)
+                continue
+            if damaged:
+                self._set_aside(damaged, step)
+            return restored
+        lines = "".join(f"\n  {step}: {why}" for step, why in damaged.items())
+        raise InputError(
+            f"no checkpoint in {self.directory} can be read:{lines}\nIf this program "
+            "is another version than the one that wrote them, take that one. To train "
+            f"from the start, delete {self.directory.parent} or give another "
+            "--workdir."
+        )
+
+    def _read(self, step: int, state: TrainState, config: Mapping):
+        folder = self.directory / str(step)
+        # Those of older versions have the state and the config only.
+        names = [n for n in ("config", "progress", "digests") if (folder / n).exists()]
+        read = self._manager.restore(
             step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(jax.device_get(state))
-            ),
+            args=ocp.args.Composite(**{n: ocp.args.JsonRestore() for n in names}),
+        )
+        plain = {n: read[n] for n in ("config", "progress") if n in names}
+        found = {name: digests.of_json(value) for name, value in plain.items()}
+        if "digests" in names:
+            written = read["digests"]
+            digests.check({n: written.get(n) for n in ("config", "progress")}, found)
+        check_resumable(plain["config"], config, where=str(self.directory.parent))
+        restored = self._manager.restore(
+            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(state))
         )["state"]
+        if "digests" in names:
+            digests.check(written, found | digests.of_arrays(restored))
+        return restored, plain.get("progress", {})
+
+    def _set_aside(self, damaged: Mapping[int, str], good: int) -> None:
+        for step, why in damaged.items():
+            folder = self.directory / str(step)
+            aside = folder.with_name(f"{step}.damaged")
+            shutil.rmtree(aside, ignore_errors=True)
+            folder.rename(aside)
+            print(
+                f"the checkpoint of step {step} is damaged: {why}\nIt is now {aside}; "
+                f"the run goes on from step {good}.",
+                flush=True,
+            )
+        self._manager.reload()
 
     def wait(self) -> None:
         """Returns when all saves are on disk."""
@@ -195,6 +267,7 @@ def load_params(
                 partial_restore=True,
             ),
         )
+        _check_digests(where, restored)
     except InputError:
         raise
     except Exception as error:  # tensorstore and orbax raise anything
@@ -218,6 +291,19 @@ def weights_in(
         raise _damaged(where, others, error) from error
 
 
+def steps(workdir: str | os.PathLike) -> list[int]:
+    """Those of the checkpoints of a run directory, ascending; it may not exist."""
+    directory = Path(workdir).absolute() / "checkpoints"
+    if not directory.is_dir():
+        return []
+    # What orbax names so: others, such as a copy of one, are none of a run's.
+    return sorted(
+        int(path.name)
+        for path in directory.iterdir()
+        if re.fullmatch(r"0|[1-9][0-9]{0,17}", path.name) and path.is_dir()
+    )
+
+
 def _find(workdir, step: int | None) -> tuple[Path, list[int]]:
     """The folder of a checkpoint, the newest for None, and the steps of the others."""
     directory = Path(workdir).absolute() / "checkpoints"
@@ -225,20 +311,26 @@ def _find(workdir, step: int | None) -> tuple[Path, list[int]]:
         raise InputError(
             f"{workdir} has no checkpoint yet: there is no folder {directory}."
         )
-    # What orbax names so: others, such as a copy of one, are none of a run's.
-    steps = sorted(
-        int(path.name)
-        for path in directory.iterdir()
-        if re.fullmatch(r"0|[1-9][0-9]{0,17}", path.name) and path.is_dir()
-    )
-    if not steps or step not in (None, *steps):
+    found = steps(workdir)
+    if not found or step not in (None, *found):
         raise InputError(
             f"{directory} has no checkpoint"
             + (f" of step {step}" if step is not None else "")
-            + f". Steps there: {', '.join(map(str, steps)) or 'none'}."
+            + f". Steps there: {', '.join(map(str, found)) or 'none'}."
         )
-    step = steps[-1] if step is None else step
-    return directory / str(step), [other for other in steps if other != step]
+    step = found[-1] if step is None else step
+    return directory / str(step), [other for other in found if other != step]
+
+
+def _check_digests(where: Path, restored: Mapping) -> None:
+    """Raises ValueError where some of the state is not what was written."""
+    folder = where / "digests"
+    if not folder.exists():  # of an older version
+        return
+    written = json_files.read(folder / "metadata")
+    json_files.check(written, {...: str}, "digests")
+    found = digests.of_arrays(restored)
+    digests.check({name: written.get(name) for name in found}, found)
 
 
 def _metadata(where: Path) -> dict:
@@ -255,12 +347,15 @@ def _metadata(where: Path) -> dict:
 
 
 def _damaged(where: Path, others: list[int], error: Exception) -> InputError:
+    more = f"There are others: {', '.join(map(str, others))}" if others else "No other"
+    return InputError(f"the checkpoint {where} is damaged: {_reason(error)} {more}.")
+
+
+def _reason(error: Exception) -> str:
     _hush_closed_event_loop()
     # Tensorstore adds its whole configuration.
     text = str(error).partition(" [tensorstore_spec")[0].strip()
-    text = textwrap.shorten(text or type(error).__name__, 300, placeholder=" ...")
-    more = f"There are others: {', '.join(map(str, others))}" if others else "No other"
-    return InputError(f"the checkpoint {where} is damaged: {text} {more}.")
+    return textwrap.shorten(text or type(error).__name__, 300, placeholder=" ...")
 
 
 def _hush_closed_event_loop() -> None:

@@ -5,7 +5,7 @@ import math
 import sys
 import textwrap
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
@@ -30,6 +30,8 @@ class Progress:
       schedule: Step (from 0) -> learning rate.
       max_consecutive_skips: Skipped steps in a row that are too many.
       parameters: Names, in the order of `grad_norms`.
+      carried: What `carried` gave when step `start` was saved.
+      rates: Images per second of the intervals of earlier starts.
 
     Attributes:
       consecutive_skips: Skipped steps in a row, up to the last that was fetched.
@@ -49,17 +51,22 @@ class Progress:
         *,
         max_consecutive_skips: int,
         parameters: Sequence[str],
+        carried: Mapping | None = None,
+        rates: Sequence[float] = (),
     ):
+        carried = {"rows": [], "seconds": 0.0, "consecutive_skips": 0} | (carried or {})
         self._plan, self._batch_size, self._schedule = plan, batch_size, schedule
         self._total = total
         self._max_consecutive_skips = max_consecutive_skips
         self._parameters = parameters
         self._last_finite = None
-        self.consecutive_skips = 0
+        self.consecutive_skips = carried["consecutive_skips"]
         self._pending = collections.deque()
-        self._rows = []
-        self._rates = []
+        self._rows = [(done, row) for done, row in carried["rows"]]
+        self._clocked = 0  # rows since `_clock`: those of an earlier start are not
+        self._rates = list(rates)
         self._clock = time.monotonic()
+        self._began = self._clock - carried["seconds"]
         self._bar = tqdm(
             total=total,
             initial=start,
@@ -74,6 +81,24 @@ class Progress:
         """Median over the logged intervals; the first, which compiles, is left out."""
         rates = self._rates[1:] or self._rates
         return round(float(np.median(rates)), 1) if rates else None
+
+    @property
+    def seconds(self) -> float:
+        """Of the whole run so far, but for what stopped starts computed in vain."""
+        return time.monotonic() - self._began
+
+    def carried(self) -> dict:
+        """What a run that goes on from here has to know, for JSON.
+
+        The metrics of the interval under way are part of it: its means are then those
+        of a run that was never stopped.
+        """
+        self.drain()
+        return {
+            "rows": list(self._rows),
+            "seconds": self.seconds,
+            "consecutive_skips": self.consecutive_skips,
+        }
 
     def dispatched(self, done: int, metrics: dict) -> None:
         self._pending.append((done, metrics))
@@ -90,7 +115,7 @@ class Progress:
         self.drain()
         now = time.monotonic()
         done, rows = self._rows[-1][0], [row for _, row in self._rows]
-        rate = len(rows) * self._batch_size / max(now - self._clock, 1e-9)
+        rate = self._clocked * self._batch_size / max(now - self._clock, 1e-9)
         self._rates.append(rate)
         finite = [row for row in rows if row]
         values = {
@@ -100,7 +125,7 @@ class Progress:
         values["train/skipped"] = skipped = len(rows) - len(finite)
         values["train/learning_rate"] = float(self._schedule(done - 1))
         values["train/images_per_sec"] = rate
-        self._rows, self._clock = [], now
+        self._rows, self._clocked, self._clock = [], 0, now
         left = (self._total - done) * self._batch_size / rate
         self._show(
             f"step {done}/{self._total}  epoch {done / self._plan.steps_per_epoch:.1f}"
@@ -137,6 +162,7 @@ class Progress:
         skipped = row.pop("skipped")
         # An empty row stands for a skipped step.
         self._rows.append((done, {} if skipped else row))
+        self._clocked += 1
         if not skipped:
             self.consecutive_skips = 0
             self._last_finite = (done, norms)

@@ -49,7 +49,21 @@ class RunDirectory:
         self.path = Path(path)
         self._start = start
         self._metrics = writers.MetricsFile(self.path, start)
-        self._tensorboard = writers.create(self.path)
+        self._tensorboard = writers.create(self.path, start)
+
+    @property
+    def rates(self) -> list[float]:
+        """Images per second of every interval that earlier starts have written."""
+        name = "train/images_per_sec"
+        return [row[name] for row in self._metrics.kept if name in row]
+
+    @property
+    def evaluated(self) -> bool:
+        """Whether an earlier start has written the evaluation of step `start`."""
+        return any(
+            row["step"] == self._start and any(name.startswith("eval/") for name in row)
+            for row in self._metrics.kept
+        )
 
     def describe(self, config: Mapping, card: model_card.ModelCard) -> None:
         """Writes what the run is, for the commands that are given its directory."""
@@ -72,10 +86,17 @@ class RunDirectory:
         """Pictures [1, H, W, 3] by tag, to TensorBoard."""
         self._tensorboard.write_images(step, images)
 
+    def flush(self) -> None:
+        """Returns when all that was written is on disk."""
+        self._metrics.flush()
+        self._tensorboard.flush()
+
     def summarise(self, facts: dict) -> dict:
         """Writes and prints summary.json; see `summary.write`."""
         return summary.write(self.path, facts)
 
     def close(self) -> None:
-        self._metrics.close()
-        self._tensorboard.close()
+        try:
+            self._metrics.close()
+        finally:
+            self._tensorboard.close()

@@ -19,8 +19,14 @@ METRICS = "metrics.jsonl"
 MAX_BYTES = 2**28  # of it: a quarter of a million rows of 1 KB
 
 
-def create(workdir: str | os.PathLike):
-    """clu's writer for TensorBoard, or `EventWriter` where TensorFlow is missing."""
+def create(workdir: str | os.PathLike, start: int = 0):
+    """clu's writer for TensorBoard, or `EventWriter` where TensorFlow is missing.
+
+    Args:
+      start: The step that the run goes on from. TensorBoard drops what earlier starts
+        wrote after it.
+    """
+    _mark_start(workdir, start)
     try:
         import tensorflow as tf
 
@@ -34,6 +40,31 @@ def create(workdir: str | os.PathLike):
         )
         return EventWriter(workdir)
     return metric_writers.AsyncWriter(metric_writers.SummaryWriter(os.fspath(workdir)))
+
+
+def _mark_start(workdir: str | os.PathLike, start: int) -> None:
+    """Writes an event file that only says: the steps after `start` come (again).
+
+    The first of these marks changes nothing, each later one makes TensorBoard forget.
+    """
+    from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    # It forgets this step and all later ones. What step 0 shows is written again by a
+    # run that starts there.
+    first = start + 1 if start else 0
+    session = SessionLog(status=SessionLog.START)
+    now = time.time()
+    # Event files are read by name: this one before that of the writer, which has the
+    # host's name in place of the 0.
+    name = f"events.out.tfevents.{int(now):010}.0-start.{os.getpid()}"
+    with open(Path(workdir) / name, "wb") as file:
+        writer = RecordWriter(file)
+        for event in (
+            Event(file_version="brain.Event:2", wall_time=now),
+            Event(step=first, session_log=session, wall_time=now),
+        ):
+            writer.write(event.SerializeToString())
 
 
 class EventWriter:
@@ -120,13 +151,17 @@ class MetricsFile:
 
     def __init__(self, workdir: str | os.PathLike, restored_step: int):
         path = Path(workdir) / METRICS
-        kept = [row for row in read(workdir) if row["step"] <= restored_step]
-        replace_file(path, "".join(json.dumps(row) + "\n" for row in kept))
+        self.kept = [row for row in read(workdir) if row["step"] <= restored_step]
+        replace_file(path, "".join(json.dumps(row) + "\n" for row in self.kept))
         self._file = open(path, "a")  # noqa: SIM115 - closed by close()
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
+
+    def flush(self) -> None:
+        """Returns when all rows are on disk."""
+        os.fsync(self._file.fileno())
 
     def close(self) -> None:
         self._file.close()

@@ -1,0 +1,46 @@
+"""SHA-256 of what a checkpoint holds, to know what a disk gives back.
+
+Of the values and not of the files: whatever lies between them, the layout of orbax
+included, is covered, and the digests are part of the checkpoint that they describe.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+
+
+def of_arrays(tree) -> dict[str, str]:
+    """The digest of every array of a tree, by its dotted path (`params.head.bias`).
+
+    Each covers type, shape and bytes. Nothing is copied, but for arrays that are not
+    contiguous.
+    """
+    digests = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        array = np.asarray(leaf)
+        digest = hashlib.sha256(f"{array.dtype.name}{array.shape}".encode())
+        # As bytes: bfloat16 has no buffer of its own.
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        digests[name] = digest.hexdigest()
+    return digests
+
+
+def of_json(value) -> str:
+    """The digest of what JSON keeps of `value`."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def check(written: Mapping[str, str], read: Mapping[str, str]) -> None:
+    """Raises ValueError, naming some, where digests differ or are missing."""
+    differing = sorted(
+        name for name in written | read if written.get(name) != read.get(name)
+    )
+    if differing:
+        raise ValueError(
+            f"{len(differing)} of {len(written | read)} values are not those that were "
+            f"written: {', '.join(differing[:3])}{', ...' * (len(differing) > 3)}."
+        )
