@@ -4,12 +4,12 @@
 
 A distilled run on digits, with random crops, MixUp and CutMix, dropout, stochastic
 depth and a moving average, is trained once undisturbed. Then it is started again and
-again, and killed at random fractions of the time it takes, often while it writes a
-checkpoint; between two starts the newest checkpoint is damaged now and then. Whenever
-a run has come to its end it is compared with the undisturbed one: parameters,
-optimizer's state, moving average, every row of metrics.jsonl, every point of
-TensorBoard and the summary have to be the same bits (`same_run`). Exports of a
-teacher's logits are killed likewise, and their files compared.
+again, and killed at random moments, often while it writes a checkpoint; between two
+starts the newest checkpoint is damaged now and then. Whenever a run has come to its end
+it is compared with the undisturbed one: parameters, optimizer's state, moving average,
+every row of metrics.jsonl, every point of TensorBoard and the summary have to be the
+same bits (`same_run`). Exports of a teacher's logits are killed likewise, and their
+files compared.
 
 It exits with 1 where anything differs. The counts are in docs/reliability.md.
 """
@@ -33,6 +33,7 @@ from tests import same_run
 
 ROOT = Path(__file__).parent.parent
 EPOCH = 90  # steps: 1,440 digits in batches of 16
+LOG = 3  # steps between lines of the log
 STUDENT = (
     "--config=configs/deit.py:digits",
     "--config.batch_size=16",
@@ -44,10 +45,9 @@ STUDENT = (
     "--config.distillation.mixing=linear",
     "--config.model.dropout=0.1",
     "--config.model.drop_path=0.1",
-    # No multiples of each other: checkpoints every 4 steps, lines of the log every 3,
-    # evaluations every 7.
+    # No multiples of each other, nor of the steps between evaluations, 7.
     "--config.checkpoint.every_steps=4",
-    "--config.log.every_steps=3",
+    f"--config.log.every_steps={LOG}",
     f"--config.eval.every_epochs={7 / EPOCH}",
 )
 # How a process may end that got a signal. One that has not begun to train, or gets a
@@ -112,6 +112,18 @@ class Faults:
             raise RuntimeError(f"exit code {process.returncode}:\n{self.said()}")
         return prepared, time.monotonic() - began
 
+    def wait_for_line(
+        self, process: subprocess.Popen, lines: list[str], pause: float
+    ) -> bool:
+        """Waits until it has printed one of `lines`, and up to `pause` seconds more.
+
+        Returns:
+          Whether it is alive then.
+        """
+        line = self.random.choice(lines)
+        wait(process, lambda: line in self.said())
+        return wait(process, lambda: False, self.random.uniform(0, pause))
+
     def kill(self, process: subprocess.Popen, moment: str) -> None:
         """Sends a signal, and checks how the process ends; `moment` is counted."""
         kind = self.random.choice(list(ENDS))
@@ -131,13 +143,11 @@ class Faults:
                 self.failures.append(f"{kind}: exit code {code}:\n{self.said()}")
 
 
-def sleep_while_alive(process: subprocess.Popen, seconds: float, until) -> bool:
-    """Whether the process lived until the time was over or `until()` was true."""
+def wait(process: subprocess.Popen, until, seconds: float = PATIENCE) -> bool:
+    """Waits for `until()` or so long; whether the process is alive then."""
     end = time.monotonic() + seconds
-    while time.monotonic() < end and not until():
-        if process.poll() is not None:
-            return False
-        time.sleep(0.001)
+    while process.poll() is None and time.monotonic() < end and not until():
+        time.sleep(0.002)
     return process.poll() is None
 
 
@@ -160,17 +170,21 @@ def trainings(directory: Path, faults: Faults, *, count: int, steps: int) -> Non
         done = (checkpoint.steps(run) or [0])[-1]
         if faults.kills < count and faults.random.random() < 0.4:
             damage(run, faults)
-        process = faults.start(command(run))
+        process, alive = faults.start(command(run)), False
         if faults.kills < count:
-            moment = "at any time"
-            left = prepared + (total - prepared) * (1 - done / steps)
-            if faults.random.random() < 0.4:  # while a checkpoint is written
+            if faults.random.random() < 0.4:
                 moment = "while a checkpoint was written"
-                alive = sleep_while_alive(process, PATIENCE, saving)
+                alive = wait(process, saving)
                 time.sleep(faults.random.uniform(0, 0.05))
             else:
-                seconds = faults.random.uniform(prepared / 2, left)
-                alive = sleep_while_alive(process, seconds, lambda: False)
+                moment = "at any time"
+                logged = range(done // LOG * LOG + LOG, steps, LOG)
+                lines = [f"step {n}/{steps} " for n in logged]
+                alive = faults.wait_for_line(
+                    process,
+                    ["", "run directory", *lines],
+                    (total - prepared) / steps * LOG,
+                )
             if alive:
                 faults.kill(process, moment)
         code = process.wait(PATIENCE)
@@ -185,7 +199,7 @@ def trainings(directory: Path, faults: Faults, *, count: int, steps: int) -> Non
             if faults.kills >= count:
                 return
             shutil.rmtree(run)
-        elif "Traceback" in said or code == 2:
+        elif not alive:
             faults.failures.append(f"exit code {code}:\n{said}")
             return
 
@@ -243,10 +257,11 @@ def exports(directory: Path, faults: Faults, *, count: int) -> None:
     prepared, total = faults.undisturbed(command(whole), "images/s")
     print(f"an undisturbed export takes {total:.1f} s, {prepared:.1f} s to begin")
     while True:
-        process = faults.start(command(out))
+        process, alive = faults.start(command(out)), False
         if faults.kills < count:
-            seconds = faults.random.uniform(prepared / 2, total)
-            if sleep_while_alive(process, seconds, lambda: False):
+            pause = total - prepared
+            alive = faults.wait_for_line(process, ["", "images/s"], pause)
+            if alive:
                 faults.kill(process, "at any time")
         code = process.wait(PATIENCE)
         said = faults.said()
@@ -258,7 +273,7 @@ def exports(directory: Path, faults: Faults, *, count: int) -> None:
             if faults.kills >= count:
                 return
             shutil.rmtree(out)
-        elif "error:" in said or code == 2:
+        elif not alive:
             faults.failures.append(f"exit code {code}:\n{said}")
             return
 
