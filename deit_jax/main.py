@@ -15,6 +15,7 @@ from ml_collections import config_flags
 
 from deit_jax import command
 from deit_jax.errors import InputError
+from deit_jax.training import signals
 
 
 def default_workdir(config_file: str, dataset: str) -> str:
@@ -45,8 +46,9 @@ def main(_) -> None:
     config = flags.FLAGS.config
     if config is None:
         raise InputError("give a recipe, e.g. --config=configs/deit.py:digits")
-    from deit_jax import dry_run, train
-    from deit_jax.training import processes
+    with signals.importing():
+        from deit_jax import dry_run, train
+        from deit_jax.training import processes
 
     config_file = config_flags.get_config_filename(flags.FLAGS["config"])
     workdir = flags.FLAGS.workdir or default_workdir(config_file, config.dataset.name)

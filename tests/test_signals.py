@@ -37,6 +37,22 @@ def test_a_second_signal_ends_the_process():
     assert done.stdout == b"still here\n"
 
 
+def test_no_import_makes_a_traceback_of_a_signal():
+    program = (
+        "import os, signal\n"
+        # A shell that starts the tests in the background lets them ignore Ctrl-C.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from deit_jax.training import signals\n"
+        "with signals.importing():\n"
+        "    pass\n"
+        "assert signal.getsignal(signal.SIGINT) is signal.default_int_handler\n"
+        "with signals.importing():\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, b"")
+
+
 def test_other_threads_change_nothing():
     before = signal.getsignal(signal.SIGTERM)
 

@@ -68,3 +68,20 @@ def caught() -> Iterator[Stop]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def importing() -> Iterator[None]:
+    """Lets SIGINT end the process, as SIGTERM does.
+
+    A KeyboardInterrupt within the import of an extension would become an ImportError.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
