@@ -3,6 +3,7 @@
 import atexit
 import os
 import shutil
+import signal
 import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -62,6 +63,14 @@ def digits_config():
     config.checkpoint.every_steps = 20
     config.eval.every_epochs = 0.0
     return config
+
+
+@pytest.fixture
+def ctrl_c():
+    """Not ignored, as a shell that starts the tests in the background lets them."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 # torch is imported by its own tests only.

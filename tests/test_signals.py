@@ -10,7 +10,7 @@ from deit_jax.training import signals
 
 
 @pytest.mark.parametrize("number", signals.SIGNALS)
-def test_the_first_signal_is_a_request(number, capfd):
+def test_the_first_signal_is_a_request(number, ctrl_c, capfd):
     before = [signal.getsignal(each) for each in signals.SIGNALS]
     with signals.caught() as stop:
         stop.check()
@@ -25,6 +25,7 @@ def test_the_first_signal_is_a_request(number, capfd):
 def test_a_second_signal_ends_the_process():
     program = (
         "import os, signal\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from deit_jax.training import signals\n"
         "with signals.caught():\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"

@@ -137,7 +137,7 @@ def test_a_finished_run_is_not_trained_again(small, tmp_path, capsys, stop_after
     assert "finished" in capsys.readouterr().out
 
 
-def test_a_stopped_run_resumes_to_the_same_bits(small, tmp_path, stop_after):
+def test_a_stopped_run_resumes_to_the_same_bits(small, tmp_path, stop_after, ctrl_c):
     # Evaluations are at 4, 8, 12 and checkpoints at 5, 10, 12. What is logged every 3
     # steps is the mean of steps before and after them.
     small.log.every_steps = 3
