@@ -433,7 +433,7 @@ def measured(tmp_path_factory):
         [sys.executable, __file__, str(root)],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         env=environment,
     )
     # Python's own rmtree, which pytest calls later, goes down by recursion.
