@@ -12,6 +12,7 @@ import resource
 import struct
 import subprocess
 import sys
+import tempfile
 import zipfile
 import zlib
 from pathlib import Path
@@ -423,21 +424,22 @@ NAMES += [
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory):
+def measured():
     pytest.importorskip("torch")
-    root = tmp_path_factory.mktemp("bombs")
-    for name, (write, _) in cases().items():
-        write(root / name)
-    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path))
-    done = subprocess.run(
-        [sys.executable, __file__, str(root)],
-        capture_output=True,
-        text=True,
-        timeout=900,
-        env=environment,
-    )
-    # Python's own rmtree, which pytest calls later, goes down by recursion.
-    subprocess.run(["rm", "-rf", root / "deep"], check=True)
+    # Not in pytest's folder, which Python's rmtree cleans: it goes down by recursion.
+    root = Path(tempfile.mkdtemp())
+    try:
+        for name, (write, _) in cases().items():
+            write(root / name)
+        done = subprocess.run(
+            [sys.executable, __file__, str(root)],
+            capture_output=True,
+            text=True,
+            timeout=900,
+            env=dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)),
+        )
+    finally:
+        subprocess.run(["rm", "-rf", root], check=True)
     assert done.returncode == 0, done.stderr[-2000:]
     rows = map(json.loads, done.stdout.splitlines())
     return {row["name"]: row for row in rows}

@@ -245,12 +245,12 @@ def find_pictures(
     folders, seen = [relative], set()
     while folders:
         relative = folders.pop()
-        here = os.path.realpath(directory / relative)
-        if here in seen:
-            continue
-        seen.add(here)
         with _listing(directory / relative) as entries:
+            about = os.stat(directory / relative)
             entries = sorted(entries, key=lambda entry: entry.name)
+        if (about.st_dev, about.st_ino) in seen:
+            continue
+        seen.add((about.st_dev, about.st_ino))
         below = []
         for entry in entries:
             path = os.path.join(relative, entry.name)
