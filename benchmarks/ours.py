@@ -24,7 +24,11 @@ from benchmarks.cases import Case
 from deit_jax.data import batches, sources, views
 from deit_jax.distillation import teacher_logits
 from deit_jax.distillation.teacher_encoding import Encoding
-from deit_jax.experiment import Experiment, peak_learning_rate
+from deit_jax.experiment import (
+    Experiment,
+    create_optimizer,
+    peak_learning_rate,
+)
 from deit_jax.models import variants
 from deit_jax.student import student_views
 from deit_jax.training import cost, optimizer, step
@@ -82,14 +86,7 @@ def experiment(case: Case, devices) -> Experiment:
         ),
         mixing="exact",
         schedule=schedule,
-        optimizer=optimizer.create(
-            config.optimizer.name,
-            schedule,
-            weight_decay=config.optimizer.weight_decay,
-            b1=config.optimizer.b1,
-            b2=config.optimizer.b2,
-            clip_norm=config.optimizer.clip_norm,
-        ),
+        optimizer=create_optimizer(config, schedule),
     )
 
 

@@ -154,7 +154,9 @@ def match_classes(
 
 def _dataset_of(workdir: str | os.PathLike) -> tuple[str, str, str] | None:
     """Name, evaluation split and data_dir of a training run; None of other models."""
-    path = Path(workdir) / "config.json"
+    from deit_jax.training.run_directory import CONFIG
+
+    path = Path(workdir) / CONFIG
     if not path.exists():
         return None
     try:

@@ -304,16 +304,21 @@ def create(
         teacher=teacher,
         mixing=mixing,
         schedule=schedule,
-        optimizer=optimizer.create(
-            config.optimizer.name,
-            schedule,
-            weight_decay=config.optimizer.weight_decay,
-            b1=config.optimizer.b1,
-            b2=config.optimizer.b2,
-            momentum=config.optimizer.momentum,
-            clip_norm=config.optimizer.clip_norm,
-            layer_decay=config.optimizer.layer_decay,
-        ),
+        optimizer=create_optimizer(config, schedule),
+    )
+
+
+def create_optimizer(config, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """`optimizer.create` with the fields of `config.optimizer`."""
+    return optimizer.create(
+        config.optimizer.name,
+        schedule,
+        weight_decay=config.optimizer.weight_decay,
+        b1=config.optimizer.b1,
+        b2=config.optimizer.b2,
+        momentum=config.optimizer.momentum,
+        clip_norm=config.optimizer.clip_norm,
+        layer_decay=config.optimizer.layer_decay,
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from deit_jax.errors import InputError
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
+FULL = (errno.ENOSPC, errno.EDQUOT)  # of a disk, or of a user's share of it
 
 
 def replace_file(path: str | os.PathLike, text: str) -> None:

@@ -12,8 +12,7 @@ from pathlib import Path
 from deit_jax import json_files
 from deit_jax.errors import InputError
 from deit_jax.training import summary, writers
-
-CONFIG = "config.json"
+from deit_jax.training.run_directory import CONFIG
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

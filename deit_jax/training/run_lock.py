@@ -1,7 +1,6 @@
 """One process at a time in a run directory."""
 
 import contextlib
-import errno
 import fcntl
 import os
 import socket
@@ -10,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from deit_jax.errors import InputError
+from deit_jax.files import FULL
 
 LOCK = "run.lock"
 
@@ -33,7 +33,7 @@ def claim(workdir: str | os.PathLike) -> Iterator[None]:
         workdir.mkdir(parents=True, exist_ok=True)
         file = open(workdir / LOCK, "a+")  # noqa: SIM115 - it is the lock
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in FULL:
             raise
         raise InputError(f"the run directory cannot be written: {error}") from error
     with file:
