@@ -95,15 +95,23 @@ def train_and_evaluate(config, workdir, *, config_file: str = "<config>") -> dic
 
 def _train(run: Experiment, workdir: Path, stop: signals.Stop) -> dict:
     """From the newest checkpoint, if there is one, to the end; returns the summary."""
+    with contextlib.ExitStack() as closing:
+        return _train_until_closed(run, workdir, stop, closing)
+
+
+def _train_until_closed(
+    run: Experiment, workdir: Path, stop: signals.Stop, closing: contextlib.ExitStack
+) -> dict:
+    """As `_train`; what it opens, `closing` closes, the last first."""
     config = run.config
     own = processes.own(run.devices)
     saved_config = json.loads(config.to_json_best_effort())
     processes.check_same(run.identity(saved_config))
     checkpoints, train_state, carried = _start(run, workdir, saved_config)
+    closing.callback(checkpoints.close)  # waits for the saves under way
     start = int(train_state.step)
     finished = processes.gather_json(summary.read(workdir))[0]
     if start >= run.total_steps and finished:
-        checkpoints.close()
         print(
             f"{workdir} holds this run, finished. To train it again, delete the "
             "directory or give another --workdir."
@@ -112,12 +120,13 @@ def _train(run: Experiment, workdir: Path, stop: signals.Stop) -> dict:
         return finished
 
     directory = processes.on_first(RunDirectory, workdir, start)
+    closing.callback(directory.close)
     directory.describe(saved_config, run.model_card)
     if start == 0 and processes.is_first():
         directory.write_images(0, {"augmentation": _augmentation(run)[None]})
 
     # Pictures: in memory, or read by a pipeline that has to be closed.
-    pipelines = contextlib.ExitStack()
+    pipelines = closing.enter_context(contextlib.ExitStack())
     train_pictures = pipelines.enter_context(run.open_train_pictures())
     eval_pictures = pipelines.enter_context(run.open_eval_pictures())
 
@@ -177,6 +186,7 @@ def _train(run: Experiment, workdir: Path, stop: signals.Stop) -> dict:
         carried=carried,
         rates=tuple(directory.rates),
     )
+    closing.callback(log.close)
     every_eval = round(config.eval.every_epochs * run.plan.steps_per_epoch)
     every_save = config.checkpoint.every_steps
 
@@ -203,6 +213,8 @@ def _train(run: Experiment, workdir: Path, stop: signals.Stop) -> dict:
             teacher=run.teacher,
         )
     )
+    closing.callback(stream.close)
+    closing.callback(pipelines.close)  # before: what the stream waits for will not come
     results = None
     evaluated = processes.gather_json(bool(directory.evaluated))[0]
     try:
@@ -250,13 +262,7 @@ def _train(run: Experiment, workdir: Path, stop: signals.Stop) -> dict:
         checkpoints.wait()
         kept = processes.gather_json(checkpoints.latest_step or None)[0]
         raise _NotFinite(str(error), kept) from error
-    finally:
-        with contextlib.ExitStack() as closing:  # whichever fails, the last first
-            closing.callback(directory.close)
-            closing.callback(checkpoints.close)  # waits for the saves under way
-            closing.callback(log.close)
-            closing.callback(stream.close)
-            closing.callback(pipelines.close)  # what the stream waits for will not come
+    closing.close()
 
     return directory.summarise(
         {
