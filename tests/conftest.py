@@ -51,6 +51,17 @@ hypothesis.settings.load_profile("quick")
 flags.FLAGS.mark_as_parsed()  # absl code in libraries asks for it
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _forget_programs():
+    """The programs that a file's tests have compiled go with it.
+
+    Each takes memory maps. A process has 65,530 of them (vm.max_map_count), which the
+    programs of all tests together exceed; what is mapped then ends the process.
+    """
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def digits_config():
     """configs/deit.py:digits, cut down to a few seconds."""
