@@ -86,7 +86,7 @@ def measure(variant: str, batch_size: int, recipe: str, rounds: int) -> dict:
         def run(number: int):
             nonlocal current
             batch = {k: v[None] for k, v in batch_of(number).items()}
-            current, metrics = mapped(current, batch)
+            current, metrics = mapped(current, batch, None)
             return metrics
 
         return run

@@ -19,6 +19,8 @@ class Case:
       training: A whole train step, or the logits of a batch.
       augmented: Augmentation in the train step: the recipe `deit` here; what timm does
         on batches there (random erasing, MixUp or CutMix).
+      attention: Of this project, xla or cudnn; timm has its own way.
+      steps_per_dispatch: Of this project.
     """
 
     variant: str
@@ -27,12 +29,16 @@ class Case:
     dtype: str = "float32"
     training: bool = True
     augmented: bool = True
+    attention: str = "xla"
+    steps_per_dispatch: int = 1
 
     def config(self):
         """configs/deit.py:cifar10 with this model; its data are never read."""
         config = deit.get_config("cifar10")
         config.model.variant = self.variant
         config.model.dtype = self.dtype
+        config.model.attention = self.attention
+        config.steps_per_dispatch = self.steps_per_dispatch
         config.batch_size = self.batch_size
         config.augment.recipe = "deit" if self.augmented else "none"
         return config
@@ -47,6 +53,8 @@ class Case:
             f"--dtype={self.dtype}",
             "--training" if self.training else "--no-training",
             "--augmented" if self.augmented else "--no-augmented",
+            f"--attention={self.attention}",
+            f"--steps_per_dispatch={self.steps_per_dispatch}",
         ]
 
 
@@ -75,6 +83,16 @@ GPU |= {
     f"{name}_plain": dataclasses.replace(case, augmented=False)
     for name, case in GPU.items()
 }
+# This project in other ways, beside what timm does for the case without the ending.
+GPU_WAYS = {
+    f"{name}_cudnn": dataclasses.replace(case, attention="cudnn")
+    for name, case in GPU.items()
+    if case.augmented
+} | {
+    "gpu_tiny_32_dispatch": dataclasses.replace(
+        GPU["gpu_tiny_32"], steps_per_dispatch=10
+    )
+}
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -87,6 +105,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             f"--{name}", action=argparse.BooleanOptionalAction, default=True
         )
+    parser.add_argument("--attention", choices=variants.ATTENTIONS, default="xla")
+    parser.add_argument("--steps_per_dispatch", type=int, default=1)
 
 
 def from_flags(flags: argparse.Namespace) -> Case:

@@ -4,11 +4,12 @@
     python -m benchmarks.gpu --json=gpu.json --data_dir=$DATA_DIR --minutes=20
 
 Train steps of DeiT-Ti, S and B at 224 px and DeiT-Ti at 32 px in bfloat16, beside timm
-with torch.compile under autocast on the same card, each side in a process of its own.
-With --data_dir, where TFDS has CIFAR-10, 20 epochs of configs/study.py:vit too. What
-does not fit into --minutes is named and left out; --cases asks for it by itself, and
-for the `_plain` cases without augmentation. On a machine without a GPU the same runs on
-its CPU, with --batch_size.
+with torch.compile under autocast on the same card, each side in a process of its own;
+then this project with cuDNN's attention (`_cudnn`) and with ten steps a dispatch
+(`_dispatch`). With --data_dir, where TFDS has CIFAR-10, 20 epochs of
+configs/study.py:vit too. What does not fit into --minutes is named and left out;
+--cases asks for it by itself, and for the `_plain` cases without augmentation. On a
+machine without a GPU the same runs on its CPU, with --batch_size, but for `_cudnn`.
 """
 
 import argparse
@@ -60,6 +61,7 @@ def study_command(data_dir: str, *, epochs: float, workdir: str) -> list[str]:
         # As in the study, where it is 5 epochs of 20.
         f"--config.schedule.warmup_epochs={epochs / 4}",
         "--config.model.dtype=bfloat16",
+        "--config.steps_per_dispatch=10",
         "--config.eval.every_epochs=0",
         "--config.checkpoint.every_steps=0",
         f"--workdir={workdir}",
@@ -89,13 +91,20 @@ def study(data_dir: str, *, epochs: float) -> dict:
     }
 
 
+def ratio_beside(found: dict, beside: dict) -> float | None:
+    """Ours of one case over what the peer did in another; None where it did not run."""
+    if beside["against"] is None:
+        return None
+    return found["rates"][compare.OURS] / beside["rates"][beside["against"]]
+
+
 def main(argv=None) -> dict:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    plain = [name for name in cases.GPU if name.endswith("_plain")]
+    table = cases.GPU | cases.GPU_WAYS
     parser.add_argument(
         "--cases",
-        default=",".join(name for name in cases.GPU if name not in plain),
-        help=f"of {', '.join(cases.GPU)}; empty for none",
+        default=",".join(name for name in table if not name.endswith("_plain")),
+        help=f"of {', '.join(table)}; empty for none",
     )
     parser.add_argument("--batch_size", type=int, help="of every case")
     parser.add_argument("--modes", default="compile", help="of timm, in commas")
@@ -108,7 +117,7 @@ def main(argv=None) -> dict:
     parser.add_argument("--epochs", type=float, default=EPOCHS, help="of that run")
     parser.add_argument("--json", type=Path, help="where the figures go")
     flags = parser.parse_args(argv)
-    names = compare.chosen(parser, "--cases", flags.cases, cases.GPU)
+    names = compare.chosen(parser, "--cases", flags.cases, table)
     modes = compare.chosen(parser, "--modes", flags.modes, compare.MODES)
 
     deadline = Deadline(flags.minutes)
@@ -136,14 +145,21 @@ def main(argv=None) -> dict:
                 result[STUDY] = study(flags.data_dir, epochs=flags.epochs)
                 print(f"configs/study.py:vit: {json.dumps(result[STUDY])}", flush=True)
             else:
-                case = cases.GPU[name]
+                case, way = table[name], name in cases.GPU_WAYS
                 if flags.batch_size:
                     case = dataclasses.replace(case, batch_size=flags.batch_size)
-                found = compare.compare(case, modes, pairs=flags.pairs, run=run)
+                found = compare.compare(
+                    case, [] if way else modes, pairs=flags.pairs, run=run
+                )
                 result["cases"][name] = found
-                if modes:
-                    result[f"ratio_{name}"] = found["ratio"]
                 print("\n" + compare.show(name, found), flush=True)
+                ratio = found["ratio"]
+                beside = result["cases"].get(name.rpartition("_")[0])
+                if way and beside:
+                    ratio = ratio_beside(found, beside)
+                if ratio:
+                    result[f"ratio_{name}"] = ratio
+                    print(f"ours / theirs: {ratio:.3f}", flush=True)
             deadline.ended()
             if flags.json:  # after each: a stopped call has measured something
                 flags.json.write_text(json.dumps(result, indent=1) + "\n")

@@ -10,6 +10,7 @@ one JSON object.
 
 import argparse
 import functools
+import itertools
 import json
 import time
 
@@ -45,6 +46,7 @@ def experiment(case: Case, devices) -> Experiment:
         num_classes=case.num_classes,
         drop_path=config.model.drop_path,
         dtype=case.dtype,
+        attention=case.attention,
     )
     side = model.image_size
     rng = np.random.default_rng(0)
@@ -90,8 +92,8 @@ def experiment(case: Case, devices) -> Experiment:
     )
 
 
-def host_batches(built: Experiment, *, teacher: bool = True):
-    """The batches of its steps, as the train loop takes them."""
+def host_batches(built: Experiment, *, teacher: bool = True, images: bool = True):
+    """The batches of its steps."""
     return batches.train_batches(
         built.train_source,
         built.plan,
@@ -99,6 +101,7 @@ def host_batches(built: Experiment, *, teacher: bool = True):
         stop=STEPS,
         devices=len(built.devices),
         teacher=built.teacher if teacher else None,
+        images=images,
     )
 
 
@@ -107,7 +110,7 @@ def measure(case: Case, *, rounds: int, steps: int, parts: bool) -> dict:
 
     Args:
       rounds: Times that are taken, after the first call and one round of warm-up.
-      steps: Calls in each of them.
+      steps: In each of them; at least those of one dispatch.
       parts: Whether to time the parts of a train step too.
 
     Returns:
@@ -118,25 +121,28 @@ def measure(case: Case, *, rounds: int, steps: int, parts: bool) -> dict:
     limit = matmul_limit(case.dtype, devices[0])
     built = experiment(case, devices)
     run = _training(built) if case.training else _inference(built)
-    timed = functools.partial(timing.rounds, wait=jax.block_until_ready, steps=steps)
+    together = case.steps_per_dispatch if case.training else 1
+    timed = functools.partial(
+        timing.rounds, wait=jax.block_until_ready, steps=max(1, steps // together)
+    )
 
     began = time.perf_counter()
     result = jax.block_until_ready(run())
     first = time.perf_counter() - began
     timed(run, count=1)
-    seconds = timed(run, count=rounds)
+    seconds = [call / together for call in timed(run, count=rounds)]
     median = float(np.median(seconds))
     rate = case.batch_size / median
     flops = cost.forward_flops(built.model) * (3 if case.training else 1)
     return {
         "images_per_sec": rate,
         "seconds": seconds,
-        "compile_seconds": first - median,
+        "compile_seconds": first - together * median,
         "peak_memory_bytes": _peak_memory(devices[0]),
         "flops_per_image": flops,
         "matmul_flops_per_sec": limit,
         "utilisation": flops * rate / limit,
-        "loss": float(result["loss"]) if case.training else None,
+        "loss": float(np.ravel(result["loss"])[-1]) if case.training else None,
         "parts": _parts(built, timed, rounds) if parts and case.training else None,
         "device": devices[0].device_kind,
         "threads": timing.cores() if devices[0].platform == "cpu" else None,
@@ -161,14 +167,22 @@ def matmul_limit(dtype: str, device) -> float:
 
 
 def _training(built: Experiment):
-    """A function that trains one step, and returns its metrics."""
+    """A function that trains the steps of a dispatch, and returns their metrics."""
     train_step = built.train_step()
     current = step.replicate(built.initial_state(), built.devices)
-    stream = batches.prefetch(host_batches(built))
+    images = None
+    if built.resident:
+        images = step.place_whole(built.train_source.images, built.devices)
+    # As the train loop has it.
+    dispatches = batches.together(
+        host_batches(built, images=not built.resident),
+        itertools.repeat(built.config.steps_per_dispatch),
+    )
+    stream = batches.prefetch(step.on_devices(dispatches, built.devices))
 
     def run():
         nonlocal current
-        current, metrics = train_step(current, next(stream))
+        current, metrics = train_step(current, next(stream), images)
         return metrics
 
     return run

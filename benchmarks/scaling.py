@@ -67,7 +67,7 @@ def measure(case: Case, devices) -> dict:
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), next(ours.host_batches(built))
     )
     abstract = jax.eval_shape(built.initial_state)
-    compiled = built.train_step().lower(abstract, batch).compile()
+    compiled = built.train_step().lower(abstract, batch, None).compile()
     found = collectives(compiled.as_text())
     return {
         "devices": len(devices),

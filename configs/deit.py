@@ -117,6 +117,9 @@ def _base() -> ConfigDict:
     config.epochs = 100.0
     # Images a step, over all devices.
     config.batch_size = 128
+    # Steps that a device is given at once, where nothing is due between them: on a GPU
+    # more than one is worth while where a step takes only a few milliseconds.
+    config.steps_per_dispatch = 1
     # Fine-tuning: the run directory or file of weights that training starts from;
     # empty: from scratch. Once the run has a checkpoint it is not read again.
     config.init_from = ""
@@ -135,6 +138,9 @@ def _base() -> ConfigDict:
     # Processes that read pictures which differ in size or do not fit into memory; 0:
     # a thread of the main process. Each reads about 200 of ImageNet a second.
     config.dataset.workers = 4
+    # Whether the devices hold all training images, which then are no part of a batch.
+    # Unset: on GPUs and TPUs, where they are of the model's size and up to 1 GiB.
+    config.dataset.on_device = placeholder(bool)
     # The centre view of such a picture: the shorter side is resized to size / ratio.
     config.dataset.eval_crop_ratio = 0.9
     # Of the channels, for pixels in 0 .. 1.
@@ -149,6 +155,8 @@ def _base() -> ConfigDict:
     # Rematerialisation: the backward pass computes each block again, for less memory
     # on GPUs and TPUs (none on CPUs, where XLA computes them too early).
     config.model.remat = False
+    # xla, or cudnn: flash attention of NVIDIA GPUs, in bfloat16.
+    config.model.attention = "xla"
     # Stochastic depth: the rate of the last block (Huang et al. 2016).
     config.model.drop_path = 0.1
     # Initial standard deviation of the position embeddings, 0.02 in DeiT. Larger ones

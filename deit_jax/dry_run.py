@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import jax
+import numpy as np
 from flax.traverse_util import flatten_dict
 
 from deit_jax import experiment, pretrained
@@ -52,17 +53,19 @@ def show(config, workdir, *, config_file: str = "<config>") -> dict[str, int]:
         if start is None and config.init_from:
             run.starting_state()
     train_state = jax.eval_shape(run.initial_state)
+    together = min(config.steps_per_dispatch, run.total_steps)
     with run.open_train_pictures() as pictures, run.open_eval_pictures():
         first = batches.train_batches(
             pictures,
             run.plan,
             start=0,
-            stop=1,
+            stop=together,
             devices=len(run.devices),
             own=processes.own(run.devices),
             teacher=run.teacher,
+            images=not run.resident,
         )
-        with contextlib.closing(first):
+        with contextlib.closing(batches.together(first, [together])) as first:
             batch = next(first)
 
     figures = {
@@ -142,7 +145,12 @@ def _device_bytes(run: Experiment, train_state, batch) -> int:
     train_state = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), train_state
     )
-    memory = run.train_step().lower(train_state, batch).compile().memory_analysis()
+    images = None
+    if run.resident:
+        shape = (len(run.train_source), *run.train_source.image_shape)
+        images = jax.ShapeDtypeStruct(shape, np.uint8, sharding=sharding)
+    lowered = run.train_step().lower(train_state, batch, images)
+    memory = lowered.compile().memory_analysis()
     return (
         memory.argument_size_in_bytes
         + memory.output_size_in_bytes

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import operator
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from flax.traverse_util import flatten_dict
 
 from deit_jax import pretrained
 from deit_jax.data import batches, sources, views
-from deit_jax.data.pictures import open_pictures
+from deit_jax.data.pictures import fit_in_memory, open_pictures
 from deit_jax.data.replay import StudentViews
 from deit_jax.distillation import losses, teacher_logits, teacher_views
 from deit_jax.distillation.teacher_logits import TeacherLogits
@@ -32,6 +33,10 @@ OWN_FIELDS = (
     "distillation.logits_dir",
     "distributed.",
 )
+
+# Training images of up to so many bytes lie on a GPU or TPU for the whole run: those of
+# CIFAR-10 are 154 MB.
+RESIDENT_BYTES = 2**30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,6 +136,17 @@ class Experiment:
         # The optimizer's state is that of step 0, whatever the parameters are.
         ema = jax.tree.map(np.copy, params) if config.ema.decay > 0 else None
         return fresh.replace(params=params, ema_params=ema), sentences
+
+    @property
+    def resident(self) -> bool:
+        """Whether the devices have all training images, and batches none."""
+        wanted = self.config.dataset.on_device
+        if wanted is not None:
+            return wanted
+        # A CPU would have them twice.
+        return self.devices[0].platform != "cpu" and fit_in_memory(
+            self.train_source, self.student.size, limit=RESIDENT_BYTES
+        )
 
     def open_train_pictures(self):
         """A context manager: an `ArraySource`, or a `HostPipeline` that it closes."""
@@ -282,7 +298,15 @@ def create(
         position_std=config.model.position_std,
         dtype=config.model.dtype,
         remat=config.model.remat,
+        attention=config.model.attention,
     )
+    _check_attention(config.model, devices)
+    if config.dataset.on_device and not fit_in_memory(train_source, student.size):
+        raise InputError(
+            f"dataset.on_device=True: the pictures of {config.dataset.name} are "
+            "streamed, as they are of other sizes than the model's or do not fit into "
+            "memory. Leave it out."
+        )
     teacher, mixing = _open_teacher(config, train_source, model, student, config_file)
     schedule = optimizer.warmup_cosine(
         peak_learning_rate(config),
@@ -334,6 +358,7 @@ def peak_learning_rate(config) -> float:
 def _check_ranges(config) -> None:
     """Refuses numbers that nothing further down would explain."""
     for field, low, high in (
+        ("steps_per_dispatch", 1, math.inf),
         ("optimizer.accumulation", 1, math.inf),
         ("optimizer.reference_batch_size", 0, math.inf),
         ("optimizer.clip_norm", 0, math.inf),
@@ -347,11 +372,26 @@ def _check_ranges(config) -> None:
         ("checkpoint.every_steps", 0, math.inf),
         ("checkpoint.keep", 1, math.inf),
     ):
-        section, name = field.split(".")
-        value = config[section][name]
+        value = operator.attrgetter(field)(config)
         if not low <= value <= high:
             expected = f"{low} .. {high}" if high < math.inf else f"at least {low}"
             raise InputError(f"{field}={value}: expected {expected}.")
+
+
+def _check_attention(model, devices: Sequence[jax.Device]) -> None:
+    """Refuses cuDNN where there is none, before the first step does."""
+    if model.attention != "cudnn":
+        return
+    if model.dtype != "bfloat16":
+        raise InputError(
+            f"model.attention='cudnn' with model.dtype={model.dtype!r}: cuDNN's is for "
+            "16 bits. Set --config.model.dtype=bfloat16."
+        )
+    kind = devices[0].device_kind
+    if "cuda" not in devices[0].client.platform_version:
+        raise InputError(
+            f"model.attention='cudnn' on {kind}: it is for NVIDIA GPUs. Leave it out."
+        )
 
 
 def _loss_settings(config) -> dict:

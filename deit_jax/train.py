@@ -138,6 +138,9 @@ def _train_until_closed(
     print(f"run directory {workdir}{resumed}", flush=True)
 
     train_state = step.replicate(train_state, run.devices)
+    resident = None
+    if run.resident:
+        resident = step.place_whole(train_pictures.images, run.devices)
     train_step, eval_step = run.train_step(), run.eval_step()
 
     def write(done: int, values: dict[str, float]) -> None:
@@ -202,17 +205,26 @@ def _train_until_closed(
             stop.signal = next((name for name in caught if name), None)
         return bool(stop.signal)
 
-    stream = batches.prefetch(
-        batches.train_batches(
-            train_pictures,
-            run.plan,
-            start=start,
-            stop=run.total_steps,
-            devices=len(run.devices),
-            own=own,
-            teacher=run.teacher,
+    ends = list(
+        batches.dispatch_ends(
+            start,
+            run.total_steps,
+            size=config.steps_per_dispatch,
+            periods=(config.log.every_steps, every_eval, every_save),
         )
     )
+    steps = batches.train_batches(
+        train_pictures,
+        run.plan,
+        start=start,
+        stop=run.total_steps,
+        devices=len(run.devices),
+        own=own,
+        teacher=run.teacher,
+        images=not run.resident,
+    )
+    dispatches = batches.together(steps, np.diff([start, *ends]))
+    stream = batches.prefetch(step.on_devices(dispatches, run.devices))
     closing.callback(stream.close)
     closing.callback(pipelines.close)  # before: what the stream waits for will not come
     results = None
@@ -224,8 +236,8 @@ def _train_until_closed(
             log.resume(summary.headline(results))
         if processes.count() == 1:
             stop.check()
-        for done, batch in enumerate(stream, start=start + 1):
-            train_state, metrics = train_step(train_state, batch)
+        for done, batch in zip(ends, stream, strict=True):
+            train_state, metrics = train_step(train_state, batch, resident)
             log.dispatched(done, metrics)
             last = done == run.total_steps
             if last or done % config.log.every_steps == 0:

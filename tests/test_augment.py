@@ -150,7 +150,7 @@ def test_the_train_step_sees_the_same_images(devices, monkeypatch):
             "index": index[part],
             "view": view[part],
         }
-        current, _ = train_step(current, batch)
+        current, _ = train_step(current, batch, None)
     jax.effects_barrier()
     assert len(seen) == COUNT
     for key, image in seen.items():

@@ -150,6 +150,54 @@ def test_streamed_eval_batches_are_all_centre_views(mixed, batch_size, devices):
     np.testing.assert_array_equal(np.concatenate(seen)[:20], np.stack(expected))
 
 
+@pytest.mark.parametrize("size", [1, 4, 10])
+@pytest.mark.parametrize("periods", [(), (10,), (50, 39, 0), (7, 3)])
+def test_dispatches_end_where_the_host_has_something_to_do(size, periods):
+    stop = 101
+    ends = list(batches.dispatch_ends(0, stop, size=size, periods=periods))
+    assert set(np.diff([0, *ends])) <= {1, size}
+    due = {n for p in periods if p for n in range(p, stop, p)} | {stop}
+    assert due <= set(ends)
+    if size == 4 and periods == (10,):
+        assert ends[:6] == [4, 8, 9, 10, 14, 18]
+    # A run that was stopped at one of them goes on to the same others.
+    for number, end in enumerate(ends, start=1):
+        rest = batches.dispatch_ends(end, stop, size=size, periods=periods)
+        assert list(rest) == ends[number:]
+
+
+def test_batches_of_a_dispatch_lie_behind_the_devices():
+    source = sources.load("digits", "train[:50]")
+    plan = views.BatchPlan(length=50, batch_size=8, seed=0, augment_seed=0)
+    settings = {"start": 0, "stop": 5, "devices": 2}
+    single = list(batches.train_batches(source, plan, **settings))
+    stream = batches.train_batches(source, plan, images=False, **settings)
+    first, second, third = batches.together(stream, [3, 1, 1])
+    assert first["label"].shape == (2, 3, 4)
+    for number in range(3):
+        for name in ("index", "view", "label"):
+            np.testing.assert_array_equal(first[name][:, number], single[number][name])
+    for several, one in zip((second, third), single[3:], strict=True):
+        assert several.keys() == {"index", "view", "label"}
+        np.testing.assert_array_equal(several["index"], one["index"])
+
+
+def test_what_is_grouped_is_closed():
+    closed = []
+
+    def endless():
+        try:
+            while True:
+                yield {"label": np.zeros((1, 2))}
+        finally:
+            closed.append(True)
+
+    stream = batches.together(endless(), [1, 2])
+    next(stream)
+    stream.close()
+    assert closed
+
+
 def test_prefetch_keeps_the_order():
     assert list(batches.prefetch(iter(range(100)))) == list(range(100))
 

@@ -42,7 +42,8 @@ def test_what_does_not_fit_is_left_out_and_named(clock, tmp_path, capsys):
     result = gpu.main(["--minutes=9", f"--json={path}"])
     # Two and a half pairs of 200 seconds: the third would end too late.
     assert list(result["cases"]) == ["gpu_tiny_224", "gpu_tiny_32"]
-    assert result["left_out"] == ["gpu_small_224", "gpu_base_224"]
+    assert result["left_out"][:2] == ["gpu_small_224", "gpu_base_224"]
+    assert set(result["left_out"][2:]) == set(cases.GPU_WAYS)
     assert result["ratio_gpu_tiny_224"] == 1.5
     assert json.loads(path.read_text()) == result
     assert "gpu_base_224: left out" in capsys.readouterr().out
@@ -53,6 +54,15 @@ def test_cases_and_batches_are_chosen(clock):
     [case] = (found["case"] for found in result["cases"].values())
     assert case["batch_size"] == 8 and not case["augmented"]
     assert not any(name.startswith("ratio") for name in result)
+
+
+def test_another_way_is_set_beside_what_the_peer_did(clock):
+    result = gpu.main(["--cases=gpu_base_224,gpu_base_224_cudnn,gpu_tiny_32_dispatch"])
+    assert list(result["cases"]["gpu_base_224_cudnn"]["runs"]) == ["ours"]
+    assert result["cases"]["gpu_base_224_cudnn"]["case"]["attention"] == "cudnn"
+    assert result["cases"]["gpu_tiny_32_dispatch"]["case"]["steps_per_dispatch"] == 10
+    assert result["ratio_gpu_base_224_cudnn"] == 1.5
+    assert "ratio_gpu_tiny_32_dispatch" not in result  # timm was not asked
 
 
 @pytest.mark.parametrize("flag", ["--cases=gpu_huge", "--modes=fastest"])
@@ -73,7 +83,7 @@ def test_the_run_is_that_of_the_study():
 
 
 def test_the_cases_are_the_papers_models_in_half_precision():
-    for name, case in cases.GPU.items():
+    for name, case in (cases.GPU | cases.GPU_WAYS).items():
         assert case.dtype == "bfloat16" and case.training
         assert case.augmented != name.endswith("_plain")
 

@@ -351,6 +351,74 @@ def test_every_product_but_the_heads_is_bfloat16():
     assert operands == [["bf16"] * 2] * (1 + 6 * 4) + [["f32"] * 2] * 2
 
 
+@pytest.fixture
+def cudnn_model():
+    return vit.VisionTransformer(
+        num_classes=10,
+        image_size=32,
+        patch_size=8,
+        width=128,
+        depth=2,
+        num_heads=2,
+        distilled=True,
+        dtype=jnp.bfloat16,
+        attention="cudnn",
+    )
+
+
+def test_cudnn_is_asked_for_the_same_attention(cudnn_model, monkeypatch):
+    """What it is given, computed by XLA: layout and scale."""
+    images = random_images(4, 32)
+    # Initialising never asks cuDNN, which is not here.
+    variables = cudnn_model.init(jax.random.key(0), images)
+    plain = cudnn_model.clone(attention="xla")
+    # Attention that is near uniform would hide a wrong scale.
+    for block in ("blocks_0", "blocks_1"):
+        variables["params"][block]["attn"]["qkv"]["kernel"] *= 30.0
+    expected = plain.apply(variables, images)
+    asked = []
+
+    def by_xla(q, k, v, *, implementation):
+        asked.append((implementation, q.dtype))
+        return attention(q, k, v, implementation="xla")
+
+    attention = jax.nn.dot_product_attention
+    monkeypatch.setattr(jax.nn, "dot_product_attention", by_xla)
+    found = cudnn_model.apply(variables, images)
+    assert asked == [("cudnn", jnp.bfloat16)] * 2
+    for head, logits in expected.items():
+        np.testing.assert_allclose(found[head], logits, atol=0.02)
+        assert np.std(logits) > 0.1
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_cudnn_is_in_the_program_for_gpus(cudnn_model, monkeypatch, devices):
+    """Compiled here by nobody, but lowered: the shapes and types that it takes."""
+    monkeypatch.setattr(
+        "jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: 91000
+    )
+    images, keys = random_images(4, 32), random_keys(4)
+    variables = cudnn_model.init(jax.random.key(0), images)
+
+    def loss(variables, images, keys):
+        logits = cudnn_model.apply(variables, images, drop_keys=keys)
+        return sum(jnp.sin(values).sum() for values in logits.values())
+
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), ("batch",))
+    whole, split = jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec("batch")
+    gradient = jax.shard_map(
+        jax.grad(loss),
+        mesh=mesh,
+        in_specs=(whole, split, split),
+        out_specs=whole,
+        check_vma=False,  # as pmap has it
+    )
+    traced = jax.jit(gradient).trace(variables, images, keys)
+    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert len(re.findall(r"@__cudnn\$fmhaSoftmax\(", text)) == 2
+    assert len(re.findall(r"@__cudnn\$fmhaSoftmaxBackward\(", text)) == 2
+
+
 def test_remat_computes_the_blocks_again_and_has_the_same_gradients():
     images, keys = random_images(16, 32), random_keys(16)
 

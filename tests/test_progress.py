@@ -53,6 +53,22 @@ def test_an_interval_is_the_mean_of_its_steps(bar, capsys):
     assert bar.interval()["train/loss"] == 5.0
 
 
+def test_the_steps_of_a_dispatch_are_those_of_several(bar):
+    losses = [1.0, np.nan, 6.0, 2.0]
+    steps = [metrics(loss) for loss in losses]
+    bar.dispatched(1, steps[0])
+    together = {name: jnp.stack([one[name] for one in steps[1:]]) for name in BROKEN}
+    bar.dispatched(4, together)
+    values = bar.interval()
+    assert values["train/loss"] == pytest.approx(3.0)
+    assert values["train/skipped"] == 1
+    assert values["train/learning_rate"] == pytest.approx(0.4)
+    broken = {name: jnp.stack([one[name] for one in [BROKEN] * 4]) for name in BROKEN}
+    bar.dispatched(8, broken)
+    with pytest.raises(FloatingPointError, match=r"step 7 .* of step 4 was"):
+        bar.drain()
+
+
 def test_a_skipped_step_is_counted_and_in_no_mean(bar, capsys):
     for done, values in enumerate([metrics(1.0), BROKEN, metrics(3.0)], start=1):
         bar.dispatched(done, values)

@@ -10,6 +10,7 @@ import torch
 from flax.traverse_util import flatten_dict
 from torchvision.transforms.v2 import functional as F
 
+from deit_jax.data import batches
 from deit_jax.distillation import losses
 from deit_jax.models.vit import VisionTransformer
 from deit_jax.training import optimizer, state, step
@@ -83,7 +84,9 @@ def run(devices, steps=1, name="sgd", drop=0.0, **changes):
                 k: v.reshape(devices, B // devices, *v.shape[1:])
                 for k, v in batch.items()
             }
-        current, metrics = mapped(current, batch)
+            current, metrics = mapped(current, batch, None)
+        else:
+            current, metrics = mapped(current, batch)
     return jax.device_get((current, metrics))
 
 
@@ -179,7 +182,7 @@ def test_only_the_first_step_compiles():
     model, tx, start = build()
     mapped = step.pmap_train_step(jax.local_devices(), **statics(model, tx))
     batch = {k: v.reshape(4, 4, *v.shape[1:]) for k, v in make_batch(0).items()}
-    current, _ = mapped(step.replicate(start, jax.local_devices()), batch)
+    current, _ = mapped(step.replicate(start, jax.local_devices()), batch, None)
     compiled = []
 
     def listen(event, _duration, **_):
@@ -189,12 +192,48 @@ def test_only_the_first_step_compiles():
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
         for _ in range(2):
-            current, _ = mapped(current, batch)
+            current, _ = mapped(current, batch, None)
         assert not compiled
         jax.jit(lambda x: x + 1)(jnp.ones(3))
         assert compiled, "the listener must hear compilations at all"
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_several_steps_at_once_from_resident_images(devices):
+    """As one by one, with the images in the batch; what the host sends is explicit."""
+    model, tx, start = build("adamw", 0.3)
+    mine = jax.local_devices()[:devices]
+    mapped = step.pmap_train_step(mine, **statics(model, tx))
+    images = np.concatenate([make_batch(number)["image"] for number in range(4)])
+    index = np.random.default_rng(0).permutation(len(images)).astype(np.int32)
+    singles = [
+        make_batch(number) | {"index": part, "image": images[part]}
+        for number, part in enumerate(index.reshape(4, -1))
+    ]
+    singles = [batches.split(batch, devices) for batch in singles]
+
+    current, losses = step.replicate(start, mine), []
+    for batch in step.on_devices((batch for batch in singles), mine):
+        current, metrics = mapped(current, batch, None)
+        losses.append(float(metrics["loss"]))
+
+    several = step.replicate(start, mine)
+    resident = step.place_whole(images, mine)
+    bare = ({k: v for k, v in b.items() if k != "image"} for b in singles)
+    with jax.transfer_guard("disallow"):
+        for batch in step.on_devices(batches.together(bare, [3, 1]), mine):
+            several, metrics = mapped(several, batch, resident)
+            if metrics["loss"].ndim:
+                first = metrics
+    assert first["loss"].shape == (3,)
+    found = [*first["loss"], metrics["loss"]]
+    np.testing.assert_allclose(found, losses, rtol=1e-5)
+    assert first["grad_norms"].shape == (3, len(jax.tree.leaves(start.params)))
+    assert several.step == 4
+    assert_close(several.params, current.params, atol=1e-5)
+    assert_close(several.ema_params, current.ema_params, atol=1e-5)
 
 
 @pytest.mark.parametrize("form", ["cpu", "default"])
@@ -211,10 +250,10 @@ def test_a_step_that_is_not_finite_changes_nothing_but_its_number(form, monkeypa
         for n in range(2)
     )
     broken["teacher_logits"][1, 3] = np.nan
-    before, metrics = mapped(step.replicate(start, devices), whole)
+    before, metrics = mapped(step.replicate(start, devices), whole, None)
     before = jax.device_get(before)
     assert metrics["skipped"] == 0
-    after, metrics = mapped(step.replicate(before, devices), broken)
+    after, metrics = mapped(step.replicate(before, devices), broken, None)
     assert metrics["skipped"] == 1
     assert not np.isfinite(metrics["loss"])
     assert after.step == before.step + 1 == 2
@@ -223,7 +262,7 @@ def test_a_step_that_is_not_finite_changes_nothing_but_its_number(form, monkeypa
         jax.device_get(after),
         before.replace(step=np.int32(2)),
     )
-    after, metrics = mapped(after, whole)
+    after, metrics = mapped(after, whole, None)
     assert metrics["skipped"] == 0
     assert after.step == 3
     assert not np.array_equal(

@@ -173,6 +173,63 @@ def test_a_stopped_run_resumes_to_the_same_bits(small, tmp_path, stop_after, ctr
         assert not same_run.differences(whole, parts)
 
 
+def test_several_steps_a_dispatch(small, tmp_path, stop_after, capsys):
+    """The same training; stopped and resumed to the same bits as if it never was."""
+    small.checkpoint.every_steps = 6
+    small.log.every_steps = 4
+    train.train_and_evaluate(small, tmp_path / "single")
+    small.steps_per_dispatch = 3
+    small.dataset.on_device = True
+    whole = tmp_path / "whole"
+    train.train_and_evaluate(small, whole)
+    singly, together = (
+        [row for row in writers.read(tmp_path / name) if "train/loss" in row]
+        for name in ("single", "whole")
+    )
+    assert [row["step"] for row in together] == [4, 8, 12]
+    for one, other in zip(singly, together, strict=True):
+        for name in ("train/loss", "train/top1", "train/teacher_kl"):
+            assert one[name] == pytest.approx(other[name], rel=1e-3), name
+    # Dispatches end at 3, 4, 5, 6, 7, 8, 11, 12: the third is of one step.
+    undo = stop_after(3, signal.SIGTERM)
+    with pytest.raises(signals.Stopped, match="step 5 is saved"):
+        train.train_and_evaluate(small, tmp_path / "parts")
+    undo()
+    summary = train.train_and_evaluate(small, tmp_path / "parts")
+    assert summary["resumed_at_step"] == 5
+    assert not same_run.differences(whole, tmp_path / "parts")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("steps_per_dispatch", 0, "steps_per_dispatch=0: expected at least 1"),
+        ("attention", "cudnn", "cuDNN's is for 16 bits"),
+        ("attention", "flash", "unknown attention 'flash'; choose xla or cudnn"),
+    ],
+)
+def test_ways_to_compute_that_are_refused(small, tmp_path, field, value, message):
+    (small.model if field == "attention" else small)[field] = value
+    with pytest.raises(InputError, match=message):
+        train.train_and_evaluate(small, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_cudnn_is_refused_where_it_is_not(small, tmp_path):
+    small.model.attention, small.model.dtype = "cudnn", "bfloat16"
+    with pytest.raises(InputError, match="'cudnn' on cpu: it is for NVIDIA GPUs"):
+        train.train_and_evaluate(small, tmp_path / "run")
+
+
+def test_streamed_pictures_are_not_held_by_devices(small, tmp_path):
+    small.dataset.image_size = 24
+    small.dataset.on_device = True
+    small.distillation.kind = "none"
+    small.model.variant = "vit_nano_patch8_32"
+    with pytest.raises(InputError, match="on_device=True: the pictures of digits are"):
+        train.train_and_evaluate(small, tmp_path / "run")
+
+
 def test_a_run_killed_before_its_summary_gets_it(small, tmp_path, monkeypatch):
     train.train_and_evaluate(small, tmp_path / "run")
     whole = tmp_path / "whole"
@@ -305,13 +362,13 @@ def break_steps(monkeypatch):
         def breaking(*args, **kwargs):
             mapped = real(*args, **kwargs)
 
-            def one(state, batch):
+            def one(state, batch, images):
                 number = int(state.step) + 1
                 if number in broken:
                     broken.remove(number)
                     nans = np.full_like(batch["teacher_logits"], np.nan)
                     batch = batch | {"teacher_logits": nans}
-                return mapped(state, batch)
+                return mapped(state, batch, images)
 
             return one
 

@@ -4,9 +4,11 @@ A global batch lies on the devices of all processes in their order; of several p
 each reads the rows of its own devices only.
 """
 
+import contextlib
+import itertools
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -57,6 +59,7 @@ def train_batches(
     devices: int,
     own: range | None = None,
     teacher=None,
+    images: bool = True,
 ) -> Iterator[dict]:
     """The batches of steps `start` .. `stop` - 1.
 
@@ -66,6 +69,7 @@ def train_batches(
       devices: Of all processes; each has batch_size / devices images of a batch.
       own: Which of the devices are this process's; None: all.
       teacher: An open `TeacherLogits`, or None.
+      images: False where the devices have those of an `ArraySource` already.
 
     Yields:
       image uint8 [d, b, H, W, 3], label, index and view int32 [d, b] and, with a
@@ -79,13 +83,58 @@ def train_batches(
         return index[rows], view[rows]
 
     steps = range(start, stop)
-    pictures = read(source, map(planned, steps), augment_seed=plan.augment_seed)
-    for step, (images, labels) in zip(steps, pictures, strict=True):
+    if images:
+        pictures = read(source, map(planned, steps), augment_seed=plan.augment_seed)
+    else:
+        pictures = ((None, source.labels[planned(step)[0]]) for step in steps)
+    for step, (pixels, labels) in zip(steps, pictures, strict=True):
         index, view = planned(step)
-        batch = {"image": images, "label": labels, "index": index, "view": view}
+        batch = {"label": labels, "index": index, "view": view}
+        if images:
+            batch["image"] = pixels
         if teacher is not None:
             batch["teacher_logits"] = teacher.batch(view, index)
         yield split(batch, len(own))
+
+
+def dispatch_ends(
+    start: int, stop: int, *, size: int, periods: Sequence[int]
+) -> Iterator[int]:
+    """The steps that are done after each dispatch of a run.
+
+    `size` steps go together where the host has nothing to do between them, the others
+    one by one, so that there are two programs to compile and not one for every number
+    of steps. A run that goes on from one of these ends has the others as well.
+
+    Args:
+      start: Steps that are done already.
+      stop: Steps of the whole run.
+      size: Steps in a dispatch.
+      periods: The host has something to do after every multiple of each; 0: never.
+    """
+    periods = [period for period in periods if period]
+    done = start
+    while done < stop:
+        before = max((done // period * period for period in periods), default=0)
+        due = min([stop, *((done // period + 1) * period for period in periods)])
+        whole = (done - before) % size == 0 and done + size <= due
+        done += size if whole else 1
+        yield done
+
+
+def together(stream: Generator[dict], numbers: Iterable[int]) -> Iterator[dict]:
+    """Batches [d, b, ...] of `stream` by the dispatch: [d, k, b, ...] for k > 1.
+
+    Args:
+      numbers: k of each dispatch; together the batches that there are.
+    """
+    with contextlib.closing(stream):
+        for number in numbers:
+            if number == 1:
+                yield next(stream)
+                continue
+            several = list(itertools.islice(stream, number))
+            yield {name: np.stack([b[name] for b in several], 1) for name in several[0]}
 
 
 def eval_batches(

@@ -11,6 +11,12 @@ from deit_jax.data.host_pipeline import HostPipeline
 IN_MEMORY_BYTES = 4 * 2**30
 
 
+def fit_in_memory(source, size: int, *, limit: int = IN_MEMORY_BYTES) -> bool:
+    """Whether all images of `source` have `size` pixels a side, and `limit` bytes."""
+    total_bytes = len(source) * size * size * 3
+    return source.image_shape == (size, size, 3) and total_bytes <= limit
+
+
 @contextlib.contextmanager
 def open_pictures(
     source, *, size: int, **options
@@ -22,8 +28,7 @@ def open_pictures(
       size: Pixels a side of the model's images.
       options: Of `HostPipeline`, for pictures that are streamed.
     """
-    total_bytes = len(source) * size * size * 3
-    if source.image_shape == (size, size, 3) and total_bytes <= IN_MEMORY_BYTES:
+    if fit_in_memory(source, size):
         yield sources.load_into_memory(source)
         return
     with HostPipeline(source, size=size, **options) as pipeline:

@@ -35,6 +35,7 @@ VARIANTS: dict[str, dict] = {
 LARGEST_GRID = 1024  # patches a side
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+ATTENTIONS = ("xla", "cudnn")
 
 
 def create(
@@ -47,16 +48,18 @@ def create(
     position_std: float = 0.02,
     dtype: str = "float32",
     remat: bool = False,
+    attention: str = "xla",
 ) -> VisionTransformer:
     """Build a model of the table `VARIANTS`; its parameters come from `model.init`.
 
     `image_size` is the side in pixels, by default the one in the variant's name;
     `drop_path` and `dropout` are rates in [0, 1); `position_std` is the initial
     standard deviation of the position embeddings; `dtype` is that of the products;
-    with `remat` the backward pass computes the blocks again.
+    with `remat` the backward pass computes the blocks again; `attention` is `xla` or
+    `cudnn`, see `vit.Attention`.
 
-    Raises InputError for an unknown variant or dtype, a rate out of range, or an
-    image size that the patch does not divide or that has more than `LARGEST_GRID`
+    Raises InputError for an unknown variant, dtype or attention, a rate out of range,
+    or an image size that the patch does not divide or that has more than `LARGEST_GRID`
     patches a side.
     """
     if variant not in VARIANTS:
@@ -81,6 +84,9 @@ def create(
             raise InputError(f"{name} is {rate}; it must be at least 0 and below 1")
     if dtype not in DTYPES:
         raise InputError(f"unknown dtype {dtype!r}; choose {' or '.join(DTYPES)}")
+    if attention not in ATTENTIONS:
+        choices = " or ".join(ATTENTIONS)
+        raise InputError(f"unknown attention {attention!r}; choose {choices}")
     return VisionTransformer(
         num_classes=num_classes,
         drop_path=drop_path,
@@ -88,6 +94,7 @@ def create(
         position_std=position_std,
         dtype=DTYPES[dtype],
         remat=remat,
+        attention=attention,
         **shape,
     )
 

@@ -126,10 +126,16 @@ class PatchEmbed(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention. Sows its weights, [B, H, N, N], as `attention`."""
+    """Multi-head self-attention.
+
+    `xla` sows its weights, [B, H, N, N], as `attention`. `cudnn` is cuDNN's flash
+    attention (Dao et al. 2022, arXiv 2205.14135), in bfloat16 on NVIDIA GPUs; there are
+    no such weights then, in memory or otherwise.
+    """
 
     num_heads: int
     dtype: Any = jnp.float32
+    implementation: str = "xla"
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
@@ -138,12 +144,17 @@ class Attention(nn.Module):
         qkv = Dense(3 * d, dtype=self.dtype, name="qkv")(x)
         qkv = qkv.reshape(b, n, 3, self.num_heads, head_dim)  # timm's order
         q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]  # each [B, N, H, D / H]
-        # The scale on q, not on the [N, N] of each head, which are more.
-        q = q * head_dim**-0.5
-        logits = jnp.einsum("bnhd,bmhd->bhnm", q, k, preferred_element_type=jnp.float32)
-        weights = jax.nn.softmax(logits)  # [B, H, N, N], float32
-        self.sow("intermediates", "attention", weights)
-        x = jnp.einsum("bhnm,bmhd->bnhd", weights.astype(self.dtype), v)
+        if self.implementation == "cudnn" and not self.is_initializing():
+            x = jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+        else:
+            # The scale on q, not on the [N, N] of each head, which are more.
+            q = q * head_dim**-0.5
+            logits = jnp.einsum(
+                "bnhd,bmhd->bhnm", q, k, preferred_element_type=jnp.float32
+            )
+            weights = jax.nn.softmax(logits)  # [B, H, N, N], float32
+            self.sow("intermediates", "attention", weights)
+            x = jnp.einsum("bhnm,bmhd->bnhd", weights.astype(self.dtype), v)
         return Dense(d, dtype=self.dtype, name="proj")(x.reshape(b, n, d))
 
 
@@ -179,6 +190,7 @@ class Block(nn.Module):
     drop_path: float = 0.0
     site: int = 0  # the first of this block's SITES_PER_BLOCK
     dtype: Any = jnp.float32
+    attention: str = "xla"
 
     @nn.compact
     def __call__(
@@ -189,7 +201,12 @@ class Block(nn.Module):
             return drop(y, drop_keys, site=site + 1, rate=self.drop_path, whole=True)
 
         y = LayerNorm(name="norm1")(x)
-        y = Attention(self.num_heads, dtype=self.dtype, name="attn")(y)
+        y = Attention(
+            self.num_heads,
+            dtype=self.dtype,
+            implementation=self.attention,
+            name="attn",
+        )(y)
         x = x + branch_end(y, self.site)
 
         y = LayerNorm(name="norm2")(x)
@@ -212,7 +229,8 @@ class VisionTransformer(nn.Module):
     deviation of the position embeddings. `dtype` is that of the products; parameters,
     norms, softmax, the residual stream and the heads are float32. With `remat` the
     backward pass computes each block again from its input, in place of keeping all
-    that is in it (Chen et al. 2016, arXiv 1604.06174).
+    that is in it (Chen et al. 2016, arXiv 1604.06174). `attention` is `xla` or `cudnn`,
+    see `Attention`.
     """
 
     num_classes: int
@@ -228,6 +246,7 @@ class VisionTransformer(nn.Module):
     position_std: float = 0.02
     dtype: Any = jnp.float32
     remat: bool = False
+    attention: str = "xla"
 
     @property
     def heads(self) -> tuple[str, ...]:
@@ -279,6 +298,7 @@ class VisionTransformer(nn.Module):
                 drop_path=rate,
                 site=1 + SITES_PER_BLOCK * i,
                 dtype=self.dtype,
+                attention=self.attention,
                 name=f"blocks_{i}",
             )(x, drop_keys)
 

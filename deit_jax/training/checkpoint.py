@@ -25,17 +25,22 @@ from deit_jax.errors import InputError
 from deit_jax.training import digests
 from deit_jax.training.state import TrainState, abstract_params
 
-# Fields that may change between two starts: they touch neither the parameters nor the
-# order of the data. A moved cache is checked by its manifest, not by its path.
+# Fields that may change between two starts: they touch neither the order of the data
+# nor, but for how sums are rounded, the parameters. A moved cache is checked by its
+# manifest, not by its path.
 FREE_FIELDS = (
     "checkpoint.",
     "eval.",
     "log.",
     "dataset.data_dir",
+    "dataset.on_device",
     "dataset.workers",
     "distillation.logits_dir",
     "distributed.",
+    "model.attention",
+    "model.remat",
     "optimizer.max_consecutive_skips",
+    "steps_per_dispatch",
 )
 
 # The config of a checkpoint of converted weights has this field only.

@@ -11,14 +11,15 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-# Steps that run ahead of the host: enough to hide it, few enough to bound the memory.
+# Dispatches that run ahead of the host: enough to hide it, few enough to bound the
+# memory.
 IN_FLIGHT = 2
 
 
 class Progress:
     """Metrics of finished steps, and the progress on the terminal.
 
-    The metrics of a step are fetched when `IN_FLIGHT` later ones are dispatched, so
+    The metrics of a dispatch are fetched when `IN_FLIGHT` later ones are under way, so
     that the device never waits for the host. A step that was skipped, because its loss
     or gradient was not finite, counts in `train/skipped` and in no mean.
 
@@ -101,10 +102,11 @@ class Progress:
         }
 
     def dispatched(self, done: int, metrics: dict) -> None:
+        """Of one step, scalars, or of the last few up to `done`, [k]."""
         self._pending.append((done, metrics))
         while len(self._pending) > IN_FLIGHT:
             self._fetch()
-        self._bar.update()
+        self._bar.update(np.size(metrics["skipped"]))
 
     def drain(self) -> None:
         while self._pending:
@@ -157,6 +159,16 @@ class Progress:
     def _fetch(self) -> None:
         done, metrics = self._pending.popleft()
         metrics = jax.device_get(metrics)
+        if metrics["skipped"].ndim == 0:
+            self._take(done, metrics)
+            return
+        number = len(metrics["skipped"])
+        for place in range(number):
+            one = {name: values[place] for name, values in metrics.items()}
+            self._take(done - number + 1 + place, one)
+
+    def _take(self, done: int, metrics: dict[str, np.ndarray]) -> None:
+        """The metrics of step `done`."""
         norms = metrics.pop("grad_norms")
         row = {name: float(value) for name, value in metrics.items()}
         skipped = row.pop("skipped")

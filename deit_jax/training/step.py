@@ -1,7 +1,8 @@
 """The train step and the evaluation step: pure functions, and their pmapped forms."""
 
+import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -249,16 +250,56 @@ def state_sharding(devices: Sequence[jax.Device]) -> jax.sharding.NamedSharding:
     return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 
 
-def pmap_train_step(devices: Sequence[jax.Device], **statics) -> Callable:
-    """`train_step` over `devices`: (state, batch [d, b, ...]) -> (state, metrics).
+def on_devices(
+    stream: Generator[dict], devices: Sequence[jax.Device]
+) -> Iterator[dict[str, jax.Array]]:
+    """Batches of arrays [d, ...] on this process's `devices`, for `pmap_train_step`.
 
-    The state has no device axis and is donated; the metrics are scalars. Of several
-    processes each gives the part of the batch that lies on its own devices.
+    Each is given while it is still on its way, so that a thread that asks for them
+    ahead hides the copies behind the steps before.
     """
+    mine = [d for d in devices if d.process_index == jax.process_index()]
+    mesh = jax.sharding.Mesh(np.asarray(mine), (AXIS,))
+    spec = jax.sharding.PartitionSpec(AXIS)
+    sharding = jax.sharding.NamedSharding(mesh, spec)
+    with contextlib.closing(stream):
+        for batch in stream:
+            yield jax.device_put(batch, sharding)
+
+
+def place_whole(array: np.ndarray, devices: Sequence[jax.Device]) -> jax.Array:
+    """Puts the whole of `array` on each of `devices`; every process has it."""
+    # Not by device_put, which sends it between the processes to compare it.
+    return jax.make_array_from_callback(
+        array.shape, state_sharding(devices), lambda part: array[part]
+    )
+
+
+def pmap_train_step(devices: Sequence[jax.Device], **statics) -> Callable:
+    """`train_step` over `devices`: (state, batch, images) -> (state, metrics).
+
+    The state has no device axis and is donated. The arrays of the batch are [d, b, ...]
+    and the metrics scalars; or they are [d, k, b, ...], which is k steps one after the
+    other, and the metrics [k]. `images` are those of the whole source, [N, H, W, 3], as
+    `place_whole` has put them; None where the batch has its own. Of several processes
+    each gives the part of the batch that lies on its own devices.
+    """
+    one_step = functools.partial(train_step, axis_name=AXIS, **statics)
+
+    def steps(state, batch, images):
+        def one(state, batch):
+            if images is not None:
+                batch = batch | {"image": images[batch["index"]]}
+            return one_step(state, batch)
+
+        if batch["label"].ndim == 1:
+            return one(state, batch)
+        return jax.lax.scan(one, state, batch)
+
     return jax.pmap(
-        functools.partial(train_step, axis_name=AXIS, **statics),
+        steps,
         axis_name=AXIS,
-        in_axes=(None, 0),
+        in_axes=(None, 0, None),
         out_axes=(None, None),
         donate_argnums=0,
         devices=devices,
