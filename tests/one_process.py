@@ -52,7 +52,7 @@ def make_config(cache):
 def train_images(config, steps: int) -> np.ndarray:
     """What the student sees in the first `steps`: float32 [steps, B, H, W, 3]."""
     run = experiment.create(config, devices=processes.devices())
-    inputs = run.train_step().__wrapped__.keywords["inputs"]
+    inputs = run.step_settings()["inputs"]
     mapped = jax.pmap(lambda batch: inputs(batch).images, devices=run.devices)
     stream = batches.train_batches(
         sources.load("digits", config.dataset.train_split),
@@ -96,8 +96,13 @@ def main():
     parser.add_argument("--images", type=Path)
     parser.add_argument("--die_at", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--on_device", action="store_true")
     flags = parser.parse_args()
     config = make_config(flags.cache)
+    if flags.on_device:
+        config.dataset.on_device = True
+        config.steps_per_dispatch = 2
+        config.log.every_steps = 5
     config.seed = flags.seed
     if flags.port:
         config.distributed.coordinator = f"127.0.0.1:{flags.port}"

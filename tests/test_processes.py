@@ -146,6 +146,18 @@ def test_two_processes_train_as_one(directory, one, two):
     assert expected[1] != expected[10]
 
 
+def test_two_processes_hold_the_images_and_do_several_steps(directory, one):
+    ended = run_two(
+        directory / "cache", directory / "held", *[["--on_device"]] * 2, devices=2
+    )
+    assert [code for code, *_ in ended] == [0, 0], ended
+    found, singly = losses(directory / "held-0"), losses(directory / "one")
+    assert list(found) == [5, 10]
+    for last, means in found.items():
+        expected = np.mean([singly[last - back] for back in range(5)], axis=0)
+        np.testing.assert_allclose(means, expected, atol=1e-5, rtol=0)
+
+
 def test_two_processes_count_every_image_once(directory, one, two):
     summary = json.loads((directory / "two-0" / "summary.json").read_text())
     assert len(summary["devices"]) == 4
