@@ -38,8 +38,12 @@ IMAGES = 512  # of the random data set, or as many as four batches
 STEPS = 1_000_000  # more than any measurement takes
 
 
-def experiment(case: Case, devices) -> Experiment:
-    """What `deit_jax.train` builds from a config, of random images and logits."""
+def experiment(case: Case, devices, *, images: int = IMAGES) -> Experiment:
+    """What `deit_jax.train` builds from a config, of random images and logits.
+
+    Args:
+      images: In the data set, at least; with more, whether a step grows with it.
+    """
     config = case.config()
     model = variants.create(
         case.variant,
@@ -50,7 +54,7 @@ def experiment(case: Case, devices) -> Experiment:
     )
     side = model.image_size
     rng = np.random.default_rng(0)
-    count = max(IMAGES, 4 * case.batch_size)
+    count = max(images, 4 * case.batch_size)
     source = sources.ArraySource(
         name="random",
         split="train",
@@ -105,13 +109,16 @@ def host_batches(built: Experiment, *, teacher: bool = True, images: bool = True
     )
 
 
-def measure(case: Case, *, rounds: int, steps: int, parts: bool) -> dict:
+def measure(
+    case: Case, *, rounds: int, steps: int, parts: bool, images: int = IMAGES
+) -> dict:
     """Times `case` on the first device.
 
     Args:
       rounds: Times that are taken, after the first call and one round of warm-up.
       steps: In each of them; at least those of one dispatch.
       parts: Whether to time the parts of a train step too.
+      images: Of the data set, see `experiment`.
 
     Returns:
       What is printed: `seconds` of a step in each round, `images_per_sec` of their
@@ -119,7 +126,7 @@ def measure(case: Case, *, rounds: int, steps: int, parts: bool) -> dict:
     """
     devices = jax.local_devices()[:1]
     limit = matmul_limit(case.dtype, devices[0])
-    built = experiment(case, devices)
+    built = experiment(case, devices, images=images)
     run = _training(built) if case.training else _inference(built)
     together = case.steps_per_dispatch if case.training else 1
     timed = functools.partial(
@@ -270,13 +277,17 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=1, help="in a round")
     parser.add_argument("--parts", action="store_true")
+    parser.add_argument("--images", type=int, default=IMAGES, help="in the data set")
     flags = parser.parse_args()
     case = cases.from_flags(flags)
-    print(
-        json.dumps(
-            measure(case, rounds=flags.rounds, steps=flags.steps, parts=flags.parts)
-        )
+    found = measure(
+        case,
+        rounds=flags.rounds,
+        steps=flags.steps,
+        parts=flags.parts,
+        images=flags.images,
     )
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":
