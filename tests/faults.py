@@ -27,8 +27,14 @@ import tempfile
 import time
 from pathlib import Path
 
+import torch
+
 from deit_jax.command import STOPPED
 from deit_jax.training import checkpoint
+
+# Before what loads TensorFlow: the LLVM of torchvision's Triton, loaded after that of
+# TensorFlow, ends the process.
+from teacher import classifier
 from tests import same_run
 
 ROOT = Path(__file__).parent.parent
@@ -90,6 +96,11 @@ class Faults:
     def kills(self) -> int:
         return sum(self.counts[kind] for kind in ENDS)
 
+    def failed(self, words: str) -> None:
+        """Something was not as it should be; said at once, whatever comes after."""
+        print(f"FAILED: {words}", flush=True)
+        self.failures.append(words)
+
     def start(self, command: list[str]) -> subprocess.Popen:
         with open(self._log, "w") as log:
             return subprocess.Popen(
@@ -142,7 +153,7 @@ class Faults:
             self.counts[moment] += 1
             self.counts["saved and stopped (75)"] += code == STOPPED
             if code not in ENDS[kind]:
-                self.failures.append(f"{kind}: exit code {code}:\n{self.said()}")
+                self.failed(f"{kind}: exit code {code}:\n{self.said()}")
 
 
 def wait(process: subprocess.Popen, until, seconds: float = PATIENCE) -> bool:
@@ -196,13 +207,13 @@ def trainings(directory: Path, faults: Faults, *, count: int, steps: int) -> Non
         faults.counts["damaged checkpoints set aside"] += "is damaged" in said
         if code == 0:
             faults.counts["runs compared"] += 1
-            found = same_run.differences(whole, run)
-            faults.failures += [f"a run differs: {words}" for words in found]
+            for words in same_run.differences(whole, run):
+                faults.failed(f"a run differs: {words}")
             if faults.kills >= count:
                 return
             shutil.rmtree(run)
         elif not alive:
-            faults.failures.append(f"exit code {code}:\n{said}")
+            faults.failed(f"exit code {code}:\n{said}")
             return
 
 
@@ -232,10 +243,6 @@ def damage(run: Path, faults: Faults) -> None:
 
 def exports(directory: Path, faults: Faults, *, count: int) -> None:
     """Exports that are killed `count` times in all, each brought to its end."""
-    import torch
-
-    from teacher import classifier
-
     torch.manual_seed(0)
     model = classifier.build("resnet18", 10, image_size=32)
     torch.save(model.state_dict(), directory / "teacher.pt")
@@ -271,12 +278,12 @@ def exports(directory: Path, faults: Faults, *, count: int) -> None:
         if code == 0:
             faults.counts["caches compared"] += 1
             if digests(whole) != digests(out):
-                faults.failures.append(f"a cache differs: {digests(out)}")
+                faults.failed(f"a cache differs: {digests(out)}")
             if faults.kills >= count:
                 return
             shutil.rmtree(out)
         elif not alive:
-            faults.failures.append(f"exit code {code}:\n{said}")
+            faults.failed(f"exit code {code}:\n{said}")
             return
 
 
@@ -303,7 +310,7 @@ def main() -> None:
         print(f"{part.__name__}: {faults.kills} killed")
         for name, number in faults.counts.items():
             print(f"  {number:4}  {name}")
-    print(*failures, f"{len(failures)} failures", sep="\n")
+    print(f"{len(failures)} failures")
     sys.exit(bool(failures))
 
 
