@@ -64,6 +64,8 @@ ENDS = {
     "SIGINT": {STOPPED, -signal.SIGINT, 130},
     "SIGTERM twice": {STOPPED, -signal.SIGTERM},
 }
+# What the interpreter says when SIGINT comes before it runs any of this project.
+BEFORE_PYTHON = "Failed to import the site module"
 PATIENCE = 900  # seconds; no start takes so long
 
 
@@ -152,7 +154,7 @@ class Faults:
             self.counts[kind] += 1
             self.counts[moment] += 1
             self.counts["saved and stopped (75)"] += code == STOPPED
-            if code not in ENDS[kind]:
+            if code not in ENDS[kind] and BEFORE_PYTHON not in self.said():
                 self.failed(f"{kind}: exit code {code}:\n{self.said()}")
 
 
