@@ -372,6 +372,7 @@ FORBIDDEN = ("subprocess.", "os.system", "os.exec", "os.posix_spawn", "os.fork",
 FORBIDDEN += ("socket.connect", "pickle.find_class")
 # Where a first use imports modules from, and what libraries ask the system.
 ELSEWHERE = (sys.prefix, sys.base_prefix, os.path.dirname(os.path.dirname(__file__)))
+ELSEWHERE = tuple(map(os.path.realpath, ELSEWHERE))
 ELSEWHERE += ("/proc/", "/sys/", "/etc/localtime", "/usr/share/", "/dev/null")
 
 
