@@ -33,7 +33,7 @@ def main(*flags):
         ([DIGITS, "--config.epoch=3"], "Did you mean config.epochs?"),
         (
             [DIGITS, "--config.model.size=3"],
-            "Fields of config.model: drop_path, dropout",
+            "Fields of config.model: attention, drop_path",
         ),
         ([DIGITS, "--config.seed.x=3"], "none, it is a value"),
         ([DIGITS, "--config.epochs=many"], "could not convert"),
