@@ -774,6 +774,20 @@ def test_damaged_unfinished_export_is_refused(tmp_path, source, name, content):
         open_writer(tmp_path / "cache", source)
 
 
+@pytest.mark.parametrize("target", ["file", "/dev/zero"])
+def test_a_new_export_does_not_write_through_a_link(tmp_path, source, target):
+    elsewhere = tmp_path / "file"
+    elsewhere.write_bytes(b"somebody's")
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "logits.npy").symlink_to(tmp_path / target)
+    writer = open_writer(tmp_path / "cache", source)
+    writer.append(example_logits()[0])
+    writer.finish()
+    assert elsewhere.read_bytes() == b"somebody's"
+    assert not (tmp_path / "cache" / "logits.npy").is_symlink()
+    teacher_logits.open_cache(tmp_path / "cache")
+
+
 @pytest.mark.parametrize("logits", [None, TOP_K])
 @pytest.mark.parametrize(
     ("value", "message"),

@@ -147,6 +147,9 @@ class Writer:
                 f"the cache takes {needed:,} bytes, and {self.directory} has "
                 f"{free:,} free."
             )
+        # Not written through what lies there: it may be a link, or a device.
+        for name in self._encoding.arrays:
+            (self.directory / name).unlink(missing_ok=True)
         return {
             name: np.lib.format.open_memmap(
                 self.directory / name,
