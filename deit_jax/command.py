@@ -78,9 +78,10 @@ def _in_huge_pages() -> None:
 
     XLA takes and gives back large buffers at each step on CPU; in pages of 4 KiB that
     costs up to a third of it. glibc reads its tunables once, when a process starts.
-    Whoever sets GLIBC_TUNABLES, to nothing even, is left alone.
+    Whoever sets GLIBC_TUNABLES, to nothing even, is left alone. So are the commands of
+    the teacher: to them it makes no difference, and torch would be imported twice.
     """
-    if TUNABLES in os.environ or sys.platform != "linux":
+    if TUNABLES in os.environ or sys.platform != "linux" or "torch" in sys.modules:
         return
     libc, version = platform.libc_ver()
     try:

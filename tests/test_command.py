@@ -17,12 +17,16 @@ command.run(lambda argv: print([os.environ.get(n) for n in names], argv[1:]), ta
 """
 
 
-def run(**environment):
-    """What the command prints, with these variables and no others of its own."""
+def run(before="", **environment):
+    """What the command prints, with these variables and no others of its own.
+
+    Args:
+      before: Lines of Python that it begins with.
+    """
     own = ("GLIBC_TUNABLES", "JAX_COMPILATION_CACHE_DIR", "XDG_CACHE_HOME")
     kept = {name: value for name, value in os.environ.items() if name not in own}
     return subprocess.run(
-        [sys.executable, "-c", COMMAND, "one", "two words"],
+        [sys.executable, "-c", before + COMMAND, "one", "two words"],
         env=kept | environment,
         cwd=Path(__file__).parent.parent,
         text=True,
@@ -38,6 +42,11 @@ def run(**environment):
 def test_a_command_is_in_huge_pages():
     assert run().startswith("['glibc.malloc.hugetlb=1', ")
     assert run().endswith("] ['one', 'two words']\n")
+
+
+def test_a_command_of_the_teacher_does_not_start_again():
+    imported = "import sys\nsys.modules['torch'] = None"
+    assert run(imported).startswith("[None, ")
 
 
 def test_a_command_keeps_what_it_compiles(tmp_path):
