@@ -149,7 +149,8 @@ class Writer:
             )
         # Not written through what lies there: it may be a link, or a device.
         for name in self._encoding.arrays:
-            (self.directory / name).unlink(missing_ok=True)
+            if os.path.lexists(self.directory / name):
+                (self.directory / name).unlink()
         return {
             name: np.lib.format.open_memmap(
                 self.directory / name,
