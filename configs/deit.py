@@ -117,8 +117,8 @@ def _base() -> ConfigDict:
     config.epochs = 100.0
     # Images a step, over all devices.
     config.batch_size = 128
-    # Steps that a device is given at once, where nothing is due between them: on a GPU
-    # more than one is worth while where a step takes only a few milliseconds.
+    # Steps that a device is given at once, where nothing is due between them. More than
+    # one can be worth while where a step takes only a few milliseconds.
     config.steps_per_dispatch = 1
     # Fine-tuning: the run directory or file of weights that training starts from;
     # empty: from scratch. Once the run has a checkpoint it is not read again.

@@ -72,8 +72,8 @@ def train_batches(
       images: False where the devices have those of an `ArraySource` already.
 
     Yields:
-      image uint8 [d, b, H, W, 3], label, index and view int32 [d, b] and, with a
-      teacher, teacher_logits [d, b, C], for the d devices in `own`.
+      image uint8 [d, b, H, W, 3] (with `images`), label, index and view int32 [d, b]
+      and, with a teacher, teacher_logits [d, b, C], for the d devices in `own`.
     """
     own = range(devices) if own is None else own
     rows = _rows(own, plan.batch_size // devices)
