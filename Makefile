@@ -21,7 +21,7 @@ test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest
 
 study: $(VENV)/.installed-teacher
-	$(BIN)/python -m benchmarks.study $(ARGS)
+	$(BIN)/python -m experiments.study $(ARGS)
 
 lint: $(VENV)/.installed-lint
 	$(BIN)/ruff format --check .

@@ -16,7 +16,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from deit_jax.data import views
+from deit_jax.data import plan
 from deit_jax.data.augment import augment_batch, recipes
 from deit_jax.distillation import losses
 from deit_jax.models import variants
@@ -42,7 +42,7 @@ def measure(variant: str, batch_size: int, recipe: str, rounds: int) -> dict:
     pixels = np.random.default_rng(0).integers(
         0, 256, (batch_size, size, size, 3), np.uint8
     )
-    order = views.pairs(0, 0, batch_size).reshape(-1)
+    order = plan.pairs(0, 0, batch_size).reshape(-1)
 
     def batch_of(number: int) -> dict:
         return {

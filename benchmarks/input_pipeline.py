@@ -18,8 +18,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from deit_jax.data import batches, sources, views
-from deit_jax.data.host_pipeline import HostPipeline
+from deit_jax.data import batches, sources
+from deit_jax.data.pipeline import HostPipeline
+from deit_jax.data.plan import BatchPlan
 
 SIDES = (300, 800)  # pixels, of both sides
 QUALITY = 90
@@ -101,7 +102,7 @@ def _resident(pid: int) -> float:
 def measure(root: Path, *, workers: int, size: int, batch_size: int) -> None:
     """Prints a line for each of two epochs and one for the evaluation split."""
     train, val = (sources.load(f"folder:{root}", split) for split in ("train", "val"))
-    plan = views.BatchPlan(len(train), batch_size, seed=0, augment_seed=0)
+    plan = BatchPlan(len(train), batch_size, seed=0, augment_seed=0)
     per_epoch = plan.steps_per_epoch
 
     def report(what: str, read) -> None:

@@ -22,7 +22,8 @@ import optax
 
 from benchmarks import cases, timing
 from benchmarks.cases import Case
-from deit_jax.data import batches, sources, views
+from deit_jax.data import batches, sources
+from deit_jax.data.plan import BatchPlan
 from deit_jax.distillation import teacher_logits
 from deit_jax.distillation.teacher_encoding import Encoding
 from deit_jax.experiment import (
@@ -30,9 +31,9 @@ from deit_jax.experiment import (
     create_optimizer,
     peak_learning_rate,
 )
-from deit_jax.models import variants
+from deit_jax.models import cost, variants
 from deit_jax.student import student_views
-from deit_jax.training import cost, optimizer, step
+from deit_jax.training import optimizer, step
 
 IMAGES = 512  # of the random data set, or as many as four batches
 STEPS = 1_000_000  # more than any measurement takes
@@ -75,7 +76,7 @@ def experiment(case: Case, devices, *, images: int = IMAGES) -> Experiment:
         train_source=source,
         eval_source=source,
         student=student,
-        plan=views.BatchPlan(
+        plan=BatchPlan(
             length=count,
             batch_size=case.batch_size,
             seed=config.seed,

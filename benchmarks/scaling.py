@@ -24,7 +24,7 @@ import jax
 
 from benchmarks import cases, ours
 from benchmarks.cases import Case
-from deit_jax.training import state
+from deit_jax.models.params import count_parameters
 
 DEVICES = (1, 2, 4, 8)
 # What a line of HLO says of a collective: its result's type, its name, its operands.
@@ -74,7 +74,7 @@ def measure(case: Case, devices) -> dict:
         "flops": compiled.cost_analysis()["flops"],
         "collectives": found,
         "payload_bytes": sum(kind["bytes"] for kind in found.values()),
-        "gradient_bytes": 4 * state.count_parameters(abstract.params),
+        "gradient_bytes": 4 * count_parameters(abstract.params),
     }
 
 

@@ -56,11 +56,11 @@ def draw(
     import jax
 
     from deit_jax import trained_model
-    from deit_jax.data import picture_files
+    from deit_jax.data.sources import image_files
     from deit_jax.models.attention_maps import attention_maps
     from deit_jax.training.step import normalise
 
-    files, _ = picture_files.find(paths)
+    files, _ = image_files.find(paths)
     trained = trained_model.load(workdir, weights=weights, step=step)
     out = Path(out)
     try:
@@ -78,7 +78,7 @@ def draw(
     unreadable = 0
     for file, name in zip(files, _names(files), strict=True):
         try:
-            view = trained.view(picture_files.read(file))
+            view = trained.view(image_files.read(file))
         except InputError as error:
             unreadable += 1
             print(f"error: {error}", file=sys.stderr)

@@ -50,9 +50,10 @@ def import_weights(
     # Flags are refused without waiting for JAX.
     import numpy as np
 
-    from deit_jax.training import model_card
+    from deit_jax.models import model_card
+    from deit_jax.models.params import count_parameters
     from deit_jax.training.checkpoint import CONVERTED_FROM, Checkpoints
-    from deit_jax.training.state import TrainState, count_parameters
+    from deit_jax.training.state import TrainState
     from deit_jax.weights.load import load
 
     out = Path(out)
@@ -119,7 +120,8 @@ def export_weights(
       InputError: The run directory has no such checkpoint, or `out` cannot be written
         or is a run directory itself.
     """
-    from deit_jax.training import checkpoint, model_card
+    from deit_jax.models import model_card
+    from deit_jax.training import checkpoint
     from deit_jax.weights import save
 
     save.check(out)

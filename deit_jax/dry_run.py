@@ -13,15 +13,9 @@ from deit_jax import experiment, pretrained
 from deit_jax.data import batches
 from deit_jax.errors import InputError
 from deit_jax.experiment import Experiment
-from deit_jax.training import (
-    checkpoint,
-    cost,
-    processes,
-    run_directory,
-    state,
-    step,
-    summary,
-)
+from deit_jax.models import cost
+from deit_jax.models.params import count_parameters
+from deit_jax.training import checkpoint, processes, run_directory, step, summary
 
 
 def show(config, workdir, *, config_file: str = "<config>") -> dict[str, int]:
@@ -69,7 +63,7 @@ def show(config, workdir, *, config_file: str = "<config>") -> dict[str, int]:
             batch = next(first)
 
     figures = {
-        "parameters": state.count_parameters(train_state.params),
+        "parameters": count_parameters(train_state.params),
         "flops_per_step": 3 * cost.forward_flops(run.model) * config.batch_size,
         "total_steps": run.total_steps,
         "images": run.total_steps * config.batch_size,

@@ -60,8 +60,9 @@ def evaluate(
 
     from deit_jax import trained_model
     from deit_jax.data import sources
-    from deit_jax.data.pictures import open_pictures
-    from deit_jax.training import checkpoint, evaluation, model_card, processes
+    from deit_jax.data.pipeline import open_pictures
+    from deit_jax.models import model_card
+    from deit_jax.training import checkpoint, evaluation, processes
     from deit_jax.training.step import pmap_eval_step
 
     processes.refuse("deit_jax.evaluate")

@@ -14,16 +14,17 @@ import optax
 from flax.traverse_util import flatten_dict
 
 from deit_jax import pretrained
-from deit_jax.data import batches, sources, views
-from deit_jax.data.pictures import fit_in_memory, open_pictures
-from deit_jax.data.replay import StudentViews
+from deit_jax.data import batches, sources
+from deit_jax.data.pipeline import fit_in_memory, open_pictures
+from deit_jax.data.plan import BatchPlan
+from deit_jax.data.student_views import StudentViews
 from deit_jax.distillation import losses, teacher_logits, teacher_views
 from deit_jax.distillation.teacher_logits import TeacherLogits
 from deit_jax.errors import InputError
-from deit_jax.models import variants
+from deit_jax.models import model_card, variants
 from deit_jax.models.vit import VisionTransformer
 from deit_jax.student import student_views
-from deit_jax.training import model_card, optimizer, processes, state, step
+from deit_jax.training import optimizer, processes, state, step
 
 # Fields that may differ between the processes of a run.
 OWN_FIELDS = (
@@ -64,7 +65,7 @@ class Experiment:
     train_source: object
     eval_source: object
     student: StudentViews
-    plan: views.BatchPlan
+    plan: BatchPlan
     total_steps: int
     model: VisionTransformer
     teacher: TeacherLogits | None
@@ -277,7 +278,7 @@ def create(
     student = student_views(config, train_source)
     taught = config.distillation.kind != "none"
     cached_views = taught and config.distillation.view == "same"
-    plan = views.BatchPlan(
+    plan = BatchPlan(
         length=len(train_source),
         batch_size=config.batch_size,
         seed=config.seed,

@@ -67,9 +67,9 @@ def predict(
     if logits_out is not None and not Path(logits_out).parent.is_dir():
         raise InputError(f"--logits_out={logits_out}: its folder does not exist.")
     from deit_jax import trained_model
-    from deit_jax.data import picture_files
+    from deit_jax.data.sources import image_files
 
-    files, passed_over = picture_files.find(paths)
+    files, passed_over = image_files.find(paths)
     if passed_over:
         counted = ", ".join(f"{n:,} {ending}" for ending, n in passed_over.items())
         print(f"files passed over, not pictures: {counted}", file=sys.stderr)
@@ -151,11 +151,11 @@ def _logits(trained, files: list[str], batch_size: int) -> Iterator[tuple]:
 
 def _read(trained, files: list[str], batch_size: int) -> Iterator[tuple]:
     """Yields blocks of files, each file with its uint8 [S, S, 3] or its error."""
-    from deit_jax.data import picture_files
+    from deit_jax.data.sources import image_files
 
     def view(file):
         try:
-            return trained.view(picture_files.read(file))
+            return trained.view(image_files.read(file))
         except InputError as error:
             return error
 

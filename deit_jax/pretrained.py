@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from deit_jax.errors import InputError
-from deit_jax.models import transfer
+from deit_jax.models import model_card, transfer
 from deit_jax.models.vit import VisionTransformer
-from deit_jax.training import checkpoint, model_card
+from deit_jax.training import checkpoint
 from deit_jax.weights import load as weights
 
 EXPECTED = (

@@ -63,7 +63,8 @@ def show(
         raise InputError(f"--out={out}: expected a file name that ends in .png.")
 
     # Flags are refused without waiting for JAX.
-    from deit_jax.data import grid, sources
+    from deit_jax.data import sources
+    from deit_jax.reporting import grid
     from deit_jax.student import student_views
 
     dataset = config.dataset

@@ -3,7 +3,7 @@
 import dataclasses
 
 from deit_jax.data.augment import recipes
-from deit_jax.data.replay import StudentViews
+from deit_jax.data.student_views import StudentViews
 from deit_jax.models import variants
 
 

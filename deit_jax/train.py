@@ -8,20 +8,20 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from deit_jax import experiment, files, pretrained
-from deit_jax.data import batches, grid
-from deit_jax.data.host_pipeline import HostPipeline
+from deit_jax.data import batches
+from deit_jax.data.pipeline import HostPipeline
 from deit_jax.errors import InputError
 from deit_jax.experiment import Experiment
-from deit_jax.reporting import confusion
+from deit_jax.models import cost
+from deit_jax.models.params import count_parameters, parameter_names
+from deit_jax.reporting import confusion, grid
 from deit_jax.training import (
     checkpoint,
-    cost,
     evaluation,
     processes,
     run_directory,
     run_lock,
     signals,
-    state,
     step,
     summary,
 )
@@ -130,7 +130,7 @@ def _train_until_closed(
     train_pictures = pipelines.enter_context(run.open_train_pictures())
     eval_pictures = pipelines.enter_context(run.open_eval_pictures())
 
-    parameters = state.count_parameters(train_state.params)
+    parameters = count_parameters(train_state.params)
     print(f"{config.model.variant}: {parameters:,} parameters\n{run.describe()}")
     if isinstance(train_pictures, HostPipeline):
         print(f"pictures are read by {config.dataset.workers} worker processes")
@@ -185,7 +185,7 @@ def _train_until_closed(
         config.batch_size,
         run.schedule,
         max_consecutive_skips=config.optimizer.max_consecutive_skips,
-        parameters=state.parameter_names(train_state.params),
+        parameters=parameter_names(train_state.params),
         carried=carried,
         rates=tuple(directory.rates),
     )

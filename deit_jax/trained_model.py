@@ -9,8 +9,9 @@ import numpy as np
 from PIL import Image
 
 from deit_jax.data import crops
+from deit_jax.models import model_card
 from deit_jax.models.vit import VisionTransformer
-from deit_jax.training import checkpoint, metrics, model_card, step
+from deit_jax.training import checkpoint, metrics, step
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -48,8 +48,8 @@ from tqdm import tqdm
 
 from deit_jax import command
 from deit_jax.data import batches, sources
-from deit_jax.data.replay import StudentViews
-from deit_jax.data.views import ExportOrder
+from deit_jax.data.plan import ExportOrder
+from deit_jax.data.student_views import StudentViews
 from deit_jax.distillation import (
     losses,
     teacher_encoding,

@@ -3,7 +3,9 @@
 import jax
 import numpy as np
 
-from deit_jax.training import checkpoint, model_card, state
+from deit_jax.models import model_card
+from deit_jax.models.params import abstract_params
+from deit_jax.training import checkpoint, state
 
 DIGITS = tuple("0123456789")
 
@@ -34,7 +36,7 @@ def make(
             **fields,
         },
     )
-    abstract = state.abstract_params(card.create_model())
+    abstract = abstract_params(card.create_model())
     kinds = ("raw", "ema") if ema else ("raw",)
     params = {
         kind: _random(abstract, np.random.default_rng([seed, i]))

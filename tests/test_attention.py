@@ -10,7 +10,7 @@ from PIL import Image
 from deit_jax import attention
 from deit_jax.errors import InputError
 from deit_jax.models import attention_maps, variants
-from deit_jax.training.state import abstract_params
+from deit_jax.models.params import abstract_params
 
 
 def bright_patch_seeker(model):

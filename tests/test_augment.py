@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from deit_jax.data import views
+from deit_jax.data import plan, rng
 from deit_jax.data.augment import augment, augment_batch, augment_pair, recipes
 from deit_jax.models.vit import VisionTransformer
 from deit_jax.training import optimizer, state, step
@@ -39,7 +39,7 @@ def pictures():
 @functools.cache
 def rows():
     """(index, view) of `COUNT` images, partners side by side."""
-    pairs = [views.pairs(SEED, view, LENGTH).reshape(-1) for view in range(4)]
+    pairs = [plan.pairs(SEED, view, LENGTH).reshape(-1) for view in range(4)]
     return np.concatenate(pairs), np.repeat(np.arange(4, dtype=np.int32), LENGTH)
 
 
@@ -89,7 +89,7 @@ def test_partners_may_come_in_either_order():
 def test_all_branches_at_once_give_the_chosen_ones():
     """What GPUs and TPUs compute, against the one pair after the other of CPUs."""
     index, view = (x[:512].reshape(-1, 2) for x in rows())
-    keys = views.image_keys(SEED, view.reshape(-1), index.reshape(-1)).reshape(-1, 2)
+    keys = rng.image_keys(SEED, view.reshape(-1), index.reshape(-1)).reshape(-1, 2)
     one = functools.partial(augment_pair, settings=settings())
     at_once, _ = jax.jit(jax.vmap(one))(keys, index, pictures()[index])
     np.testing.assert_array_equal(at_once, reference()[view, index])

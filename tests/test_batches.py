@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deit_jax.data import batches, crops, sources, views
-from deit_jax.data.host_pipeline import HostPipeline
+from deit_jax.data import batches, crops, rng, sources
+from deit_jax.data.pipeline import HostPipeline
+from deit_jax.data.plan import BatchPlan
 from deit_jax.errors import InputError
 
 
@@ -36,7 +37,7 @@ def test_the_nearest_batch_sizes_are_named():
 
 def test_train_batches_hold_the_images_of_the_plan():
     source = sources.load("digits", "train[:50]")
-    plan = views.BatchPlan(length=50, batch_size=8, seed=0, augment_seed=0)
+    plan = BatchPlan(length=50, batch_size=8, seed=0, augment_seed=0)
     for done, batch in enumerate(
         batches.train_batches(source, plan, start=3, stop=9, devices=2), start=3
     ):
@@ -71,7 +72,7 @@ def test_eval_batches_count_every_image_once(batch_size, devices):
 @pytest.mark.parametrize("batch_size", [8, 16, 50])
 def test_two_processes_read_the_rows_of_their_devices(batch_size):
     source = sources.load("digits", "test[:50]")
-    plan = views.BatchPlan(length=50, batch_size=8, seed=0, augment_seed=0)
+    plan = BatchPlan(length=50, batch_size=8, seed=0, augment_seed=0)
 
     def read(own):
         trained = batches.train_batches(
@@ -114,7 +115,7 @@ def mixed(tmp_path):
 
 
 def test_streamed_train_batches_are_random_crops_of_the_plan(mixed):
-    plan = views.BatchPlan(length=20, batch_size=8, seed=0, augment_seed=3)
+    plan = BatchPlan(length=20, batch_size=8, seed=0, augment_seed=3)
     with HostPipeline(mixed, size=16, workers=0) as pipeline:
         read = list(
             batches.train_batches(
@@ -128,7 +129,7 @@ def test_streamed_train_batches_are_random_crops_of_the_plan(mixed):
         np.testing.assert_array_equal(batch["label"].ravel(), mixed.labels[index])
         np.testing.assert_array_equal(batch["index"].ravel(), index)
         np.testing.assert_array_equal(batch["view"].ravel(), view)
-        draws = views.crop_draws(3, view, index)
+        draws = rng.crop_draws(3, view, index)
         for row, image in enumerate(batch["image"].reshape(8, 16, 16, 3)):
             picture, _ = mixed.picture(index[row])
             box = crops.random_resized_crop_box(draws[row], *picture.size)
@@ -168,7 +169,7 @@ def test_dispatches_end_where_the_host_has_something_to_do(size, periods):
 
 def test_batches_of_a_dispatch_lie_behind_the_devices():
     source = sources.load("digits", "train[:50]")
-    plan = views.BatchPlan(length=50, batch_size=8, seed=0, augment_seed=0)
+    plan = BatchPlan(length=50, batch_size=8, seed=0, augment_seed=0)
     settings = {"start": 0, "stop": 5, "devices": 2}
     single = list(batches.train_batches(source, plan, **settings))
     stream = batches.train_batches(source, plan, images=False, **settings)

@@ -7,8 +7,9 @@ import re
 import pytest
 from flax.traverse_util import flatten_dict
 
-from benchmarks import augmentation, teacher_views
+from benchmarks import augmentation
 from configs import deit, vit
+from experiments import teacher_views
 
 
 @pytest.fixture

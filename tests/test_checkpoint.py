@@ -11,7 +11,8 @@ import tensorstore
 
 from deit_jax import train
 from deit_jax.errors import InputError
-from deit_jax.training import checkpoint, model_card
+from deit_jax.models import model_card
+from deit_jax.training import checkpoint
 from deit_jax.training.checkpoint import Checkpoints, check_resumable
 from deit_jax.training.state import TrainState
 

@@ -2,8 +2,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from deit_jax.models import variants
-from deit_jax.training import cost
+from deit_jax.models import cost, variants
 
 
 @pytest.mark.parametrize(

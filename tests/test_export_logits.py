@@ -20,7 +20,8 @@ from absl import flags
 from absl.testing import flagsaver
 
 from configs import deit
-from deit_jax.data import crops, sources, views
+from deit_jax.data import crops, sources
+from deit_jax.data.plan import BatchPlan, ExportOrder, view_pairs
 from deit_jax.distillation import (
     teacher_logits,
     teacher_parts,
@@ -93,7 +94,7 @@ def replayed(seen, source, index, view):
 def trained_on(seen, length, num_views):
     """(index, view) of all images of training, in its order, not in the export's."""
     pairs = length // 2 // seen.repeats * seen.repeats
-    plan = views.BatchPlan(
+    plan = BatchPlan(
         length=length,
         batch_size=2 * pairs,
         seed=5,
@@ -164,7 +165,7 @@ def test_cache_holds_the_answers_to_mixed_and_to_unmixed_images(
 
     # All images of both views without mixing, the two that rest among them.
     alone = DEIT.unmixed()
-    pairs = [views.view_pairs(DEIT.augment_seed, n, LENGTH, 1) for n in range(2)]
+    pairs = [view_pairs(DEIT.augment_seed, n, LENGTH, 1) for n in range(2)]
     index = np.concatenate(pairs).reshape(-1)
     view = np.repeat(np.arange(2, dtype=np.int32), LENGTH + 1)
     live = answers(teacher, replayed(alone, train, index, view)[0])
@@ -254,7 +255,7 @@ def test_a_long_export_holds_a_few_blocks(monkeypatch, tmp_path, seen):
         seen = dataclasses.replace(seen, size=16)
     counts = {"read": 0, "asked": 0, "written": 0}
     read_ahead, asked_ahead = [], []
-    read, ask = sources.ArraySource.pictures, views.ExportOrder.entries
+    read, ask = sources.ArraySource.pictures, ExportOrder.entries
     append, write = teacher_writer.Writer.append, export_logits._write
 
     def counted_read(self, indices):
@@ -277,7 +278,7 @@ def test_a_long_export_holds_a_few_blocks(monkeypatch, tmp_path, seen):
         write(*args, **kwargs)
 
     monkeypatch.setattr(sources.ArraySource, "pictures", counted_read)
-    monkeypatch.setattr(views.ExportOrder, "entries", counted_ask)
+    monkeypatch.setattr(ExportOrder, "entries", counted_ask)
     monkeypatch.setattr(teacher_writer.Writer, "append", counted_append)
     monkeypatch.setattr(export_logits, "_write", from_the_first_entry)
     num_views = 2 if seen else 1

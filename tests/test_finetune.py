@@ -15,8 +15,9 @@ from configs import deit, finetune, vit
 from deit_jax import pretrained, train, trained_model
 from deit_jax.data import sources
 from deit_jax.errors import InputError
-from deit_jax.models import variants
-from deit_jax.training import checkpoint, model_card, state, step
+from deit_jax.models import model_card, variants
+from deit_jax.models.params import abstract_params
+from deit_jax.training import checkpoint, state, step
 from deit_jax.weights import files, timm
 
 DIGITS = tuple("0123456789")
@@ -59,7 +60,7 @@ def random_params(model, seed=0):
     random = np.random.default_rng(seed)
     return jax.tree.map(
         lambda x: random.normal(size=x.shape, scale=0.3).astype(np.float32),
-        state.abstract_params(model),
+        abstract_params(model),
     )
 
 

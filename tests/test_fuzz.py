@@ -28,9 +28,10 @@ from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
 from deit_jax import evaluate
-from deit_jax.data import folder_source, images, picture_files, sources
+from deit_jax.data import sources
 from deit_jax.data.augment.recipes import Augmentation
-from deit_jax.data.replay import StudentViews
+from deit_jax.data.sources import decode, folder, image_files
+from deit_jax.data.student_views import StudentViews
 from deit_jax.distillation import (
     teacher_logits,
     teacher_parts,
@@ -38,9 +39,10 @@ from deit_jax.distillation import (
     teacher_writer,
 )
 from deit_jax.errors import InputError
-from deit_jax.models import variants
+from deit_jax.models import model_card, variants
+from deit_jax.models.params import abstract_params
 from deit_jax.reporting import contents, results, runs
-from deit_jax.training import checkpoint, metrics, model_card, summary, writers
+from deit_jax.training import checkpoint, metrics, summary, writers
 from deit_jax.weights import files, hugging_face, timm
 from deit_jax.weights.load import load
 
@@ -387,11 +389,11 @@ NAMES = [
 
 def look(directory):
     """At every file of a directory, as prediction does, until one is refused."""
-    found, _ = picture_files.find([directory])
+    found, _ = image_files.find([directory])
     refusal = None
     for path in found:
         try:
-            image = picture_files.read(path)
+            image = image_files.read(path)
         except InputError as error:
             refusal = error
         else:
@@ -403,7 +405,7 @@ def look(directory):
 
 @pytest.mark.parametrize("name", sorted(PICTURES))
 def test_a_whole_picture_is_read(name):
-    image = images.open_rgb(PICTURES[name], name)
+    image = decode.open_rgb(PICTURES[name], name)
     assert image.size in [(8, 9), (9, 8)]
 
 
@@ -435,7 +437,7 @@ def strange():
 
 def open_and_decode(directory):
     for split in ("train", "val"):
-        source = folder_source.open_folder(f"folder:{directory}", split)
+        source = folder.open_folder(f"folder:{directory}", split)
         print(source.class_names, file=io.TextIOWrapper(io.BytesIO(), "utf-8"))
         for image, label in source.pictures(range(len(source))):
             assert image.mode == "RGB"
@@ -466,7 +468,7 @@ def test_a_damaged_folder_is_refused_or_read(data):
 def tensors():
     """timm's state dict of the small model, of zeros and three classes."""
     model_ = variants.create(VARIANT, num_classes=3)
-    abstract = checkpoint.abstract_params(model_)
+    abstract = abstract_params(model_)
     zeros = checkpoint.jax.tree.map(
         lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract
     )

@@ -229,7 +229,7 @@ def write_bytes(content):
 def card(**fields) -> bytes:
     import dataclasses
 
-    from deit_jax.training.model_card import ModelCard
+    from deit_jax.models.model_card import ModelCard
 
     whole = ModelCard(
         "vit_nano_patch8_32", 32, ("a",), (0.5,) * 3, (0.5,) * 3, crop_ratio=1.0
@@ -247,10 +247,11 @@ def zip_of(**arrays: bytes) -> bytes:
 
 def cases() -> dict:
     """By name: what writes it to a path, and what reads it from there."""
-    from deit_jax.data import folder_source, picture_files
+    from deit_jax.data.sources import folder, image_files
     from deit_jax.distillation import teacher_logits, teacher_parts
     from deit_jax.evaluate import _dataset_of
-    from deit_jax.training import checkpoint, model_card, summary, writers
+    from deit_jax.models import model_card
+    from deit_jax.training import checkpoint, summary, writers
     from deit_jax.weights import files
     from deit_jax.weights.load import load
 
@@ -269,18 +270,18 @@ def cases() -> dict:
         return lambda path: write(path / name)
 
     found = {
-        f"picture.{name}": (write_bytes(content), picture_files.read)
+        f"picture.{name}": (write_bytes(content), image_files.read)
         for name, content in PICTURES.items()
     }
     return found | {
-        "sparse.png": (lambda path: sparse(path, 2**40), picture_files.read),
-        "device.png": (lambda path: path.symlink_to("/dev/zero"), picture_files.read),
-        "pipe.png": (os.mkfifo, picture_files.read),
-        "links": (write_links, lambda path: picture_files.find([path])),
-        "deep": (write_deep, lambda path: picture_files.find([path])),
+        "sparse.png": (lambda path: sparse(path, 2**40), image_files.read),
+        "device.png": (lambda path: path.symlink_to("/dev/zero"), image_files.read),
+        "pipe.png": (os.mkfifo, image_files.read),
+        "links": (write_links, lambda path: image_files.find([path])),
+        "deep": (write_deep, lambda path: image_files.find([path])),
         "folder": (
             in_folder("train", write_links),
-            lambda path: folder_source.open_folder(str(path), "train"),
+            lambda path: folder.open_folder(str(path), "train"),
         ),
         "examples-packed": (
             lambda path: write_cache(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deit_jax.data import views
+from deit_jax.data import rng
 from deit_jax.data.augment import geometry
 from deit_jax.errors import InputError
 
@@ -16,7 +16,7 @@ ONE = 1 << geometry.COORDINATE_BITS
 
 
 def keys(count):
-    return views.image_keys(3, np.zeros(count, np.int32), np.arange(count))
+    return rng.image_keys(3, np.zeros(count, np.int32), np.arange(count))
 
 
 def without_black(side=12):

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFont
 
-from deit_jax.data import crops, grid, sources, views
+from deit_jax.data import crops, plan, sources
 from deit_jax.data.augment import mix, recipes
-from deit_jax.data.replay import StudentViews
+from deit_jax.data.student_views import StudentViews
 from deit_jax.errors import InputError
+from deit_jax.reporting import grid
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SEED, SIZE, LENGTH = 3, 16, 15  # odd: in each view one image rests
@@ -50,7 +51,7 @@ MIXED = student(repeats=2, mixup=0.8, cutmix=1.0, mix_probability=0.7)
 def replayed(seen):
     """The images of the train step, by (view, index), a whole view at a time."""
     index = [
-        views.view_pairs(SEED, int(view), LENGTH, seen.repeats).reshape(-1)
+        plan.view_pairs(SEED, int(view), LENGTH, seen.repeats).reshape(-1)
         for view in VIEWS
     ]
     requests = [
@@ -114,7 +115,7 @@ def test_captions_say_what_the_pixels_are_mixed_of():
             own = plain[view, i].astype(float)
             if len(cell.lines) == 1:
                 np.testing.assert_array_equal(cell.image, own)
-                matching = views.pairs(SEED, int(view) // 2, LENGTH)
+                matching = plan.pairs(SEED, int(view) // 2, LENGTH)
                 kinds["" if i in matching else "rests"] += 1
                 continue
             kind, share, name = cell.lines[1].split()

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from benchmarks import input_pipeline
-from deit_jax.data import batches, sources, views
-from deit_jax.data.host_pipeline import HostPipeline
+from deit_jax.data import batches, sources
+from deit_jax.data.pipeline import HostPipeline
+from deit_jax.data.plan import BatchPlan
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,7 @@ def test_a_stopped_making_of_the_folder_is_taken_up_again(folder):
 
 def test_two_epochs_are_the_same_with_any_number_of_workers(folder):
     source = sources.load(f"folder:{folder}", "train")
-    plan = views.BatchPlan(length=28, batch_size=8, seed=0, augment_seed=0)
+    plan = BatchPlan(length=28, batch_size=8, seed=0, augment_seed=0)
     read = {}
     for workers in (0, 1, 2):
         with HostPipeline(source, size=24, workers=workers) as pipeline:

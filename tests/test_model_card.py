@@ -6,7 +6,7 @@ import json
 import pytest
 
 from deit_jax.errors import InputError
-from deit_jax.training import model_card
+from deit_jax.models import model_card
 
 CARD = model_card.ModelCard(
     variant="deit_nano_distilled_patch8_32",

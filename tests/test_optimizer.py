@@ -12,7 +12,8 @@ from timm.optim import param_groups_layer_decay
 
 from deit_jax.errors import InputError
 from deit_jax.models import variants
-from deit_jax.training import optimizer, state
+from deit_jax.models.params import abstract_params
+from deit_jax.training import optimizer
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
@@ -95,7 +96,7 @@ def test_masked_parameters_do_not_decay():
     "variant", ["deit_tiny_distilled_patch16_224", "vit_tiny_patch16_224"]
 )
 def test_layer_scales_are_timms(variant):
-    params = state.abstract_params(variants.create(variant, num_classes=10))
+    params = abstract_params(variants.create(variant, num_classes=10))
     ours = {
         re.sub("kernel$|scale$", "weight", path.replace("blocks_", "blocks.")): scale
         for path, scale in flatten_dict(

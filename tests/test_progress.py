@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deit_jax.data.views import BatchPlan
+from deit_jax.data.plan import BatchPlan
 from deit_jax.training import progress
 
 

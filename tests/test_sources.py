@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deit_jax.data import fingerprint, sources
-from deit_jax.data.split import parse_split
+from deit_jax.data import sources
+from deit_jax.data.sources import fingerprint
+from deit_jax.data.sources.split import parse_split
 from deit_jax.errors import InputError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -685,9 +686,9 @@ def test_a_failed_preparation_ends_in_one_clear_message(tiny, tmp_path, monkeypa
 
 
 def test_preparing_without_tensorflow_says_what_to_install(tmp_path, monkeypatch):
-    from deit_jax.data import tfds_source
+    from deit_jax.data.sources import tfds
 
-    monkeypatch.setattr(tfds_source.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(tfds.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match="pip install tensorflow-cpu"):
         sources.load("cifar10", "train", data_dir=str(tmp_path))
 

@@ -12,6 +12,7 @@ from torchvision.transforms.v2 import functional as F
 
 from deit_jax.data import batches
 from deit_jax.distillation import losses
+from deit_jax.models.params import parameter_names
 from deit_jax.models.vit import VisionTransformer
 from deit_jax.training import optimizer, state, step
 
@@ -289,7 +290,7 @@ def test_the_norm_of_every_gradient():
     clipped = min(1, 1 / metrics["grad_norm"])
     expected = [np.linalg.norm(gradient.ravel()) / clipped for gradient in gradients]
     np.testing.assert_allclose(metrics["grad_norms"], expected, rtol=1e-4)
-    names = state.parameter_names(new_state.params)
+    names = parameter_names(new_state.params)
     assert len(names) == len(expected)
     shapes = {"/".join(k): v.shape for k, v in flatten_dict(new_state.params).items()}
     assert [g.shape for g in gradients] == [shapes[name] for name in names]

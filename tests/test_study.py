@@ -9,9 +9,9 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from benchmarks import study
 from benchmarks.cores import Cores
 from configs import study as config
+from experiments import study
 
 
 @pytest.fixture
@@ -125,7 +125,7 @@ def test_a_trial_gives_what_it_prints_or_ends_the_study():
 
 def test_bad_flags_are_one_message():
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.study", "--scale=huge", "--data_dir=x"],
+        [sys.executable, "-m", "experiments.study", "--scale=huge", "--data_dir=x"],
         cwd=Path(__file__).parent.parent,
         text=True,
         capture_output=True,

@@ -14,8 +14,8 @@ import scipy.special
 
 from deit_jax.data import sources
 from deit_jax.data.augment.recipes import Augmentation
-from deit_jax.data.replay import StudentViews
-from deit_jax.data.views import ExportOrder
+from deit_jax.data.plan import ExportOrder
+from deit_jax.data.student_views import StudentViews
 from deit_jax.distillation import teacher_logits, teacher_views, teacher_writer
 from deit_jax.distillation.teacher_encoding import Encoding
 from deit_jax.errors import InputError

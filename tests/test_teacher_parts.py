@@ -13,8 +13,8 @@ import pytest
 
 from deit_jax.data import sources
 from deit_jax.data.augment.recipes import Augmentation
-from deit_jax.data.replay import StudentViews
-from deit_jax.data.views import ExportOrder
+from deit_jax.data.plan import ExportOrder
+from deit_jax.data.student_views import StudentViews
 from deit_jax.distillation import (
     teacher_logits,
     teacher_parts,

@@ -12,8 +12,8 @@ from PIL import Image
 from deit_jax import trained_model
 from deit_jax.convert import import_weights
 from deit_jax.data import crops
+from deit_jax.models.model_card import ModelCard
 from deit_jax.models.variants import VARIANTS, create
-from deit_jax.training.model_card import ModelCard
 from deit_jax.weights import hugging_face, preprocessing, save
 from deit_jax.weights import timm as timm_layout
 from deit_jax.weights.load import load

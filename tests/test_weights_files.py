@@ -14,8 +14,8 @@ import safetensors.numpy
 from flax import traverse_util
 
 from deit_jax.errors import InputError
+from deit_jax.models.params import abstract_params
 from deit_jax.models.variants import VARIANTS, create
-from deit_jax.training.state import abstract_params
 from deit_jax.weights import architecture, files, hugging_face, preprocessing, timm
 from deit_jax.weights.load import load
 

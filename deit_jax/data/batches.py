@@ -12,8 +12,9 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 
 import numpy as np
 
-from deit_jax.data.host_pipeline import HostPipeline
-from deit_jax.data.views import BatchPlan, crop_draws
+from deit_jax.data.pipeline import HostPipeline
+from deit_jax.data.plan import BatchPlan
+from deit_jax.data.rng import crop_draws
 from deit_jax.errors import InputError
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from deit_jax import json_files
-from deit_jax.data.views import ExportOrder
+from deit_jax.data.plan import ExportOrder
 from deit_jax.distillation import teacher_logits, teacher_writer
 from deit_jax.distillation.teacher_logits import EXAMPLES, MANIFEST, PARTS
 from deit_jax.errors import InputError

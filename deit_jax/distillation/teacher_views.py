@@ -12,8 +12,8 @@ from collections.abc import Mapping
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from deit_jax.data import views
-from deit_jax.data.replay import StudentViews
+from deit_jax.data.plan import view_pairs
+from deit_jax.data.student_views import StudentViews
 from deit_jax.distillation.teacher_logits import MIXINGS, VIEWS, TeacherLogits
 from deit_jax.errors import InputError
 
@@ -83,7 +83,7 @@ def examples(seen: StudentViews, source, count: int) -> dict:
     """
     chosen = np.linspace(0, count - 1, EXAMPLE_VIEWS).round().astype(np.int32)
     partners = [
-        views.view_pairs(seen.augment_seed, int(view), len(source), seen.repeats)[0]
+        view_pairs(seen.augment_seed, int(view), len(source), seen.repeats)[0]
         for view in chosen
     ]
     index, view = np.concatenate(partners), np.repeat(chosen, 2)

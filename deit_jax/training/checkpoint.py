@@ -22,8 +22,9 @@ from orbax.checkpoint import checkpoint_managers
 
 from deit_jax import json_files
 from deit_jax.errors import InputError
+from deit_jax.models.params import abstract_params
 from deit_jax.training import digests
-from deit_jax.training.state import TrainState, abstract_params
+from deit_jax.training.state import TrainState
 
 # Fields that may change between two starts: they touch neither the order of the data
 # nor, but for how sums are rounded, the parameters. A moved cache is checked by its

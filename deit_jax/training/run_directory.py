@@ -9,7 +9,8 @@ import numpy as np
 
 from deit_jax.errors import InputError
 from deit_jax.files import replace_file
-from deit_jax.training import model_card, summary, writers
+from deit_jax.models import model_card
+from deit_jax.training import summary, writers
 
 CONFIG = "config.json"
 

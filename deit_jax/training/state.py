@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from deit_jax.data.views import Stream, stream_key
+from deit_jax.data.rng import Stream, stream_key
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -50,20 +50,3 @@ def create(
         )
 
     return init()
-
-
-def abstract_params(model) -> dict:
-    """Shapes and types of a model's parameters, without computing any."""
-    side = model.image_size
-    images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
-    return jax.eval_shape(model.init, jax.random.key(0), images)["params"]
-
-
-def parameter_names(params) -> list[str]:
-    """`blocks_0/attn/qkv/kernel`, ..., in the order of `jax.tree.leaves`."""
-    paths, _ = zip(*jax.tree.leaves_with_path(params), strict=True)
-    return [jax.tree_util.keystr(p, simple=True, separator="/") for p in paths]
-
-
-def count_parameters(params) -> int:
-    return sum(leaf.size for leaf in jax.tree.leaves(params))

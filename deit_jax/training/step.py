@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Shaped, UInt8
 
 from deit_jax.data.augment import augment_batch
 from deit_jax.data.augment.recipes import Augmentation
-from deit_jax.data.views import Stream, stream_key
+from deit_jax.data.rng import Stream, stream_key
 from deit_jax.distillation import losses
 from deit_jax.training.state import TrainState
 

@@ -15,8 +15,8 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
+from deit_jax.models.model_card import ModelCard
 from deit_jax.models.variants import VARIANTS
-from deit_jax.training.model_card import ModelCard
 
 # Ours (timm's) on the left, theirs on the right, without `.weight` and `.bias`.
 TRUNK = {

@@ -11,9 +11,9 @@ import numpy as np
 from deit_jax import json_files
 from deit_jax.errors import InputError
 from deit_jax.models import variants
+from deit_jax.models.model_card import MODEL, ModelCard
+from deit_jax.models.params import abstract_params
 from deit_jax.models.variants import VARIANTS
-from deit_jax.training.model_card import MODEL, ModelCard
-from deit_jax.training.state import abstract_params
 from deit_jax.weights import (
     architecture,
     download,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from deit_jax.errors import InputError
 from deit_jax.files import replace_file
-from deit_jax.training.model_card import MODEL, ModelCard
+from deit_jax.models.model_card import MODEL, ModelCard
 from deit_jax.weights import files, hugging_face, timm
 
 

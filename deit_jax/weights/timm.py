@@ -11,8 +11,8 @@ from collections.abc import Mapping
 import numpy as np
 from flax import traverse_util
 
+from deit_jax.models.model_card import ModelCard
 from deit_jax.models.variants import VARIANTS
-from deit_jax.training.model_card import ModelCard
 
 # The tensors whose shapes say which variant a state dict belongs to.
 ROLES = {

@@ -13,7 +13,7 @@ from jaxtyping import Array, Int32, Key, UInt8
 
 from deit_jax.data.augment import erase, geometry, jitter, mix, randaugment
 from deit_jax.data.augment.recipes import Augmentation
-from deit_jax.data.views import image_keys
+from deit_jax.data.rng import image_keys
 
 # One constant an operation, folded into the image's key: switching one off leaves the
 # draws of the others as they are.
@@ -26,7 +26,7 @@ def augment(
     """All operations on one image but the mixing, in DeiT's order.
 
     Args:
-      key: The image's own (`views.image_keys`).
+      key: The image's own (`rng.image_keys`).
       image: Of the model's size.
       settings: What to do.
     """

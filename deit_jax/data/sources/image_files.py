@@ -7,8 +7,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from deit_jax.data.folder_source import ENDINGS, find_pictures, read_picture
-from deit_jax.data.images import open_rgb
+from deit_jax.data.sources.decode import open_rgb
+from deit_jax.data.sources.folder import ENDINGS, find_pictures, read_picture
 from deit_jax.errors import InputError
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deit_jax.data import picture_files
+from deit_jax.data.sources import image_files
 from deit_jax.errors import InputError
 
 
@@ -25,58 +25,58 @@ def pictures(tmp_path):
 
 
 def test_a_folder_gives_its_pictures_at_any_depth_sorted(pictures):
-    files, passed_over = picture_files.find([pictures])
+    files, passed_over = image_files.find([pictures])
     assert files == [str(pictures / "a/c.jpg"), str(pictures / "b.PNG")]
     assert passed_over == {".txt": 1, "hidden": 1, "no ending": 1}
 
 
 def test_files_are_taken_by_any_name_and_once(pictures):
     asked = [pictures / "scan", pictures, pictures / "b.PNG"]
-    files, _ = picture_files.find(asked)
+    files, _ = image_files.find(asked)
     assert files == [str(pictures / n) for n in ("a/c.jpg", "b.PNG", "scan")]
-    assert picture_files.read(files[-1]).getpixel((0, 0)) == (255, 0, 0)
+    assert image_files.read(files[-1]).getpixel((0, 0)) == (255, 0, 0)
 
 
 def test_relative_paths_stay_relative(pictures, monkeypatch):
     monkeypatch.chdir(pictures)
-    assert picture_files.find(["."])[0] == ["a/c.jpg", "b.PNG"]
-    assert picture_files.find(["a", "./b.PNG"])[0] == ["a/c.jpg", "b.PNG"]
+    assert image_files.find(["."])[0] == ["a/c.jpg", "b.PNG"]
+    assert image_files.find(["a", "./b.PNG"])[0] == ["a/c.jpg", "b.PNG"]
 
 
 def test_says_what_is_missing(tmp_path):
     with pytest.raises(InputError, match=r"gone\.png does not exist"):
-        picture_files.find([tmp_path / "gone.png"])
+        image_files.find([tmp_path / "gone.png"])
     with pytest.raises(InputError, match=r"holds no picture .*, it is empty"):
-        picture_files.find([tmp_path])
+        image_files.find([tmp_path])
     (tmp_path / "a.heic").touch()
     with pytest.raises(InputError, match=r"no picture .*; passed over: 1 \.heic"):
-        picture_files.find([tmp_path])
+        image_files.find([tmp_path])
 
 
 def test_an_unreadable_file_is_named(tmp_path):
     (tmp_path / "cut.png").write_bytes(b"\x89PNG\r\n")
     with pytest.raises(InputError, match=r"cut\.png is not a picture"):
-        picture_files.read(str(tmp_path / "cut.png"))
+        image_files.read(str(tmp_path / "cut.png"))
     with pytest.raises(InputError, match=r"gone\.png cannot be read: No such file"):
-        picture_files.read(str(tmp_path / "gone.png"))
+        image_files.read(str(tmp_path / "gone.png"))
 
 
 def test_a_link_that_leads_back_ends(pictures):
     os.symlink(pictures, pictures / "a" / "again")
-    files, _ = picture_files.find([pictures])
+    files, _ = image_files.find([pictures])
     assert [Path(file).name for file in files] == ["c.jpg", "b.PNG"]
 
 
 def test_a_pipe_is_not_waited_for(pictures):
     os.mkfifo(pictures / "pipe.png")
-    assert picture_files.find([pictures])[1]["no file"] == 1
-    assert picture_files.find([pictures / "pipe.png"])[0]
+    assert image_files.find([pictures])[1]["no file"] == 1
+    assert image_files.find([pictures / "pipe.png"])[0]
     with pytest.raises(InputError, match=r"pipe\.png is no regular file"):
-        picture_files.read(str(pictures / "pipe.png"))
+        image_files.read(str(pictures / "pipe.png"))
 
 
 def test_reads_what_a_folder_source_reads(pictures):
     Image.fromarray(np.full((3, 5), 40000, np.uint16)).save(pictures / "deep.png")
-    image = picture_files.read(str(pictures / "deep.png"))
+    image = image_files.read(str(pictures / "deep.png"))
     assert image.mode == "RGB" and image.size == (5, 3)
     assert image.getpixel((0, 0)) == (156, 156, 156)  # round(40000 / 257)

@@ -3,13 +3,14 @@ import hashlib
 import numpy as np
 import pytest
 
-from deit_jax.data import crops, views
+from deit_jax.data import crops, plan, rng
+from deit_jax.data.plan import BatchPlan, ExportOrder
 from deit_jax.errors import InputError
 
 
-def plan(**changes):
+def batch_plan(**changes):
     settings = {"length": 101, "batch_size": 8, "seed": 1, "augment_seed": 2}
-    return views.BatchPlan(**(settings | changes))
+    return BatchPlan(**(settings | changes))
 
 
 def epoch(a_plan, number):
@@ -21,7 +22,7 @@ def epoch(a_plan, number):
 
 @pytest.mark.parametrize("length", [2, 7, 100, 101])
 def test_pairs_are_a_perfect_matching(length):
-    indices = views.pairs(0, 3, length)
+    indices = plan.pairs(0, 3, length)
     assert indices.shape == (length // 2, 2)
     assert len(set(indices.ravel())) == length // 2 * 2
     assert set(indices.ravel()) <= set(range(length))
@@ -29,7 +30,7 @@ def test_pairs_are_a_perfect_matching(length):
 
 def test_with_an_odd_length_another_index_rests_in_each_view():
     resting = {
-        (set(range(101)) - set(views.pairs(0, view, 101).ravel())).pop()
+        (set(range(101)) - set(plan.pairs(0, view, 101).ravel())).pop()
         for view in range(20)
     }
     assert len(resting) > 10
@@ -37,14 +38,14 @@ def test_with_an_odd_length_another_index_rests_in_each_view():
 
 def test_epoch_shows_every_image_once_but_for_the_last_part_of_a_batch():
     for number in range(3):
-        index, view = epoch(plan(), number)
+        index, view = epoch(batch_plan(), number)
         assert len(index) == 96 == len(set(index))
         assert (view == number).all()
 
 
 def test_partners_are_neighbours_in_the_batch():
-    a_plan = plan()
-    matching = {tuple(pair) for pair in views.pairs(2, 1, 101).tolist()}
+    a_plan = batch_plan()
+    matching = {tuple(pair) for pair in plan.pairs(2, 1, 101).tolist()}
     index, _ = a_plan.batch(a_plan.steps_per_epoch + 3)
     assert {tuple(pair) for pair in index.reshape(-1, 2).tolist()} <= matching
 
@@ -54,19 +55,19 @@ def test_pairs_do_not_depend_on_the_order_seed_nor_the_batch_size():
         index, _ = epoch(a_plan, 0)
         return {tuple(pair) for pair in index.reshape(-1, 2).tolist()}
 
-    base = all_pairs(plan(batch_size=4, length=100))
-    assert base == all_pairs(plan(batch_size=20, length=100, seed=9))
-    assert base != all_pairs(plan(batch_size=4, length=100, augment_seed=9))
+    base = all_pairs(batch_plan(batch_size=4, length=100))
+    assert base == all_pairs(batch_plan(batch_size=20, length=100, seed=9))
+    assert base != all_pairs(batch_plan(batch_size=4, length=100, augment_seed=9))
 
 
 def test_orders_differ_between_epochs_and_seeds():
-    first = epoch(plan(length=100), 0)[0]
-    assert (first != epoch(plan(length=100, seed=9), 0)[0]).any()
-    assert (first != epoch(plan(length=100), 1)[0]).any()
+    first = epoch(batch_plan(length=100), 0)[0]
+    assert (first != epoch(batch_plan(length=100, seed=9), 0)[0]).any()
+    assert (first != epoch(batch_plan(length=100), 1)[0]).any()
 
 
 def test_views_cycle_and_bring_their_pairs_back():
-    a_plan = plan(length=100, batch_size=4, num_views=3)
+    a_plan = batch_plan(length=100, batch_size=4, num_views=3)
     assert [epoch(a_plan, e)[1][0] for e in range(7)] == [0, 1, 2, 0, 1, 2, 0]
     first, again = epoch(a_plan, 0)[0], epoch(a_plan, 3)[0]
     assert (first != again).any(), "another order of the same pairs"
@@ -75,7 +76,7 @@ def test_views_cycle_and_bring_their_pairs_back():
 
 
 def test_repeats_use_every_cache_row_once_a_block():
-    a_plan = plan(length=96, batch_size=8, num_views=6, repeats=3)
+    a_plan = batch_plan(length=96, batch_size=8, num_views=6, repeats=3)
     assert a_plan.steps_per_epoch == 12
     for block in range(3):
         rows = []
@@ -87,7 +88,7 @@ def test_repeats_use_every_cache_row_once_a_block():
 
 
 def test_repeats_keep_partners_in_one_view():
-    index, view = plan(length=96, repeats=3).batch(5)
+    index, view = batch_plan(length=96, repeats=3).batch(5)
     assert (view.reshape(-1, 2)[:, 0] == view.reshape(-1, 2)[:, 1]).all()
     # Three views of a pair follow each other.
     assert (index[0:2] == index[2:4]).all() or (index[2:4] == index[4:6]).all()
@@ -95,7 +96,7 @@ def test_repeats_keep_partners_in_one_view():
 
 def test_golden_order():
     """The same on every JAX version: caches and resumed runs depend on it."""
-    a_plan = plan(length=1001, batch_size=50, num_views=4, repeats=2)
+    a_plan = batch_plan(length=1001, batch_size=50, num_views=4, repeats=2)
     data = b"".join(
         part.astype("<i4").tobytes()
         for step in range(60)
@@ -109,23 +110,23 @@ GOLDEN = "d4412e0206fc10f5"
 
 def test_crop_draws_follow_from_seed_view_and_index_alone():
     view, index = np.array([0, 0, 1, 5], np.int32), np.array([3, 4, 3, 9], np.int32)
-    draws = views.crop_draws(7, view, index)
+    draws = rng.crop_draws(7, view, index)
     assert draws.dtype == np.uint32
     assert draws.shape == (4, crops.CROP_WORDS)
     assert len(np.unique(draws)) == draws.size
     for row in range(4):
-        alone = views.crop_draws(7, view[row : row + 1], index[row : row + 1])
+        alone = rng.crop_draws(7, view[row : row + 1], index[row : row + 1])
         np.testing.assert_array_equal(alone[0], draws[row])
     np.testing.assert_array_equal(
-        views.crop_draws(7, view[::-1], index[::-1])[::-1], draws
+        rng.crop_draws(7, view[::-1], index[::-1])[::-1], draws
     )
-    assert (views.crop_draws(8, view, index) != draws).all()
+    assert (rng.crop_draws(8, view, index) != draws).all()
 
 
 def test_golden_crop_draws():
     """The same on every JAX version: a teacher's cache depends on it."""
     index = np.arange(100, dtype=np.int32)
-    draws = views.crop_draws(2, index % 7, index)
+    draws = rng.crop_draws(2, index % 7, index)
     assert hashlib.sha256(draws.astype("<u4").tobytes()).hexdigest()[:16] == CROPS
 
 
@@ -134,7 +135,7 @@ CROPS = "7ae2bd61ca729000"
 
 def test_streams_have_their_own_constants():
     """A changed or shared number would change every run, or correlate two uses."""
-    numbers = [stream.value for stream in views.Stream]
+    numbers = [stream.value for stream in rng.Stream]
     assert numbers == list(range(1, len(numbers) + 1))
 
 
@@ -150,7 +151,7 @@ def test_streams_have_their_own_constants():
 )
 def test_impossible_plans(changes, message):
     with pytest.raises(InputError, match=message):
-        plan(**changes)
+        batch_plan(**changes)
 
 
 # The order in which a teacher's cache is computed -------------------------------------
@@ -158,14 +159,14 @@ def test_impossible_plans(changes, message):
 
 @pytest.mark.parametrize(("length", "repeats"), [(100, 1), (101, 1), (101, 2)])
 def test_partners_of_a_view_are_those_of_the_batches(length, repeats):
-    a_plan = plan(length=length, batch_size=4, num_views=4, repeats=repeats)
+    a_plan = batch_plan(length=length, batch_size=4, num_views=4, repeats=repeats)
     seen = {view: set() for view in range(4)}
     for step in range(4 * a_plan.steps_per_epoch):
         index, view = (x.reshape(-1, 2) for x in a_plan.batch(step))
         for pair, (of_view, _) in zip(index.tolist(), view.tolist(), strict=True):
             seen[of_view].add(tuple(pair))
     for view in range(4):
-        exported = views.view_pairs(2, view, length, repeats)
+        exported = plan.view_pairs(2, view, length, repeats)
         assert seen[view] <= {tuple(pair) for pair in exported.tolist()}
         assert np.unique(exported).tolist() == list(range(length))
         assert (exported[:, 0] == exported[:, 1]).sum() == length % 2
@@ -173,7 +174,7 @@ def test_partners_of_a_view_are_those_of_the_batches(length, repeats):
 
 @pytest.mark.parametrize("length", [10, 11])
 def test_an_export_computes_every_row_and_partners_together(length):
-    order = views.ExportOrder(length, num_views=3, augment_seed=2)
+    order = ExportOrder(length, num_views=3, augment_seed=2)
     index, view = order.entries(0, len(order))
     rows = set(zip(view.tolist(), index.tolist(), strict=True))
     assert rows == {(v, i) for v in range(3) for i in range(length)}
@@ -190,7 +191,7 @@ def test_an_export_computes_every_row_and_partners_together(length):
 
 
 def test_plain_images_are_exported_in_their_order():
-    order = views.ExportOrder(5, plain=True)
+    order = ExportOrder(5, plain=True)
     index, view = order.entries(1, len(order))
     assert index.tolist() == [1, 2, 3, 4]
     assert view.tolist() == [0] * 4

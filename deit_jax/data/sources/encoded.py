@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 from PIL import Image
 
-from deit_jax.data.images import open_rgb
+from deit_jax.data.sources.decode import open_rgb
 
 
 @dataclasses.dataclass(eq=False, repr=False)
@@ -23,7 +23,7 @@ class EncodedSource:
       records: Where the pictures lie: `len(records)`; `records.labels`, int32 [N];
         `records.read(indices)`, of each (encoded bytes, label), from any thread;
         `records.where(index)`, what an error message calls the picture.
-      fingerprint: sha256 (hex); see `deit_jax.data.tfds_source` and `folder_source`.
+      fingerprint: sha256 (hex); see `deit_jax.data.sources.tfds` and `folder_source`.
       image_shape: (H, W, 3) where the data set fixes it, None where sizes differ.
       passed_over: How many files were not taken for pictures, by ending (`.heic`) or
         as `hidden`.

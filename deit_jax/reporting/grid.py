@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from deit_jax.data.augment import mix
-from deit_jax.data.replay import StudentViews
-from deit_jax.data.views import view_pairs
+from deit_jax.data.plan import view_pairs
+from deit_jax.data.student_views import StudentViews
 from deit_jax.errors import InputError
 
 CELL = 128  # images of fewer pixels a side are scaled up to at least these

@@ -1,8 +1,8 @@
 """The study that this project grew from, in one command.
 
-    python -m benchmarks.study --scale=micro --data_dir=$DATA_DIR \\
+    python -m experiments.study --scale=micro --data_dir=$DATA_DIR \\
         --teacher=resnet50.pt --arch=resnet50 --image_size=64
-    python -m benchmarks.study --scale=full --gpu --data_dir=$DATA_DIR
+    python -m experiments.study --scale=full --gpu --data_dir=$DATA_DIR
     make study ARGS="--scale=full --gpu --data_dir=$DATA_DIR"      # installs first
 
 ViT, DeiT, and DeiT with augmentation on CIFAR-10, as configs/study.py has them: this

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deit_jax.data.images import decode_rgb, open_rgb
+from deit_jax.data.sources.decode import decode_rgb, open_rgb
 from deit_jax.errors import InputError
 
 ORIENTATION = 0x0112  # the EXIF tag

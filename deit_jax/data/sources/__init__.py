@@ -8,7 +8,7 @@ differ) and `source.fingerprint`: the sha256 of everything that makes the data s
 it is. A teacher cache belongs to one fingerprint.
 
 There are two kinds. `ArraySource` lies in memory. `EncodedSource`
-(`deit_jax.data.encoded_source`) reads encoded pictures from disk, and pickles to its
+(`deit_jax.data.sources.encoded`) reads encoded pictures from disk, and pickles to its
 paths; `load_into_memory` makes the first of the second.
 """
 
@@ -18,11 +18,11 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from PIL import Image
 
-from deit_jax.data import folder_source, tfds_source
-from deit_jax.data.encoded_source import EncodedSource
-from deit_jax.data.fingerprint import blocks, fingerprint
-from deit_jax.data.images import decode_rgb
-from deit_jax.data.split import parse_split
+from deit_jax.data.sources import folder, tfds
+from deit_jax.data.sources.decode import decode_rgb
+from deit_jax.data.sources.encoded import EncodedSource
+from deit_jax.data.sources.fingerprint import blocks, fingerprint
+from deit_jax.data.sources.split import parse_split
 from deit_jax.errors import InputError
 
 DIGITS_TRAIN = 1440  # of 1,797; the rest is the test split
@@ -77,8 +77,8 @@ def load(name: str, split: str, *, data_dir: str | None = None):
 
         - `digits`: scikit-learn's 1,797 handwritten digits, which need no download;
         - `cifar10`, `cifar100`, `imagenet2012` or another image classification set of
-          TFDS (`deit_jax.data.tfds_source`);
-        - `folder:/path`: pictures in class folders (`deit_jax.data.folder_source`).
+          TFDS (`deit_jax.data.sources.tfds`);
+        - `folder:/path`: pictures in class folders (`deit_jax.data.sources.folder`).
       split: `train` or `test`, or a slice in TFDS syntax: `train[:1200]`,
         `train[80%:]`.
       data_dir: Where TFDS keeps its sets; None is TFDS's own default.
@@ -92,9 +92,9 @@ def load(name: str, split: str, *, data_dir: str | None = None):
     """
     if name == "digits":
         return _digits(split)
-    if name.startswith(folder_source.PREFIX):
-        return folder_source.open_folder(name, split)
-    return tfds_source.open_tfds(name, split, data_dir)
+    if name.startswith(folder.PREFIX):
+        return folder.open_folder(name, split)
+    return tfds.open_tfds(name, split, data_dir)
 
 
 def load_into_memory(source: ArraySource | EncodedSource) -> ArraySource:

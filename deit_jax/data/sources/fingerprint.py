@@ -46,7 +46,7 @@ def scan(records, indices: np.ndarray) -> tuple[np.ndarray, str]:
     """Reads pictures once, for their labels and the sha256 of their encoded bytes.
 
     Args:
-      records: See `deit_jax.data.encoded_source`.
+      records: See `deit_jax.data.sources.encoded`.
       indices: int [n].
 
     Returns:

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deit_jax.data import crops, host_pipeline, sources, views
-from deit_jax.data.host_pipeline import HostPipeline
+from deit_jax.data import crops, rng, sources
+from deit_jax.data.pipeline import HostPipeline
 from deit_jax.errors import InputError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -52,7 +52,7 @@ def requests(count=4, batch=7, seed=0):
     for number in range(count):
         index = random.randint(0, COUNT, batch).astype(np.int32)
         view = np.full(batch, number, np.int32)
-        yield index, (views.crop_draws(0, view, index) if number % 2 else None)
+        yield index, (rng.crop_draws(0, view, index) if number % 2 else None)
 
 
 def expected(source, index, draws):
@@ -68,7 +68,7 @@ def expected(source, index, draws):
 def test_images_and_order_do_not_depend_on_the_workers(
     source, workers, chunk, monkeypatch
 ):
-    monkeypatch.setattr(host_pipeline, "CHUNK", chunk)
+    monkeypatch.setattr("deit_jax.data.pipeline.CHUNK", chunk)
     with HostPipeline(source, size=SIZE, workers=workers) as pipeline:
         read = list(pipeline.batches(requests()))
     assert len(read) == 4
@@ -100,7 +100,7 @@ def test_the_settings_of_the_crops_reach_them(source):
 def test_an_image_that_has_the_size_is_taken_as_it_is(as_training):
     digits = sources.load("digits", "train[:40]")
     index = np.array([3, 5, 39])
-    draws = views.crop_draws(0, index, index) if as_training else None
+    draws = rng.crop_draws(0, index, index) if as_training else None
     with HostPipeline(digits, size=32, workers=0) as pipeline:
         [(images, labels)] = pipeline.batches([(index, draws)])
     np.testing.assert_array_equal(images, digits.images[index])
@@ -144,7 +144,7 @@ def test_requests_are_taken_only_as_far_as_the_window(source, workers):
         read = pipeline.batches(endless())
         for used in range(1, 6):
             next(read)
-            assert len(taken) == used + host_pipeline.BATCHES_AHEAD
+            assert len(taken) == used + pipeline.BATCHES_AHEAD
         read.close()
 
 
@@ -152,7 +152,7 @@ def test_workers_load_neither_jax_nor_tensorflow(source):
     with HostPipeline(source, size=SIZE, workers=1) as pipeline:
         list(pipeline.batches(requests()))
         loaded = pipeline._pool.submit(eval, "[*__import__('sys').modules]").result()
-    assert "deit_jax.data.host_pipeline" in loaded
+    assert "deit_jax.data.pipeline" in loaded
     assert not {"jax", "jaxlib", "tensorflow", "flax", "torch"} & set(loaded)
 
 
@@ -249,7 +249,7 @@ ENDLESS = """
     import os, signal, sys
     import numpy as np
     from deit_jax.data import sources
-    from deit_jax.data.host_pipeline import HostPipeline
+    from deit_jax.data.pipeline import HostPipeline
 
     if __name__ == "__main__":
         # A shell that starts the tests in the background lets them ignore Ctrl-C.

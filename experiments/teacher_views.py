@@ -1,6 +1,6 @@
 """Is it worth it that the teacher sees the same image? Several caches, several seeds.
 
-    python -m benchmarks.teacher_views --teacher=resnet50.pt --arch=resnet50 \\
+    python -m experiments.teacher_views --teacher=resnet50.pt --arch=resnet50 \\
         --image_size=64 --data_dir=$DATA_DIR --out=runs/teacher-views
 
 One small student on 5,000 training images of CIFAR-10, tested on all 10,000: without a

@@ -12,10 +12,10 @@ from collections.abc import Iterable, Iterator
 import jax
 import numpy as np
 
-from deit_jax.data import batches, pictures
+from deit_jax.data import batches, pipeline
 from deit_jax.data.augment import augment_batch, mix
 from deit_jax.data.augment.recipes import Augmentation
-from deit_jax.data.host_pipeline import HostPipeline
+from deit_jax.data.pipeline import HostPipeline
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,8 +42,8 @@ class StudentViews:
         return dataclasses.replace(self, repeats=1, settings=self.settings.unmixed())
 
     def open_pictures(self, source, *, workers: int):
-        """A context manager, see `pictures.open_pictures`."""
-        return pictures.open_pictures(
+        """A context manager, see `pipeline.open_pictures`."""
+        return pipeline.open_pictures(
             source,
             size=self.size,
             workers=workers,
