@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from deit_jax.data import crops, rng, sources
-from deit_jax.data.pipeline import HostPipeline
+from deit_jax.data.pipeline import BATCHES_AHEAD, HostPipeline
 from deit_jax.errors import InputError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -144,7 +144,7 @@ def test_requests_are_taken_only_as_far_as_the_window(source, workers):
         read = pipeline.batches(endless())
         for used in range(1, 6):
             next(read)
-            assert len(taken) == used + pipeline.BATCHES_AHEAD
+            assert len(taken) == used + BATCHES_AHEAD
         read.close()
 
 

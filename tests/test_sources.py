@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from deit_jax.data import sources
-from deit_jax.data.sources import fingerprint
+from deit_jax.data.sources import fingerprints
 from deit_jax.data.sources.split import parse_split
 from deit_jax.errors import InputError
 
@@ -294,8 +294,8 @@ def test_another_picture_or_label_changes_the_fingerprint(pets, change):
 
 
 def test_of_a_large_folder_sizes_and_a_sample_are_hashed(pets, monkeypatch):
-    monkeypatch.setattr(fingerprint, "WHOLE_BYTES", 100)
-    monkeypatch.setattr(fingerprint, "SAMPLE", 3)
+    monkeypatch.setattr(fingerprints, "WHOLE_BYTES", 100)
+    monkeypatch.setattr(fingerprints, "SAMPLE", 3)
     source = load(pets)
     before = source.fingerprint
 
@@ -581,8 +581,8 @@ def test_a_prepared_version_is_used_though_the_code_is_newer(tiny, tmp_path):
 
 
 def test_labels_of_a_large_set_are_read_when_asked_for(tiny, monkeypatch):
-    monkeypatch.setattr(fingerprint, "WHOLE_BYTES", 100)
-    monkeypatch.setattr(fingerprint, "SAMPLE", 3)
+    monkeypatch.setattr(fingerprints, "WHOLE_BYTES", 100)
+    monkeypatch.setattr(fingerprints, "SAMPLE", 3)
     source = load_tiny(tiny)
     assert source.records._labels is None
     monkeypatch.undo()

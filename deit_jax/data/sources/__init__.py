@@ -21,7 +21,7 @@ from PIL import Image
 from deit_jax.data.sources import folder, tfds
 from deit_jax.data.sources.decode import decode_rgb
 from deit_jax.data.sources.encoded import EncodedSource
-from deit_jax.data.sources.fingerprint import blocks, fingerprint
+from deit_jax.data.sources.fingerprints import blocks, fingerprint
 from deit_jax.data.sources.split import parse_split
 from deit_jax.errors import InputError
 

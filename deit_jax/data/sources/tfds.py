@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deit_jax.data.sources import fingerprint as fingerprints
+from deit_jax.data.sources import fingerprints
 from deit_jax.data.sources.encoded import EncodedSource
 from deit_jax.data.sources.split import parse_split
 from deit_jax.errors import InputError
