@@ -1,8 +1,9 @@
 # make demo    a virtual environment, the package, and a distilled DeiT on digits
 # make test    the same environment with torch, and the whole test suite
+# make quick   the tests that take a few seconds at most
 # make study   the study of docs/results.md: ARGS="--scale=micro --data_dir=..."
 # make lint    what CI and pre-commit check
-# make format  what ruff can mend
+# make format  what ruff can fix
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -12,13 +13,16 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 CONSTRAINTS ?= constraints.txt
 CONSTRAIN := $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 
-.PHONY: demo test study lint format clean
+.PHONY: demo test quick study lint format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m deit_jax.main --config=configs/deit.py:digits
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest
+
+quick: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m "not slow"
 
 study: $(VENV)/.installed-teacher
 	$(BIN)/python -m experiments.study $(ARGS)

@@ -9,6 +9,7 @@ one JSON object.
 """
 
 import argparse
+import dataclasses
 import functools
 import itertools
 import json
@@ -23,17 +24,9 @@ import optax
 from benchmarks import cases, timing
 from benchmarks.cases import Case
 from deit_jax.data import batches, sources
-from deit_jax.data.plan import BatchPlan
-from deit_jax.distillation import teacher_logits
-from deit_jax.distillation.teacher_encoding import Encoding
-from deit_jax.experiment import (
-    Experiment,
-    create_optimizer,
-    peak_learning_rate,
-)
+from deit_jax.experiment import Experiment, build
 from deit_jax.models import cost, variants
-from deit_jax.student import student_views
-from deit_jax.training import optimizer, step
+from deit_jax.training import step
 
 IMAGES = 512  # of the random data set, or as many as four batches
 STEPS = 1_000_000  # more than any measurement takes
@@ -46,14 +39,7 @@ def experiment(case: Case, devices, *, images: int = IMAGES) -> Experiment:
       images: In the data set, at least; with more, whether a step grows with it.
     """
     config = case.config()
-    model = variants.create(
-        case.variant,
-        num_classes=case.num_classes,
-        drop_path=config.model.drop_path,
-        dtype=case.dtype,
-        attention=case.attention,
-    )
-    side = model.image_size
+    side = variants.resolve_image_size(case.variant)
     rng = np.random.default_rng(0)
     count = max(images, 4 * case.batch_size)
     source = sources.ArraySource(
@@ -64,37 +50,19 @@ def experiment(case: Case, devices, *, images: int = IMAGES) -> Experiment:
         class_names=tuple(map(str, range(case.num_classes))),
         fingerprint="",
     )
-    logits = rng.normal(0, 3, (1, count, case.num_classes)).astype(np.float16)
-    student = student_views(config, source)
-    schedule = optimizer.warmup_cosine(
-        peak_learning_rate(config), total_steps=STEPS, warmup_steps=STEPS // 20
-    )
-    return Experiment(
-        config=config,
-        config_file="",
-        devices=devices,
-        train_source=source,
-        eval_source=source,
-        student=student,
-        plan=BatchPlan(
-            length=count,
-            batch_size=case.batch_size,
-            seed=config.seed,
-            augment_seed=student.augment_seed,
-        ),
-        total_steps=STEPS,
-        model=model,
-        teacher=teacher_logits.TeacherLogits(
-            directory=None,
-            manifest={"views": {"count": 1}},
-            encoding=Encoding(case.num_classes),
-            arrays={"logits.npy": logits},
-            tau=config.distillation.tau,
-        ),
-        mixing="exact",
-        schedule=schedule,
-        optimizer=create_optimizer(config, schedule),
-    )
+    logits = rng.normal(0, 3, (count, case.num_classes)).astype(np.float16)
+    config.epochs = STEPS * case.batch_size / count
+    return build(config, source, source, devices=devices, teacher=RandomTeacher(logits))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RandomTeacher:
+    """In place of a `TeacherCache`: logits [N, C] that serve every view."""
+
+    logits: np.ndarray
+
+    def batch(self, views: np.ndarray, indices: np.ndarray) -> np.ndarray:
+        return self.logits[indices]
 
 
 def host_batches(built: Experiment, *, teacher: bool = True, images: bool = True):
@@ -184,7 +152,7 @@ def _training(built: Experiment):
     # As the train loop has it.
     dispatches = batches.together(
         host_batches(built, images=not built.resident),
-        itertools.repeat(built.config.steps_per_dispatch),
+        itertools.repeat(built.cadence.dispatch),
     )
     stream = batches.prefetch(step.on_devices(dispatches, built.devices))
 
@@ -198,9 +166,8 @@ def _training(built: Experiment):
 
 def _inference(built: Experiment):
     """A function that gives the logits of all heads for a batch of uint8 images."""
-    dataset = built.config.dataset
     eval_step = step.pmap_eval_step(
-        built.devices, model=built.model, mean=dataset.mean, std=dataset.std
+        built.devices, model=built.model, mean=built.card.mean, std=built.card.std
     )
     params = step.replicate(built.initial_state(), built.devices).params
     images = next(host_batches(built))["image"]
@@ -213,11 +180,11 @@ def _parts(built: Experiment, timed, rounds: int) -> dict[str, float]:
     `backward` is the gradient's time less that of the loss alone. Together they are
     not the step: as one program it saves, or loses, between them.
     """
-    settings, config = built.step_settings(), built.config
+    settings, batch_size = built.settings, built.plan.batch_size
     batch = {k: jnp.asarray(v[0]) for k, v in next(host_batches(built)).items()}
     prepare = jax.jit(settings["inputs"])
     prepared = jax.block_until_ready(prepare(batch))
-    keys = jax.random.split(jax.random.key(0, impl="threefry2x32"), config.batch_size)
+    keys = jax.random.split(jax.random.key(0, impl="threefry2x32"), batch_size)
     current = built.initial_state()
 
     def mean_loss(params, prepared, keys):
@@ -233,7 +200,7 @@ def _parts(built: Experiment, timed, rounds: int) -> dict[str, float]:
         updates, opt_state = built.optimizer.update(grads, old.opt_state, old.params)
         params = optax.apply_updates(old.params, updates)
         ema_params = optax.incremental_update(
-            params, old.ema_params, 1 - config.ema.decay
+            params, old.ema_params, 1 - settings["ema_decay"]
         )
         return old.replace(params=params, opt_state=opt_state, ema_params=ema_params)
 

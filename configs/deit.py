@@ -143,7 +143,7 @@ def _base() -> ConfigDict:
     config.dataset.on_device = placeholder(bool)
     # The centre view of such a picture: the shorter side is resized to size / ratio.
     config.dataset.eval_crop_ratio = 0.9
-    # Of the channels, for pixels in 0 .. 1.
+    # A value for each channel or one for all, for pixels in 0 .. 1.
     config.dataset.mean = IMAGENET_MEAN
     config.dataset.std = IMAGENET_STD
 
@@ -162,15 +162,18 @@ def _base() -> ConfigDict:
     # Initial standard deviation of the position embeddings, 0.02 in DeiT. Larger ones
     # are heard beside the patches from the start, which short schedules need.
     config.model.position_std = 0.02
+    # Dropout, 0 in DeiT.
+    config.model.dropout = 0.0
+
+    # What init_from's weights become; without init_from it has no effect.
+    config.transfer = ConfigDict()
     # How init_from's position embeddings become those of another image size: bicubic,
     # as in the code of DeiT, so that its recipes start where theirs do, or
     # bicubic_antialias, as in timm.
-    config.model.position_resize = "bicubic"
+    config.transfer.position_resize = "bicubic"
     # Whether init_from's heads are kept. Unset: where its classes have the names of
     # this run's, or are only numbered and as many.
-    config.model.keep_heads = placeholder(bool)
-    # Dropout, 0 in DeiT.
-    config.model.dropout = 0.0
+    config.transfer.keep_heads = placeholder(bool)
 
     config.augment = ConfigDict()
     # Of the pairs (and of all augmentation): belongs to the identity of a cache.

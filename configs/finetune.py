@@ -35,9 +35,9 @@ RECIPES = {
             "dataset": {"eval_crop_ratio": 1.0},
             "model": {
                 "variant": "deit_small_distilled_patch16_384",
-                # The same classes, whatever a file calls them: TFDS has WordNet's ids.
-                "keep_heads": True,
             },
+            # The same classes, whatever a file calls them: TFDS has WordNet's ids.
+            "transfer": {"keep_heads": True},
             "optimizer": {"learning_rate": 5e-6, "weight_decay": 1e-8},
             "schedule": {"min_learning_rate": 5e-6},
         },

@@ -1,7 +1,6 @@
-"""What a run would do, take and write: checked and printed, and nothing is written."""
+"""Checks and prints what a run would do, take and write; writes nothing."""
 
 import contextlib
-import json
 import shutil
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from deit_jax import experiment, pretrained
+from deit_jax import experiment
 from deit_jax.data import batches
 from deit_jax.errors import InputError
 from deit_jax.experiment import Experiment
@@ -21,52 +20,32 @@ from deit_jax.training import checkpoint, processes, run_directory, step, summar
 def show(config, workdir, *, config_file: str = "<config>") -> dict[str, int]:
     """Prints the plan of `train.train_and_evaluate` with the same arguments.
 
-    The data and the teacher's cache are opened, a first batch is read, what training
-    starts from is read too, and the train step is compiled for the devices at hand.
+    It opens the data and the teacher's cache, reads a first batch and what training
+    starts from, and compiles the train step for the devices at hand.
 
     Returns:
       The figures that it prints: `parameters`, `flops_per_step`, `total_steps`,
-      `images`, `start` (the step of the checkpoint that it would go on from, or 0), and
-      in bytes `teacher_cache`, `checkpoint` (one), `checkpoints` (all that are ever
-      there at once) and `device_memory` (of each device).
+      `images`, `start` (the step of the checkpoint that the run would resume from, or
+      0), and in bytes `teacher_cache`, `checkpoint` (one), `checkpoints` (the most
+      there are at once) and `device_memory` (per device).
 
     Raises:
       InputError: As the run would; or the disk has no room for the checkpoints.
     """
     workdir = Path(workdir)
-    pretrained.check(config.init_from, workdir)
-    processes.on_first(run_directory.check, workdir)
-    run = experiment.create(
-        config, devices=processes.devices(), config_file=config_file
-    )
-    saved_config = json.loads(config.to_json_best_effort())
-    processes.check_same(run.identity(saved_config))
+    run = experiment.open_run(config, workdir, config_file)
     start = None
     if processes.is_first():
-        start = checkpoint.resumable_step(workdir, saved_config)
-        if start is None and config.init_from:
+        start = checkpoint.resumable_step(workdir, run.saved_config)
+        if start is None:
             run.starting_state()
     train_state = jax.eval_shape(run.initial_state)
-    together = min(config.steps_per_dispatch, run.total_steps)
-    with run.open_train_pictures() as pictures, run.open_eval_pictures():
-        first = batches.train_batches(
-            pictures,
-            run.plan,
-            start=0,
-            stop=together,
-            devices=len(run.devices),
-            own=processes.own(run.devices),
-            teacher=run.teacher,
-            images=not run.resident,
-        )
-        with contextlib.closing(batches.together(first, [together])) as first:
-            batch = next(first)
-
+    batch = _first_dispatch(run)
     figures = {
         "parameters": count_parameters(train_state.params),
-        "flops_per_step": 3 * cost.forward_flops(run.model) * config.batch_size,
+        "flops_per_step": 3 * cost.forward_flops(run.model) * run.plan.batch_size,
         "total_steps": run.total_steps,
-        "images": run.total_steps * config.batch_size,
+        "images": run.total_steps * run.plan.batch_size,
         "start": start or 0,
         "teacher_cache": _cache_bytes(run),
         "checkpoint": sum(
@@ -75,23 +54,41 @@ def show(config, workdir, *, config_file: str = "<config>") -> dict[str, int]:
         "device_memory": _device_bytes(run, train_state, batch),
     }
     # The oldest goes when the newest is there.
-    figures["checkpoints"] = figures["checkpoint"] * (config.checkpoint.keep + 1)
-    for field, value in flatten_dict(saved_config, sep=".").items():
+    figures["checkpoints"] = figures["checkpoint"] * (run.keep + 1)
+    for field, value in flatten_dict(run.saved_config, sep=".").items():
         print(f"{field} = {value!r}")
     print(f"\n{run.describe()}\n")
     print(_table(run, workdir, figures))
-    processes.on_first(_check_room, workdir, figures)
+    if processes.is_first():
+        _check_room(workdir, figures)
     if start == run.total_steps and summary.read(workdir):
         print("\nThe run is finished: there is nothing to train.")
     print("\nDry run: nothing was trained and nothing written.", flush=True)
     return figures
 
 
+def _first_dispatch(run: Experiment) -> dict:
+    """The batches that the devices are given first, as the loop would make them."""
+    together = min(run.cadence.dispatch, run.total_steps)
+    with run.open_train_pictures() as pictures, run.open_eval_pictures():
+        steps = batches.train_batches(
+            pictures,
+            run.plan,
+            start=0,
+            stop=together,
+            devices=len(run.devices),
+            local=processes.local(run.devices),
+            teacher=run.teacher,
+            images=not run.resident,
+        )
+        with contextlib.closing(batches.together(steps, [together])) as dispatches:
+            return next(dispatches)
+
+
 def _table(run: Experiment, workdir: Path, figures: dict[str, int]) -> str:
-    config, plan = run.config, run.plan
-    keep = config.checkpoint.keep
+    plan, keep = run.plan, run.keep
     lines = [
-        ("model", f"{config.model.variant}, {figures['parameters']:,} parameters"),
+        ("model", f"{run.card.variant}, {figures['parameters']:,} parameters"),
         (
             "compute",
             f"{figures['flops_per_step'] / 1e9:,.1f} GFLOPs a step, "
@@ -154,9 +151,7 @@ def _device_bytes(run: Experiment, train_state, batch) -> int:
 
 
 def _cache_bytes(run: Experiment) -> int:
-    if run.teacher is None:
-        return 0
-    return sum(array.nbytes for array in run.teacher.arrays.values())
+    return run.teacher.bytes if run.teacher else 0
 
 
 def _check_room(workdir: Path, figures: dict[str, int]) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from deit_jax import command, json_files
+from deit_jax import command, files
 from deit_jax.errors import InputError
 
 SPLIT = "test"  # of a data set that is not the run's own
@@ -161,9 +161,9 @@ def _dataset_of(workdir: str | os.PathLike) -> tuple[str, str, str] | None:
     if not path.exists():
         return None
     try:
-        config = json_files.read(path)
+        config = files.read_json(path)
         names = ("name", "eval_split", "data_dir")
-        json_files.check(config, {"dataset": dict.fromkeys(names, str)})
+        files.check(config, {"dataset": dict.fromkeys(names, str)})
     except (OSError, ValueError) as error:
         raise InputError(
             f"{path} is damaged: {error}. Say which data set (--dataset=...), and "

@@ -1,7 +1,9 @@
-"""Small files that are whole at any moment, and disks that are full."""
+"""Small files: written whole, read with a check, and disks that are full."""
 
 import contextlib
 import errno
+import hashlib
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -10,22 +12,80 @@ from pathlib import Path
 from deit_jax.errors import InputError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)  # of a disk, or of a user's share of it
+NULL = type(None)
 
 
 def replace_file(path: str | os.PathLike, text: str) -> None:
     """Writes `text` to `path`: a kill leaves the old file or the new, never a half."""
     path = Path(path)
     partial = path.with_name(path.name + ".partial")
-    with open(partial, "w") as file:
+    with open(partial, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)
 
 
+def check_regular(path: str | os.PathLike) -> None:
+    """Raises ValueError for a directory, a pipe (which would never end) or a device."""
+    if Path(path).exists() and not Path(path).is_file():
+        raise ValueError("it is no regular file")
+
+
+def read_json(path: str | os.PathLike):
+    """The content of a JSON file in UTF-8.
+
+    Raises:
+      OSError: It cannot be opened.
+      ValueError: It is no regular file, or no JSON.
+    """
+    check_regular(path)
+    return json.loads(Path(path).read_text(encoding="utf-8-sig"))
+
+
+def check(value, kind, name: str = "it") -> None:
+    """Refuses a JSON value of another kind than expected.
+
+    Args:
+      kind: A type or a tuple of types, where `float` takes whole numbers too and a
+        bool is no number; `[kind]`, a list; `{field: kind}`, an object with these
+        fields and maybe others; `{...: kind}`, an object all of whose fields are of
+        one kind.
+      name: What the message calls the value.
+
+    Raises:
+      ValueError: Names the place.
+    """
+    if isinstance(kind, dict):
+        if not isinstance(value, dict):
+            raise ValueError(f"{name} is no object")
+        for field, expected in (
+            dict.fromkeys(value, kind[...]) if ... in kind else kind
+        ).items():
+            if field not in value:
+                raise ValueError(f"{name} has no {field}")
+            check(value[field], expected, f"{name}.{field}".removeprefix("it."))
+    elif isinstance(kind, list):
+        if not isinstance(value, list):
+            raise ValueError(f"{name} is no list")
+        for number, item in enumerate(value):
+            check(item, kind[0], f"{name}[{number}]")
+    else:
+        kinds = kind if isinstance(kind, tuple) else (kind,)
+        if type(value) not in kinds and not (type(value) is int and float in kinds):
+            expected = " or ".join("null" if k is NULL else k.__name__ for k in kinds)
+            raise ValueError(f"{name} is {type(value).__name__}, expected {expected}")
+
+
+def sha256(path: str | os.PathLike) -> str:
+    """The SHA-256 of a file, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 @contextlib.contextmanager
 def explain_full_disk(directory: str | os.PathLike) -> Iterator[None]:
-    """Turns the errors of a full disk, of whichever library, into one message.
+    """Turns the errors of a full disk, from whichever library, into one message.
 
     Args:
       directory: Where the caller writes.
@@ -49,7 +109,7 @@ def explain_full_disk(directory: str | os.PathLike) -> Iterator[None]:
 
 
 def is_full_disk(error: BaseException) -> bool:
-    """Whether `error`, or one that it came from, is that of a full disk or quota."""
+    """Whether a full disk or quota caused `error`, directly or through others."""
     texts = [os.strerror(number) for number in FULL]
     seen = []
     while error is not None and error not in seen:

@@ -1,11 +1,14 @@
-"""The weights that a run starts from: those of another run, or of a file."""
+"""Loads the weights that a run starts from: another run's, or those of a file."""
 
+import dataclasses
 import os
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
 from deit_jax.errors import InputError
 from deit_jax.models import model_card, transfer
+from deit_jax.models.model_card import ModelCard
 from deit_jax.models.vit import VisionTransformer
 from deit_jax.training import checkpoint
 from deit_jax.weights import load as weights
@@ -16,14 +19,30 @@ EXPECTED = (
 )
 
 
-def check(init_from: str | None, workdir: str | os.PathLike) -> None:
-    """Refuses, before anything is read, what cannot be a start.
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """What training starts from.
 
-    Whether it exists is not asked: a run that resumes has its parameters already.
+    Attributes:
+      path: A run directory, or what `weights.load.load` reads.
+      position_resize: A method of `models.position.resize`.
+      keep_heads: Whether the heads are kept class by class in their order; None matches
+        classes by name.
+    """
+
+    path: str
+    position_resize: str
+    keep_heads: bool | None
+
+
+def check(init_from: str | None, workdir: str | os.PathLike) -> None:
+    """Refuses what cannot be a start, before anything is read.
+
+    A run that resumes has its parameters already, so `init_from` need not exist.
 
     Args:
-      init_from: `config.init_from`; empty starts anew, None was left out of a recipe
-        that fine-tunes.
+      init_from: `config.init_from`; empty is a random start, None was left out of a
+        recipe that fine-tunes.
       workdir: The run directory.
 
     Raises:
@@ -42,66 +61,54 @@ def check(init_from: str | None, workdir: str | os.PathLike) -> None:
 
 
 def initial_params(
-    path: str | os.PathLike,
-    model: VisionTransformer,
-    fresh: dict,
-    *,
-    class_names: Sequence[str],
-    mean: Sequence[float],
-    std: Sequence[float],
-    position_resize: str,
-    keep_heads: bool | None = None,
+    start: Start, model: VisionTransformer, fresh: dict, card: ModelCard
 ) -> tuple[dict, list[str]]:
-    """The parameters at `path`, adapted to `model` by `models.transfer.adapt`.
+    """Loads parameters and adapts them to `model` (`models.transfer.adapt`).
 
     Args:
-      path: A run directory, of which the raw parameters of the newest checkpoint are
-        taken, or whatever `weights.load.load` reads.
+      start: Of a run directory, the raw parameters of the newest checkpoint are loaded.
       fresh: Initial parameters of `model`.
-      class_names: Of the run.
-      mean: Of the run's pixels, 0 .. 1.
-      std: As `mean`.
-      position_resize: As in `models.position.resize`.
-      keep_heads: None keeps them where the classes have the same names in the same
-        order, or where the source only numbers as many, as files of weights do.
+      card: The run's classes and normalisation.
 
     Returns:
-      The parameters, and in sentences where they come from and what was changed.
+      The parameters, and sentences on where they come from and what was changed.
 
     Raises:
-      InputError: There is nothing at `path`, or no whole model, or one that does not
-        go together with `model`.
+      InputError: There is no whole model at `start.path`, or it does not go together
+        with `model`.
     """
     try:
-        params, card, notes = _load(str(path))
-        keep_heads, why = _keep_heads(keep_heads, card.class_names, tuple(class_names))
+        params, theirs, notes = _load(start.path)
+        classes, about_head = _match(
+            start.keep_heads, theirs.class_names, card.class_names, model
+        )
         params, changes = transfer.adapt(
             params,
             fresh,
-            source=card.create_model(),
+            source=theirs.create_model(),
             target=model,
-            keep_heads=keep_heads,
-            position_resize=position_resize,
+            classes=classes,
+            position_resize=start.position_resize,
         )
     except InputError as error:
-        raise InputError(f"init_from={path}: {error}") from error
+        raise InputError(f"init_from={start.path}: {error}") from error
     lines = [
-        f"starts from {path}: {card.variant}, {card.image_size} px, "
-        f"{card.num_classes} classes",
+        f"starts from {start.path}: {theirs.variant}, {theirs.image_size} px, "
+        f"{theirs.num_classes} classes",
         *notes,
         *changes,
-        *([f"the head stays: {why}"] if keep_heads else []),
+        about_head,
     ]
-    theirs, ours = (card.mean, card.std), (tuple(mean), tuple(std))
-    if theirs != ours:
+    if (theirs.mean, theirs.std) != (card.mean, card.std):
         lines.append(
-            "pixels are normalised with mean {} and std {}, the source's were with {} "
-            "and {}: see dataset.mean and .std".format(*ours, *theirs)
+            f"images are normalised with mean {card.mean} and std {card.std}, the "
+            f"source's were with {theirs.mean} and {theirs.std}: see dataset.mean and "
+            ".std"
         )
     return params, lines
 
 
-def _load(path: str) -> tuple[dict, model_card.ModelCard, list[str]]:
+def _load(path: str) -> tuple[dict, ModelCard, list[str]]:
     """The parameters, the card, and sentences on the reading."""
     if not path.startswith(("timm:", "hf:")) and not Path(path).exists():
         raise InputError(f"it does not exist. Expected {EXPECTED}.")
@@ -113,18 +120,41 @@ def _load(path: str) -> tuple[dict, model_card.ModelCard, list[str]]:
     return loaded.params, loaded.card, list(loaded.notes)
 
 
-def _keep_heads(
-    wanted: bool | None, source: tuple[str, ...], run: tuple[str, ...]
-) -> tuple[bool, str]:
-    """Whether the heads for the classes `source` answer for those of `run`, and why."""
-    if wanted and len(source) != len(run):
+def _match(
+    keep: bool | None,
+    theirs: Sequence[str],
+    ours: Sequence[str],
+    model: VisionTransformer,
+) -> tuple[list[int | None], str]:
+    """For each of our classes the source's (None: new), and a sentence about it."""
+    same_order = list(range(len(ours)))
+    if keep and len(theirs) != len(ours):
         raise InputError(
-            f"model.keep_heads=True, but it has {len(source):,} classes and this run "
-            f"{len(run):,}. Leave keep_heads unset, or set it to False, for new heads."
+            f"transfer.keep_heads=True, but it has {len(theirs):,} classes and this "
+            f"run {len(ours):,}. Leave keep_heads unset, or set it to False, for new "
+            "heads."
         )
-    if wanted is not None:
-        return wanted, "model.keep_heads=True"
-    if source == run:
-        return True, "the classes are the same"
-    numbered = source == tuple(map(str, range(len(run))))
-    return numbered, f"the source only numbers its {len(source):,} classes"
+    if keep:
+        return same_order, "the head stays: transfer.keep_heads=True"
+    heads = "heads are" if model.distilled else "head is"
+    new = f"the {heads} new: {len(ours)} classes, not {len(theirs)}"
+    if len(theirs) == len(ours):
+        new = f"the {heads} new: {len(ours)} other classes"
+    if keep is False:
+        return [None] * len(ours), new
+    if tuple(theirs) == tuple(ours):
+        return same_order, "the head stays: the classes are the same"
+    place = {name: number for number, name in enumerate(theirs)}
+    classes = [place.get(name) for name in ours]
+    if None not in classes:
+        return classes, "the head stays, its classes put into this run's order by name"
+    if tuple(theirs) == tuple(map(str, range(len(ours)))):
+        return same_order, "the head stays: the source only numbers its classes"
+    known = [name for name in ours if name in place]
+    if not known:
+        return classes, new
+    names = textwrap.shorten(", ".join(known), 200, placeholder=" ...")
+    return classes, (
+        f"the head keeps the rows of {len(known):,} known classes ({names}); "
+        f"{len(ours) - len(known):,} are new"
+    )

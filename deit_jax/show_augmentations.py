@@ -64,8 +64,8 @@ def show(
 
     # Flags are refused without waiting for JAX.
     from deit_jax.data import sources
+    from deit_jax.recipe import student_views
     from deit_jax.reporting import grid
-    from deit_jax.student import student_views
 
     dataset = config.dataset
     source = sources.load(

@@ -1,13 +1,13 @@
-"""The host loop, in reading order: build, restore, step, log, evaluate, save."""
+"""The host loop, in reading order: open, restore, step, log, save, evaluate."""
 
 import contextlib
-import json
+import sys
 from pathlib import Path
 
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from deit_jax import experiment, files, pretrained
+from deit_jax import experiment, files
 from deit_jax.data import batches
 from deit_jax.data.pipeline import HostPipeline
 from deit_jax.errors import InputError
@@ -25,12 +25,11 @@ from deit_jax.training import (
     step,
     summary,
 )
-from deit_jax.training.checkpoint import Checkpoints
+from deit_jax.training.evaluation import Evaluator
 from deit_jax.training.progress import Progress
-from deit_jax.training.run_directory import RunDirectory
 
 GRID = 6  # images and views in the picture of the augmentation
-MEND = (
+ADVICE = (
     "Lower --config.optimizer.learning_rate, lengthen the warm-up, or set "
     "--config.optimizer.clip_norm=1."
 )
@@ -45,290 +44,306 @@ class _NotFinite(Exception):
 
 
 def train_and_evaluate(config, workdir, *, config_file: str = "<config>") -> dict:
-    """Trains the model that `config` describes, or resumes it, in `workdir`.
+    """Trains the model that `config` describes in `workdir`, or resumes its training.
 
     Args:
       config: A `ConfigDict` as in configs/deit.py.
       workdir: The run directory: config.json, metrics.jsonl, TensorBoard events,
         checkpoints/, run.lock and, at the end, summary.json.
-      config_file: Where the config came from, for messages and the summary.
+      config_file: The file that the config came from, for messages and the summary.
 
     Returns:
-      The summary, as in summary.json; of several processes in the first.
+      The summary, as in summary.json; None in all processes but the first.
 
     Raises:
       InputError: The config, the data, the teacher cache or the run directory do not
         go together, the run directory is in use, its disk is full, or the loss is no
         longer finite.
-      signals.Stopped: By SIGTERM or SIGINT; the state is saved.
+      signals.Stopped: A signal stopped the run; the state is saved.
     """
     workdir = Path(workdir)
-    pretrained.check(config.init_from, workdir)
-    processes.on_first(run_directory.check, workdir)
-    run = experiment.create(
-        config, devices=processes.devices(), config_file=config_file
-    )
-    with (
-        files.explain_full_disk(workdir),
-        signals.caught() as stop,
-        processes.on_first(run_lock.claim, workdir),
-    ):
+    run = experiment.open_run(config, workdir, config_file)
+    lock = run_lock.hold(workdir) if processes.is_first() else contextlib.nullcontext()
+    with files.explain_full_disk(workdir), signals.caught() as stop, lock:
         try:
             return _train(run, workdir, stop)
         except _NotFinite as error:
             if error.kept is None:
-                raise InputError(f"{error} {MEND} No checkpoint.") from error
+                raise InputError(f"{error} {ADVICE} No checkpoint.") from error
             print(
                 f"{error} Once more from the checkpoint of step {error.kept:,}.",
                 flush=True,
             )
-        # Where a device had failed, the same steps succeed. Otherwise they end as
-        # before.
+        # If a device failed, the same steps succeed now. Otherwise they end as before.
         try:
             return _train(run, workdir, stop)
         except _NotFinite as error:
             raise InputError(
-                f"{error} The run has gone back once already. {MEND} The checkpoint of "
-                f"step {error.kept} is kept."
+                f"{error} The run has gone back once already. {ADVICE} The checkpoint "
+                f"of step {error.kept} is kept."
             ) from error
 
 
 def _train(run: Experiment, workdir: Path, stop: signals.Stop) -> dict:
-    """From the newest checkpoint, if there is one, to the end; returns the summary."""
+    """Trains from the newest checkpoint, if there is one, to the end."""
     with contextlib.ExitStack() as closing:
-        return _train_until_closed(run, workdir, stop, closing)
-
-
-def _train_until_closed(
-    run: Experiment, workdir: Path, stop: signals.Stop, closing: contextlib.ExitStack
-) -> dict:
-    """As `_train`; what it opens, `closing` closes, the last first."""
-    config = run.config
-    own = processes.own(run.devices)
-    saved_config = json.loads(config.to_json_best_effort())
-    processes.check_same(run.identity(saved_config))
-    checkpoints, train_state, carried = _start(run, workdir, saved_config)
-    closing.callback(checkpoints.close)  # waits for the saves under way
-    start = int(train_state.step)
-    finished = processes.gather_json(summary.read(workdir))[0]
-    if start >= run.total_steps and finished:
-        print(
-            f"{workdir} holds this run, finished. To train it again, delete the "
-            "directory or give another --workdir."
-        )
-        summary.show(finished, workdir)
-        return finished
-
-    directory = processes.on_first(RunDirectory, workdir, start)
-    closing.callback(directory.close)
-    directory.describe(saved_config, run.model_card)
-    if start == 0 and processes.is_first():
-        directory.write_images(0, {"augmentation": _augmentation(run)[None]})
-
-    # Pictures: in memory, or read by a pipeline that has to be closed.
-    pipelines = closing.enter_context(contextlib.ExitStack())
-    train_pictures = pipelines.enter_context(run.open_train_pictures())
-    eval_pictures = pipelines.enter_context(run.open_eval_pictures())
-
-    parameters = count_parameters(train_state.params)
-    print(f"{config.model.variant}: {parameters:,} parameters\n{run.describe()}")
-    if isinstance(train_pictures, HostPipeline):
-        print(f"pictures are read by {config.dataset.workers} worker processes")
-    resumed = f", resumed at step {start}" if start else ""
-    print(f"run directory {workdir}{resumed}", flush=True)
-
-    train_state = step.replicate(train_state, run.devices)
-    resident = None
-    if run.resident:
-        resident = step.place_whole(train_pictures.images, run.devices)
-    train_step, eval_step = run.train_step(), run.eval_step()
-
-    def write(done: int, values: dict[str, float]) -> None:
-        directory.write(done, values, epoch=done / run.plan.steps_per_epoch)
-
-    def stoppable_eval_step(params, images):
-        if processes.count() == 1:  # several have to stop at the same place
-            stop.check()
-        return eval_step(params, images)
-
-    def evaluate(done: int) -> tuple[dict, dict]:
-        params = {"eval": train_state.params}
-        if train_state.ema_params is not None:
-            params["eval_ema"] = train_state.ema_params
-        outputs, labels = evaluation.collect_logits(
-            stoppable_eval_step,
-            params,
-            source=eval_pictures,
-            batch_size=config.eval.batch_size,
-            devices=len(run.devices),
-            own=own,
-        )
-        return evaluation.score(
-            outputs, labels, everything=True if done == run.total_steps else None
-        )
-
-    def evaluate_and_write(done: int) -> tuple[dict, dict]:
-        results, tables = evaluate(done)
-        write(done, flatten_dict(results, sep="/"))
-        if done == run.total_steps:
-            directory.write_images(
-                done, _confusions(tables, run.train_source.class_names)
+        checkpoints, train_state, resume_state = _start(run, workdir)
+        closing.callback(checkpoints.close)  # waits for the saves under way
+        finished = processes.broadcast_json(summary.read(workdir))
+        if int(train_state.step) >= run.total_steps and finished:
+            print(
+                f"{workdir} holds this run, finished. To train it again, delete the "
+                "directory or give another --workdir."
             )
-        return results, tables
-
-    # The loop. Everything is written before the checkpoint that covers it is saved,
-    # but for the evaluation of a step at which the run was stopped: it comes after.
-    log = Progress(
-        start,
-        run.total_steps,
-        run.plan,
-        config.batch_size,
-        run.schedule,
-        max_consecutive_skips=config.optimizer.max_consecutive_skips,
-        parameters=parameter_names(train_state.params),
-        carried=carried,
-        rates=tuple(directory.rates),
-    )
-    closing.callback(log.close)
-    every_eval = round(config.eval.every_epochs * run.plan.steps_per_epoch)
-    every_save = config.checkpoint.every_steps
-
-    def evaluation_due(done: int) -> bool:
-        return done == run.total_steps or bool(every_eval and done % every_eval == 0)
-
-    def stop_wanted(done: int) -> bool:
-        if processes.count() > 1:
-            # Where they wait for each other anyway: it ends what runs ahead.
-            if done % config.log.every_steps:
-                return False
-            caught = processes.gather_json(stop.signal)
-            stop.signal = next((name for name in caught if name), None)
-        return bool(stop.signal)
-
-    ends = list(
-        batches.dispatch_ends(
-            start,
-            run.total_steps,
-            size=config.steps_per_dispatch,
-            periods=(config.log.every_steps, every_eval, every_save),
+            summary.show(finished, workdir)
+            return finished
+        training = Training(
+            run, workdir, stop, closing, checkpoints, train_state, resume_state
         )
-    )
-    steps = batches.train_batches(
-        train_pictures,
-        run.plan,
-        start=start,
-        stop=run.total_steps,
-        devices=len(run.devices),
-        own=own,
-        teacher=run.teacher,
-        images=not run.resident,
-    )
-    dispatches = batches.together(steps, np.diff([start, *ends]))
-    stream = batches.prefetch(step.on_devices(dispatches, run.devices))
-    closing.callback(stream.close)
-    closing.callback(pipelines.close)  # before: what the stream waits for will not come
-    results = None
-    evaluated = processes.gather_json(bool(directory.evaluated))[0]
-    try:
-        if start and evaluation_due(start) and not evaluated:
-            log.pause()
-            results, tables = evaluate_and_write(start)
-            log.resume(summary.headline(results))
-        if processes.count() == 1:
-            stop.check()
-        for done, batch in zip(ends, stream, strict=True):
-            train_state, metrics = train_step(train_state, batch, resident)
-            log.dispatched(done, metrics)
-            last = done == run.total_steps
-            if last or done % config.log.every_steps == 0:
-                write(done, log.interval())
-                checkpoints.check()  # not only when the next one is due
-            if evaluation_due(done):
-                log.pause()
-                results = None
-                with contextlib.suppress(signals.Stopped):
-                    results, tables = evaluate_and_write(done)
-                    log.resume(summary.headline(results))
-            stopping = stop_wanted(done)
-            if last or (every_save and done % every_save == 0) or stopping:
-                carried = log.carried()
-                # Nothing is gained by a checkpoint among steps that are skipped, and
-                # the last good one would make room for it.
-                if last or stopping or not log.consecutive_skips:
-                    directory.flush()
-                    checkpoints.save(train_state, saved_config, carried)
-            if stopping:
-                stop.check()
-        if results is None:  # killed between the last checkpoint and the summary
-            results, tables = evaluate(run.total_steps)
-        checkpoints.wait()
-    except signals.Stopped as stopped:
-        checkpoints.wait()
-        kept = processes.gather_json(checkpoints.latest_step or None)[0]
-        raise signals.Stopped(
-            f"{stopped}; "
-            + (f"step {kept} is saved, and" if kept else "no step was done:")
-            + " the same command goes on from there"
-        ) from stopped
-    except FloatingPointError as error:
-        checkpoints.wait()
-        kept = processes.gather_json(checkpoints.latest_step or None)[0]
-        raise _NotFinite(str(error), kept) from error
-    closing.close()
-
-    return directory.summarise(
-        {
-            "config_file": run.config_file,
-            "variant": config.model.variant,
-            "dataset": config.dataset.name,
-            "class_names": list(run.train_source.class_names),
-            "eval_split": run.eval_source.split,
-            "eval_images": len(run.eval_source),
-            "seed": config.seed,
-            "steps": run.total_steps,
-            "epochs": config.epochs,
-            "batch_size": config.batch_size,
-            "parameters": parameters,
-            "flops_per_image": cost.forward_flops(run.model),
-            "seconds": round(log.seconds, 1),
-            "images_per_sec": log.images_per_sec,
-            "resumed_at_step": start,
-            "skipped_steps": directory.total("train/skipped"),
-            **results,
-            "teacher": run.teacher.manifest["teacher"] if run.teacher else None,
-            "devices": [device.device_kind for device in run.devices],
-            "absent_classes": evaluation.absent_classes(
-                run.eval_source.labels, run.train_source.class_names
-            ),
-            "tables": tables,
-        }
-    )
+        training.finish()
+        closing.close()
+        return training.directory.summarise(training.facts())
 
 
-def _start(run: Experiment, workdir: Path, saved_config: dict):
-    """The checkpoints, and what the run goes on from.
+def _start(run: Experiment, workdir: Path):
+    """Opens the checkpoints, and finds what the run goes on from.
 
-    What a run that has a checkpoint once started from is not read again; what one that
-    has none starts from is read before anything is written.
+    A run that has a checkpoint does not read again what it once started from; a run
+    without one reads it before anything is written.
 
     Returns:
-      `Checkpoints`; the state of the newest of them, of `init_from`, or from the seed,
-      on the host or not: everything else that a step depends on follows from its step;
-      and, of a checkpoint, the `Progress.carried` that was saved with it.
+      The checkpoints; the state (of the newest checkpoint, of `init_from`, or from the
+      seed), from whose step the data order and all randomness follow; and the
+      `Progress.resume_state` that was saved with it, or None.
     """
-    started, sentences, carried = run.initial_state(), [], None
-    if processes.is_first() and run.config.init_from and not checkpoint.steps(workdir):
-        started, sentences = run.starting_state()
-    print("\n".join(sentences), end="\n" * bool(sentences), flush=True)
-    checkpoints = processes.on_first(Checkpoints, workdir, run.config.checkpoint.keep)
-    if processes.is_first() and checkpoints.latest_step is not None:
+    state, sentences, resume_state = run.initial_state(), [], None
+    if processes.is_first() and run.start and not checkpoint.steps(workdir):
+        state, sentences = run.starting_state()
+    for sentence in sentences:
+        print(sentence, flush=True)
+    checkpoints = checkpoint.open_checkpoints(workdir, run.keep)
+    if checkpoints.latest_step is not None:
         try:
-            started, carried = checkpoints.restore(started, saved_config)
+            state, resume_state = checkpoints.restore(state, run.saved_config)
         except BaseException:
             checkpoints.close()
             raise
-    carried = processes.gather_json(carried)[0]
-    return checkpoints, processes.from_first(started), carried
+    resume_state = processes.broadcast_json(resume_state)
+    return checkpoints, processes.broadcast(state), resume_state
+
+
+class Training:
+    """One start of a run: what it has open, and the state that each step replaces.
+
+    Attributes:
+      directory: The run directory.
+      state: The `TrainState` after step `done`.
+      done: Steps that are done.
+      results, tables: What `Evaluator` gives after the last step.
+    """
+
+    def __init__(
+        self, run, workdir, stop, closing, checkpoints, train_state, resume_state
+    ):
+        self.run, self.checkpoints, self.stop = run, checkpoints, stop
+        self.start = self.done = int(train_state.step)
+        self.directory = run_directory.open_directory(workdir, self.start)
+        closing.callback(self.directory.close)
+        self.directory.describe(run.saved_config, run.card)
+        if self.start == 0 and processes.is_first():
+            self.directory.write_images(0, {"augmentation": _augmentation(run)[None]})
+
+        # Images: in memory, or read by a pipeline that has to be closed.
+        opened = closing.enter_context(contextlib.ExitStack())
+        images = opened.enter_context(run.open_train_pictures())
+        self.evaluator = Evaluator(
+            run.eval_step(),
+            opened.enter_context(run.open_eval_pictures()),
+            batch_size=run.eval_batch_size,
+            devices=run.devices,
+            total_steps=run.total_steps,
+            stop=stop,
+        )
+        self.parameters = count_parameters(train_state.params)
+        self._announce(workdir, streamed=isinstance(images, HostPipeline))
+        self.state = step.replicate(train_state, run.devices)
+        self.resident = None
+        if run.resident:
+            self.resident = step.place_whole(images.images, run.devices)
+        self.train_step = run.train_step()
+        self.log = Progress(
+            self.start,
+            run.cadence,
+            run.plan,
+            run.schedule,
+            max_consecutive_skips=run.max_consecutive_skips,
+            parameters=parameter_names(train_state.params),
+            resume_state=resume_state,
+            rates=tuple(self.directory.rates),
+        )
+        closing.callback(self.log.close)
+        self.ends = list(run.cadence.ends(self.start))
+        self.stream = self._open_stream(images)
+        closing.callback(self.stream.close)
+        closing.callback(opened.close)  # first: what the stream waits for will not come
+        self.evaluated = processes.broadcast_json(bool(self.directory.evaluated))
+        self.results = self.tables = None
+
+    def _announce(self, workdir: Path, *, streamed: bool) -> None:
+        run = self.run
+        print(f"{run.card.variant}: {self.parameters:,} parameters\n{run.describe()}")
+        if streamed:
+            print(f"images are read by {run.workers} worker processes")
+        resumed = f", resumed at step {self.start}" if self.start else ""
+        print(f"run directory {workdir}{resumed}", flush=True)
+
+    def _open_stream(self, images):
+        """The batches of each dispatch, placed on the devices ahead of their step."""
+        run = self.run
+        steps = batches.train_batches(
+            images,
+            run.plan,
+            start=self.start,
+            stop=run.total_steps,
+            devices=len(run.devices),
+            local=processes.local(run.devices),
+            teacher=run.teacher,
+            images=not run.resident,
+        )
+        dispatches = batches.together(steps, np.diff([self.start, *self.ends]))
+        return batches.prefetch(step.on_devices(dispatches, run.devices))
+
+    def finish(self) -> None:
+        """Runs the steps that are left; a stop or an error costs no finished step."""
+        try:
+            self._loop()
+            self.checkpoints.wait()
+        except signals.Stopped as stopped:
+            if self.done > self.start:
+                self._save()
+            saved = _saved_in_words(self._newest_checkpoint())
+            raise signals.Stopped(f"{stopped}; {saved}") from stopped
+        except FloatingPointError as error:
+            raise _NotFinite(str(error), self._newest_checkpoint()) from error
+        except Exception as error:
+            self._rescue(error)
+            raise
+
+    def _loop(self) -> None:
+        """Saves before it evaluates: an evaluation that fails costs no state.
+
+        What a step logged is on disk before the checkpoint that covers it. The
+        evaluation of a step comes after its checkpoint; where it is missing, a resumed
+        run begins with it.
+        """
+        cadence, log = self.run.cadence, self.log
+        if self.start and cadence.evaluates(self.start) and not self.evaluated:
+            self._evaluate()
+        if processes.count() == 1:
+            self.stop.check()
+        for done, batch in zip(self.ends, self.stream, strict=True):
+            self.state, metrics = self.train_step(self.state, batch, self.resident)
+            self.done = done
+            log.dispatched(done, metrics)
+            if cadence.logs(done):
+                self._write(log.interval())
+                self.checkpoints.check()  # not only when the next one is due
+            if self._stop_requested():
+                self.stop.check()
+            if cadence.saves(done):
+                # A checkpoint among skipped steps gains nothing, and would push the
+                # last good one out.
+                log.drain()
+                if done == self.run.total_steps or not log.consecutive_skips:
+                    self._save()
+            if cadence.evaluates(done):
+                self._evaluate()
+        if self.results is None:  # killed between the evaluation and the summary
+            self.results, self.tables = self.evaluator(self.state, self.done)
+
+    def _write(self, values: dict, *, flush: bool = False) -> None:
+        epoch = self.done / self.run.plan.steps_per_epoch
+        self.directory.write(self.done, values, epoch=epoch, flush=flush)
+
+    def _save(self) -> None:
+        resume_state = self.log.resume_state()
+        self.directory.flush()
+        self.checkpoints.save(self.state, self.run.saved_config, resume_state)
+
+    def _evaluate(self) -> None:
+        self.log.pause()
+        results, tables = self.evaluator(self.state, self.done)
+        if self.done == self.run.total_steps:
+            self.results, self.tables = results, tables
+            names = self.run.card.class_names
+            self.directory.write_images(self.done, _confusions(tables, names))
+        self._write(flatten_dict(results, sep="/"), flush=True)
+        self.log.resume(summary.headline(results))
+
+    def _stop_requested(self) -> bool:
+        """Whether a signal came, to any of the processes."""
+        if processes.count() > 1:
+            # They wait for each other there anyway: it ends what runs ahead.
+            if not self.run.cadence.logs(self.done):
+                return False
+            caught = processes.gather_json(self.stop.signal)
+            self.stop.signal = next((name for name in caught if name), None)
+        return bool(self.stop.signal)
+
+    def _rescue(self, error: Exception) -> None:
+        """Saves the newest finished step before `error` ends the run."""
+        if self.done == self.start or files.is_full_disk(error):
+            return
+        try:
+            self.log.drain()
+            if not self.log.consecutive_skips:
+                self._save()
+            self.checkpoints.wait()
+        except Exception:  # the state is lost, or cannot be written: `error` says more
+            return
+        # Not `_newest_checkpoint`: the other processes do not know of the error.
+        saved = _saved_in_words(self.checkpoints.latest_step)
+        if isinstance(error, InputError):
+            raise InputError(f"{error} {saved[0].upper()}{saved[1:]}.") from error
+        print(saved, file=sys.stderr, flush=True)
+
+    def _newest_checkpoint(self) -> int | None:
+        self.checkpoints.wait()
+        return processes.broadcast_json(self.checkpoints.latest_step)
+
+    def facts(self) -> dict:
+        """The content of summary.json, but for the versions."""
+        run, config = self.run, self.run.saved_config
+        return {
+            "config_file": run.config_file,
+            "variant": run.card.variant,
+            "dataset": run.train_source.name,
+            "class_names": list(run.card.class_names),
+            "eval_split": run.eval_source.split,
+            "eval_images": len(run.eval_source),
+            "seed": config["seed"],
+            "steps": run.total_steps,
+            "epochs": config["epochs"],
+            "batch_size": run.plan.batch_size,
+            "parameters": self.parameters,
+            "flops_per_image": cost.forward_flops(run.model),
+            "seconds": round(self.log.seconds, 1),
+            "images_per_sec": self.log.images_per_sec,
+            "resumed_at_step": self.start,
+            "skipped_steps": self.directory.total("train/skipped"),
+            **self.results,
+            "teacher": run.teacher.manifest["teacher"] if run.teacher else None,
+            "devices": [device.device_kind for device in run.devices],
+            "absent_classes": evaluation.absent_classes(
+                run.eval_source.labels, run.card.class_names
+            ),
+            "tables": self.tables,
+        }
+
+
+def _saved_in_words(step: int | None) -> str:
+    done = f"step {step} is saved, and" if step else "no step was done:"
+    return f"{done} the same command goes on from there"
 
 
 def _augmentation(run: Experiment) -> np.ndarray:
@@ -338,12 +353,13 @@ def _augmentation(run: Experiment) -> np.ndarray:
         run.train_source,
         index=grid.spread(GRID, len(run.train_source)),
         views=range(min(GRID, run.plan.num_views or GRID)),
-        title=f"recipe {run.config.augment.recipe}, seed {run.student.augment_seed}",
+        title=f"recipe {run.saved_config['augment']['recipe']}, seed "
+        f"{run.student.augment_seed}",
     )
 
 
 def _confusions(tables: dict, class_names) -> dict:
-    """By tag, a picture [1, H, W, 3] for what each set of parameters predicts with."""
+    """By tag, a picture [1, H, W, 3] of the head that each set of parameters uses."""
     pictures = {}
     for name, per_head in tables.items():
         head = "mean" if "mean" in per_head else "class"

@@ -52,7 +52,7 @@ def make_config(cache):
 def train_images(config, steps: int) -> np.ndarray:
     """What the student sees in the first `steps`: float32 [steps, B, H, W, 3]."""
     run = experiment.create(config, devices=processes.devices())
-    inputs = run.step_settings()["inputs"]
+    inputs = run.settings["inputs"]
     mapped = jax.pmap(lambda batch: inputs(batch).images, devices=run.devices)
     stream = batches.train_batches(
         sources.load("digits", config.dataset.train_split),
@@ -60,7 +60,7 @@ def train_images(config, steps: int) -> np.ndarray:
         start=0,
         stop=steps,
         devices=len(run.devices),
-        own=processes.own(run.devices),
+        local=processes.local(run.devices),
         teacher=run.teacher,
     )
     local = np.stack([np.concatenate(np.asarray(mapped(batch))) for batch in stream])

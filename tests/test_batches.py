@@ -74,12 +74,12 @@ def test_two_processes_read_the_rows_of_their_devices(batch_size):
     source = sources.load("digits", "test[:50]")
     plan = BatchPlan(length=50, batch_size=8, seed=0, augment_seed=0)
 
-    def read(own):
+    def read(local):
         trained = batches.train_batches(
-            source, plan, start=2, stop=5, devices=4, own=own
+            source, plan, start=2, stop=5, devices=4, local=local
         )
         evaluated = batches.eval_batches(
-            source, batch_size=batch_size, devices=4, own=own
+            source, batch_size=batch_size, devices=4, local=local
         )
         return list(trained), list(evaluated)
 
@@ -149,22 +149,6 @@ def test_streamed_eval_batches_are_all_centre_views(mixed, batch_size, devices):
     np.testing.assert_array_equal(np.concatenate(seen_labels)[:20], mixed.labels)
     expected = [crops.centre_view(mixed.picture(i)[0], 16, 0.8) for i in range(20)]
     np.testing.assert_array_equal(np.concatenate(seen)[:20], np.stack(expected))
-
-
-@pytest.mark.parametrize("size", [1, 4, 10])
-@pytest.mark.parametrize("periods", [(), (10,), (50, 39, 0), (7, 3)])
-def test_dispatches_end_where_the_host_has_something_to_do(size, periods):
-    stop = 101
-    ends = list(batches.dispatch_ends(0, stop, size=size, periods=periods))
-    assert set(np.diff([0, *ends])) <= {1, size}
-    due = {n for p in periods if p for n in range(p, stop, p)} | {stop}
-    assert due <= set(ends)
-    if size == 4 and periods == (10,):
-        assert ends[:6] == [4, 8, 9, 10, 14, 18]
-    # A run that was stopped at one of them goes on to the same others.
-    for number, end in enumerate(ends, start=1):
-        rest = batches.dispatch_ends(end, stop, size=size, periods=periods)
-        assert list(rest) == ends[number:]
 
 
 def test_batches_of_a_dispatch_lie_behind_the_devices():

@@ -42,9 +42,9 @@ def test_what_is_saved_comes_back(tmp_path, ema):
     first.save(state_at(7, ema), CONFIG, progress)
     first.close()
     second = Checkpoints(tmp_path, keep=2)
-    restored, carried = second.restore(state_at(0, ema), CONFIG)
+    restored, resume_state = second.restore(state_at(0, ema), CONFIG)
     second.close()
-    assert carried == progress
+    assert resume_state == progress
     assert jax.tree.structure(restored) == jax.tree.structure(state_at(7, ema))
     jax.tree.map(np.testing.assert_array_equal, restored, state_at(7, ema))
 

@@ -116,7 +116,7 @@ def test_the_step_is_that_of_the_recipe():
     built = ours.experiment(NANO, jax.local_devices()[:1])
     settings = built.student.settings
     assert settings.randaugment and settings.mixes and settings.erase_probability
-    assert built.step_settings()["inputs"].keywords["augmentation"] == settings
+    assert built.settings["inputs"].keywords["augmentation"] == settings
     batch = next(ours.host_batches(built))
     assert batch["teacher_logits"].shape == (1, 4, 10)
     assert "teacher_logits" not in next(ours.host_batches(built, teacher=False))

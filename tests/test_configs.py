@@ -10,7 +10,7 @@ from flax.traverse_util import flatten_dict
 from configs import deit, finetune, study, vit
 from deit_jax.data.augment import recipes
 from deit_jax.models import variants
-from deit_jax.student import student_views
+from deit_jax.recipe import student_views
 
 CONFIGS = Path(deit.__file__).parent
 
@@ -115,7 +115,7 @@ def test_384_px_is_the_recipe_of_the_references_readme():
         "epochs",
         "batch_size",
         "dataset.eval_crop_ratio",
-        "model.keep_heads",
+        "transfer.keep_heads",
         "model.variant",
         "optimizer.learning_rate",
         "optimizer.weight_decay",

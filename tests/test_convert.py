@@ -22,7 +22,7 @@ from deit_jax.training.checkpoint import (
     load_params,
 )
 from deit_jax.training.state import TrainState
-from deit_jax.weights import files, save
+from deit_jax.weights import save, tensor_files
 from deit_jax.weights.load import load
 
 ROOT = Path(__file__).parent.parent
@@ -217,7 +217,7 @@ def test_a_run_is_not_written_over(run, tmp_path):
 def test_what_cannot_be_written(run, tmp_path):
     (tmp_path / "file").touch()
     weights = tmp_path / "w.safetensors"
-    files.write_safetensors(weights, save.timm.from_flax(random_params(0)))
+    tensor_files.write_safetensors(weights, save.timm.from_flax(random_params(0)))
     with pytest.raises(InputError, match="run cannot be written: Not a directory"):
         convert.import_weights(weights, tmp_path / "file" / "run")
     with pytest.raises(InputError, match="cannot be written: File exists"):

@@ -1,6 +1,5 @@
 """The export: a cache holds the teacher's answers to the very images of a student."""
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -21,18 +20,15 @@ from absl.testing import flagsaver
 
 from configs import deit
 from deit_jax.data import crops, sources
-from deit_jax.data.plan import BatchPlan, ExportOrder, view_pairs
-from deit_jax.distillation import (
-    teacher_logits,
-    teacher_parts,
-    teacher_views,
-    teacher_writer,
-)
+from deit_jax.data.plan import BatchPlan, view_pairs
+from deit_jax.distillation import cache_writer, match, teacher_cache
 from deit_jax.errors import InputError
-from deit_jax.student import student_views
+from deit_jax.files import sha256
+from deit_jax.recipe import student_views
 from teacher import classifier as classifiers
+from teacher import export as exporting
 from teacher import export_logits
-from teacher.export_logits import Export
+from teacher.export import Export
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
@@ -67,10 +63,21 @@ def train():
     return sources.load("digits", f"train[:{LENGTH}]")
 
 
-def exported(teacher, train, held_out, out, *, shard=None, **options):
+def exported(teacher, train, held_out, out, *, only=None, **options):
     job = Export(teacher, train, held_out, **{"batch_size": BATCH} | options)
-    export_logits.export(job, out, shard=shard, allow_weak_teacher=True)
-    return None if shard else teacher_logits.open_cache(out)
+    if exporting.export(job, out, views=only, allow_weak_teacher=True):
+        return teacher_cache.open_cache(out)
+    return None
+
+
+def stored(cache, array="logits"):
+    """An array of all views: [views, N, ...]."""
+    return np.stack(
+        [
+            np.load(cache.directory / teacher_cache.view_file(view, array))
+            for view in range(cache.num_views)
+        ]
+    )
 
 
 def answers(teacher, images):
@@ -118,15 +125,13 @@ def files(directory):
 
 def test_plain_cache_holds_the_forward_pass(teacher, train, held_out, tmp_path):
     cache = exported(teacher, train, held_out, tmp_path / "cache", batch_size=10)
-    teacher_views.check(cache, train, LIGHT, view="plain", mixing="none", num_views=20)
-    assert files(tmp_path / "cache").keys() == {"logits.npy", "manifest.json"}
-    assert cache.arrays["logits.npy"].shape == (1, LENGTH, 10)
+    match.check(cache, train, LIGHT, view="plain", mixing="none", num_views=20)
+    assert files(tmp_path / "cache").keys() == {"view-000.npy", "manifest.json"}
+    assert stored(cache).shape == (1, LENGTH, 10)
     with torch.inference_mode():
         x = classifiers.preprocess(train.images, 32, teacher.mean, teacher.std, CPU)
         expected = teacher.model.eval()(x).numpy()
-    np.testing.assert_allclose(
-        cache.arrays["logits.npy"][0], expected, rtol=1e-3, atol=1e-3
-    )
+    np.testing.assert_allclose(stored(cache)[0], expected, rtol=1e-3, atol=1e-3)
     stated = cache.manifest["teacher"]
     top1, _ = classifiers.evaluate(
         teacher, held_out, batch_size=32, device=CPU, dtype=torch.float32
@@ -135,7 +140,7 @@ def test_plain_cache_holds_the_forward_pass(teacher, train, held_out, tmp_path):
     assert stated["top1_split"] == "test[:32]"
     assert stated["weights_sha256"] == classifiers.weights_sha256(teacher.model)
     assert stated["crop_ratio"] is None  # digits are seen whole
-    gap, beyond = export_logits.verify(Export(teacher, train, held_out), cache, 7)
+    gap, beyond = exporting.verify(Export(teacher, train, held_out), cache, 7)
     assert beyond < 1e-4 < gap < FLOAT16
 
 
@@ -145,12 +150,12 @@ def test_cache_holds_the_answers_to_mixed_and_to_unmixed_images(
     """The recipe of the paper, everything on, in both ways of answering for pairs."""
     caches = {}
     for mixing in ("exact", "linear"):
-        seen = teacher_views.seen_by_teacher(DEIT, mixing)
+        seen = match.seen_by_teacher(DEIT, mixing)
         cache = exported(
             teacher, train, held_out, tmp_path / mixing, seen=seen, num_views=2
         )
-        teacher_views.check(cache, train, DEIT, view="same", mixing=mixing, num_views=2)
-        caches[mixing] = cache.arrays["logits.npy"]
+        match.check(cache, train, DEIT, view="same", mixing=mixing, num_views=2)
+        caches[mixing] = stored(cache)
         assert caches[mixing].shape == (2, LENGTH, 10)
 
     index, view = trained_on(DEIT, LENGTH, 2)
@@ -200,13 +205,13 @@ def test_largest_logits_are_those_of_the_whole_cache(
         for name in ("views", "largest")
     )
     assert largest.manifest["logits"] == {"top_k": 4, "tau": 3.0}
-    indices = largest.arrays["indices.npy"].astype(np.int64)
-    logits = whole.arrays["logits.npy"]
+    indices = stored(largest, "indices").astype(np.int64)
+    logits = stored(whole)
     np.testing.assert_array_equal(
-        largest.arrays["values.npy"], np.take_along_axis(logits, indices, 2)
+        stored(largest, "values"), np.take_along_axis(logits, indices, 2)
     )
     np.testing.assert_array_equal(
-        largest.arrays["values.npy"], -np.sort(-logits, axis=2)[:, :, :4]
+        stored(largest, "values"), -np.sort(-logits, axis=2)[:, :, :4]
     )
 
 
@@ -225,9 +230,7 @@ def test_folder_of_pictures_is_cached_plain_and_in_views(teacher, folder, tmp_pa
     images = np.stack(
         [crops.centre_view(p, 32, classifiers.CROP_RATIO) for p in pictures]
     )
-    np.testing.assert_allclose(
-        plain.arrays["logits.npy"][0], answers(teacher, images), atol=FLOAT16
-    )
+    np.testing.assert_allclose(stored(plain)[0], answers(teacher, images), atol=FLOAT16)
 
     # A student of another size than the teacher, whose random crops are made by a
     # pipeline that streams.
@@ -236,7 +239,7 @@ def test_folder_of_pictures_is_cached_plain_and_in_views(teacher, folder, tmp_pa
     cache = exported(teacher, train, val, tmp_path / "views", seen=seen, num_views=2)
     assert cache.manifest["teacher"]["crop_ratio"] is None
     assert cache.manifest["views"]["size"] == 24
-    teacher_views.check_examples(cache, train, seen, mixing="exact")
+    match.check_examples(cache, train, seen, mixing="exact")
     index, view = trained_on(seen, 32, 2)
     images, _ = replayed(seen, train, index, view)
     assert images.shape == (64, 24, 24, 3)
@@ -253,34 +256,28 @@ def test_a_long_export_holds_a_few_blocks(monkeypatch, tmp_path, seen):
     teacher = classifiers.Classifier(model, "linear", "standard", 16)
     if seen:  # of another size than the source: its pictures are streamed
         seen = dataclasses.replace(seen, size=16)
-    counts = {"read": 0, "asked": 0, "written": 0}
-    read_ahead, asked_ahead = [], []
-    read, ask = sources.ArraySource.pictures, ExportOrder.entries
-    append, write = teacher_writer.Writer.append, export_logits._write
+    counts = {"read": 0, "written": 0}
+    ahead = []
+    read, append = sources.ArraySource.pictures, cache_writer.ViewWriter.append
+    write = exporting._export_view
 
     def counted_read(self, indices):
-        for picture in read(self, indices):
+        for image in read(self, indices):
             counts["read"] += 1
-            yield picture
+            yield image
 
-    def counted_ask(self, start, stop):
-        counts["asked"] += stop - start
-        return ask(self, start, stop)
-
-    def counted_append(self, logits, rows):
+    def counted_append(self, logits, index):
         counts["written"] += len(logits)
-        read_ahead.append(counts["read"] - counts["written"])
-        asked_ahead.append(counts["asked"] - counts["written"])
-        append(self, logits, rows)
+        ahead.append(counts["read"] - counts["written"])
+        append(self, logits, index)
 
     def from_the_first_entry(*args, **kwargs):
-        counts.update(read=0, asked=0)
+        counts["read"] = counts["written"]
         write(*args, **kwargs)
 
     monkeypatch.setattr(sources.ArraySource, "pictures", counted_read)
-    monkeypatch.setattr(ExportOrder, "entries", counted_ask)
-    monkeypatch.setattr(teacher_writer.Writer, "append", counted_append)
-    monkeypatch.setattr(export_logits, "_write", from_the_first_entry)
+    monkeypatch.setattr(cache_writer.ViewWriter, "append", counted_append)
+    monkeypatch.setattr(exporting, "_export_view", from_the_first_entry)
     num_views = 2 if seen else 1
     exported(
         teacher,
@@ -291,88 +288,70 @@ def test_a_long_export_holds_a_few_blocks(monkeypatch, tmp_path, seen):
         num_views=num_views,
         batch_size=size,
     )
-    assert counts == dict.fromkeys(counts, 400 * num_views)
+    assert counts["written"] == 400 * num_views
     # Read ahead by two blocks, of which a third is in the making; and the same again
     # for the images that wait for the teacher.
-    for ahead in (read_ahead, asked_ahead):
-        assert min(ahead) >= 0
-        assert max(ahead) <= 6 * size
+    assert 0 <= min(ahead) <= max(ahead) <= 6 * size
 
 
 # Interrupted, divided, repeated
 
 
 @pytest.mark.parametrize("options", EXPORTS.values(), ids=EXPORTS)
-def test_export_is_repeatable_and_resumable(
+def test_repeated_resumed_and_divided_exports_have_the_same_bytes(
     teacher, train, held_out, tmp_path, monkeypatch, options
 ):
     exported(teacher, train, held_out, tmp_path / "whole", **options)
+    expected = files(tmp_path / "whole")
     exported(teacher, train, held_out, tmp_path / "again", **options)
-    real = teacher_writer.Writer.append
+    assert files(tmp_path / "again") == expected
+    real = cache_writer.ViewWriter.append
 
-    def killed_after_two_blocks(writer, logits, rows):
+    def killed_after_two_blocks(writer, logits, index):
         if writer.entries_done == 16:
             raise KeyboardInterrupt
-        real(writer, logits, rows)
+        real(writer, logits, index)
 
     with monkeypatch.context() as patch:
-        patch.setattr(teacher_writer.Writer, "append", killed_after_two_blocks)
+        patch.setattr(cache_writer.ViewWriter, "append", killed_after_two_blocks)
         with pytest.raises(KeyboardInterrupt):
             exported(teacher, train, held_out, tmp_path / "killed", **options)
-    progress = json.loads((tmp_path / "killed/progress.json").read_text())
-    assert progress["entries_done"] == 16
+    record = json.loads((tmp_path / "killed/view-000.json").read_text())
+    assert record["entries_done"] == 16
+    for view in reversed(range(options.get("num_views", 1))):
+        only = range(view, view + 1)
+        exported(teacher, train, held_out, tmp_path / "divided", only=only, **options)
+    assert files(tmp_path / "divided") == expected
     # What the first start has measured is not measured again.
-    with monkeypatch.context() as patch:
-        patch.setattr(classifiers, "evaluate", None)
-        exported(teacher, train, held_out, tmp_path / "killed", **options)
-    expected = files(tmp_path / "whole")
-    assert files(tmp_path / "again") == expected
+    monkeypatch.setattr(classifiers, "evaluate", None)
+    exported(teacher, train, held_out, tmp_path / "killed", **options)
     assert files(tmp_path / "killed") == expected
+    # What is finished is not computed again.
+    monkeypatch.setattr(classifiers, "logits", None)
+    exported(teacher, train, held_out, tmp_path / "killed", **options)
 
 
-@pytest.mark.parametrize("options", EXPORTS.values(), ids=EXPORTS)
-def test_joined_shards_are_the_undivided_export(
-    teacher, train, held_out, tmp_path, monkeypatch, options
+def test_a_cache_that_grew_has_the_bytes_of_one_export(
+    teacher, train, held_out, tmp_path
 ):
-    exported(teacher, train, held_out, tmp_path / "whole", **options)
-    measured = []
-    real = classifiers.evaluate
-
-    def counted(*args, **kwargs):
-        measured.append(1)
-        return real(*args, **kwargs)
-
-    def export_shard(number):
-        shard = teacher_parts.Shard(number, 3)
-        exported(teacher, train, held_out, tmp_path / "cache", shard=shard, **options)
-
-    monkeypatch.setattr(classifiers, "evaluate", counted)
-    for number in (1, 0, 2):
-        export_shard(number)
-    assert len(measured) == 1
-    with monkeypatch.context() as patch:
-        patch.setattr(classifiers, "logits", None)  # no forward pass can happen
-        export_shard(1)  # is there already
-    teacher_parts.join(tmp_path / "cache")
-    assert files(tmp_path / "cache") == files(tmp_path / "whole")
+    options = {"seen": LIGHT, "num_views": 3}
+    whole = exported(teacher, train, held_out, tmp_path / "whole", **options)
+    exported(teacher, train, held_out, tmp_path / "grown", **EXPORTS["views"])
+    grown = exported(teacher, train, held_out, tmp_path / "grown", **options)
+    assert files(tmp_path / "grown") == files(tmp_path / "whole")
+    assert whole.digest == grown.digest
+    match.check_examples(grown, train, LIGHT, mixing="exact")
 
 
-def test_export_refuses_weak_and_foreign_teachers(teacher, train, held_out, tmp_path):
-    with pytest.raises(InputError, match="near chance"):
-        export_logits.export(Export(teacher, train, held_out), tmp_path / "cache")
-    reverse = dataclasses.replace(teacher, class_names=train.class_names[::-1])
-    with pytest.raises(InputError, match="in another order"):
-        exported(reverse, train, held_out, tmp_path / "cache")
-    assert not (tmp_path / "cache").exists()
-
-
-def test_export_refuses_a_finished_cache_before_it_works(
-    teacher, train, held_out, tmp_path, monkeypatch
-):
-    exported(teacher, train, held_out, tmp_path / "cache")
-    monkeypatch.setattr(classifiers, "logits", None)  # no forward pass can happen
-    with pytest.raises(InputError, match="already holds a finished teacher cache"):
-        exported(teacher, train, held_out, tmp_path / "cache")
+@pytest.mark.parametrize("length", [10, 11])
+def test_an_export_computes_every_row_and_partners_together(teacher, held_out, length):
+    source = sources.load("digits", f"train[:{length}]")
+    job = Export(teacher, source, held_out, seen=LIGHT, num_views=3)
+    for view in range(3):
+        order = job.order(view)
+        assert set(order.tolist()) == set(range(length))
+        assert len(order) == length + length % 2
+    assert Export(teacher, source, held_out).order(0).tolist() == [*range(length)]
 
 
 # The command, in this process: its imports are paid for already
@@ -459,11 +438,15 @@ PLAIN = ["--config.distillation.view=plain", "--config.distillation.mixing=linea
         (["--top_k=10"], "--top_k=10: expected 1 .. 9"),
         (
             ["--views=2", *PLAIN],
-            "--views=2: expected at least 1, and 1 of distillation.view=plain",
+            "--views=2: expected at least 1, and 1 for distillation.view=plain",
         ),
         (["--config.distillation.view=plain"], "answer for both halves. Set mixing to"),
-        (["--top_k=3", "--config.distillation.tau=0"], "distillation.tau=0.0 is not"),
-        (["--shard=0/99"], "92 images are only 12 batches of 8"),
+        (
+            ["--config.distillation.tau=0"],
+            "distillation.tau=0.0: expected a number above",
+        ),
+        (["--only_views=1:3"], "--only_views=1:3: expected first:end within 0:2"),
+        (["--only_views=1"], "--only_views=1: expected first:end within 0:2"),
         (["--teacher="], "say with --teacher whose logits to cache"),
         (["--config.distillation.logits_dir=", "--out="], "say with --out=DIR where"),
     ],
@@ -494,9 +477,9 @@ def rewrite(path, change):
         np.save(path, content)
     manifest = json.loads((path.parent / "manifest.json").read_text())
     if path.suffix == ".npz":
-        manifest["examples_sha256"] = teacher_logits.sha256(path)
+        manifest["examples_sha256"] = sha256(path)
     else:
-        manifest["arrays"][path.name]["sha256"] = teacher_logits.sha256(path)
+        manifest["sha256"][int(path.name[5:8])][path.name] = sha256(path)
     (path.parent / "manifest.json").write_text(json.dumps(manifest))
 
 
@@ -514,7 +497,8 @@ def negate(array):
 
 @pytest.mark.parametrize("change", [negate, lambda array: array.fill(np.nan)])
 def test_a_changed_cache_is_above_the_tolerance(command, cache, capsys, change):
-    rewrite(cache / "logits.npy", change)
+    for view in range(2):
+        rewrite(cache / f"view-00{view}.npy", change)
     assert verified(command, cache) == 1
     assert "ABOVE the tolerance of 0.02" in capsys.readouterr().out
 
@@ -522,13 +506,14 @@ def test_a_changed_cache_is_above_the_tolerance(command, cache, capsys, change):
 @pytest.mark.parametrize(
     ("name", "change"),
     [
-        ("values.npy", negate),
-        ("tails.npy", lambda tails: np.multiply(tails, 0.5, out=tails)),
-        ("indices.npy", lambda indices: np.subtract(9, indices, out=indices)),
+        ("values", negate),
+        ("tails", lambda tails: np.multiply(tails, 0.5, out=tails)),
+        ("indices", lambda indices: np.subtract(9, indices, out=indices)),
     ],
 )
 def test_each_array_of_the_largest_logits_is_verified(command, largest, name, change):
-    rewrite(largest / name, change)
+    for view in range(2):
+        rewrite(largest / f"view-00{view}-{name}.npy", change)
     assert verified(command, largest, "--top_k=4") == 1
 
 
@@ -539,9 +524,8 @@ def test_only_the_same_export_is_verified(
     job = Export(other, train, held_out, seen=LIGHT, num_views=2)
     message = "teacher.arch: 'resnet18' in the cache, 'resnet34' here"
     with pytest.raises(InputError, match=message):
-        export_logits.verify(job, teacher_logits.open_cache(kept), 10)
+        exporting.verify(job, teacher_cache.open_cache(kept), 10)
     for arguments, message in (
-        (["--views=4"], "views.count: 2 in the cache, 4 here"),
         (["--top_k=4"], "logits.top_k: None in the cache, 4 here"),
         (["--config.augment.flip=True"], "augmentation.flip: False in the cache, True"),
     ):
@@ -563,7 +547,7 @@ def test_verification_sees_entries_of_all_views(
 
     job = Export(teacher, train, held_out, seen=LIGHT, num_views=2, batch_size=BATCH)
     monkeypatch.setattr(Export, "logits", recorded)
-    gap, beyond = export_logits.verify(job, teacher_logits.open_cache(kept), 50)
+    gap, beyond = exporting.verify(job, teacher_cache.open_cache(kept), 50)
     assert beyond < 1e-4 < gap < FLOAT16
     index, view = (np.concatenate(part) for part in zip(*asked, strict=True))
     assert len(index) == 50
@@ -612,25 +596,26 @@ def test_check_tells_how_many_pixels_differ(command, cache):
         examples["image"][3, 5:7, 5, :2] ^= 64
         examples["image"][6, 0, 0, 2] ^= 32
 
-    rewrite(cache / "examples.npz", change)
+    rewrite(cache / "examples-002.npz", change)
     message = "2 of 8 images differ, in 3 pixels, by up to 64 levels"
     with pytest.raises(InputError, match=message):
         command(f"--check={cache}")
 
 
 def test_check_tells_other_pairs(command, cache):
-    rewrite(cache / "examples.npz", lambda e: np.add(e["share"], 1, out=e["share"]))
+    rewrite(cache / "examples-002.npz", lambda e: np.add(e["share"], 1, out=e["share"]))
     with pytest.raises(InputError, match="saw other pairs than this program draws"):
         command(f"--check={cache}")
 
 
-def test_shards_are_exported_and_joined_by_the_command(command, kept, tmp_path, capsys):
-    for number in range(2):
-        command(f"--out={tmp_path}/cache", f"--shard={number}/2")
+def test_two_commands_share_an_export(command, kept, tmp_path, capsys):
+    command(f"--out={tmp_path}/cache", "--only_views=1:2")
     out = capsys.readouterr().out
-    assert "45 images x 2 mixed views of 32 px (part 0/2: 48 of 92) x 10 classes" in out
-    assert "with --join instead of --shard=1/2" in out
-    command(f"--out={tmp_path}/cache", "--join")
+    assert "45 images x 2 mixed views of 32 px x 10 classes" in out
+    assert "1 of 2 views to export, from 1 to 1" in out
+    assert "repeat the command without --only_views" in out
+    command(f"--out={tmp_path}/cache", "--only_views=0:1")
+    assert f"cached in {tmp_path}/cache" in capsys.readouterr().out
     assert files(tmp_path / "cache") == files(kept)
 
 
@@ -673,15 +658,19 @@ def test_commands_from_data_to_cache(tmp_path):
     done = run_command("export_logits", *arguments)
     assert done.returncode == 0, done.stderr
     assert "48 images x 2 unmixed views of 32 px x 10 classes" in done.stdout
-    cache = teacher_logits.open_cache(tmp_path / "cache")
+    cache = teacher_cache.open_cache(tmp_path / "cache")
     cache.check_source(sources.load("digits", "train[:48]"))
     top1 = classifiers.load(tmp_path / "teacher").top1
     assert cache.manifest["teacher"]["top1"] == top1
 
     repeated = run_command("export_logits", *arguments)
-    assert repeated.returncode == 2
-    assert repeated.stderr.startswith("error: ")
-    assert "Traceback" not in repeated.stderr
+    assert repeated.returncode == 0
+    assert "these views are there already" in repeated.stdout
+    other = run_command("export_logits", *arguments, "--top_k=3")
+    assert other.returncode == 2
+    assert other.stderr.startswith("error: ")
+    assert "logits.top_k is None there and 3 here" in other.stderr
+    assert "Traceback" not in other.stderr
 
 
 KILLS = 3
@@ -724,9 +713,8 @@ def test_killed_at_random_moments_it_ends_in_the_same_bytes(
         )
 
     def done():
-        with contextlib.suppress(FileNotFoundError):
-            return json.loads((killed / "progress.json").read_text())["entries_done"]
-        return -1
+        records = [json.loads(p.read_text()) for p in killed.glob("view-*.json")]
+        return sum(record["entries_done"] for record in records) if records else -1
 
     draw = random.Random(0)
     before = 0
@@ -747,7 +735,6 @@ def test_killed_at_random_moments_it_ends_in_the_same_bytes(
     process = start()
     said, _ = process.communicate()
     assert process.returncode == 0, said
-    assert f"going on after {before} images" in said
 
     undisturbed = tmp_path / "undisturbed"
     source = sources.load("digits", "train[:99]")
@@ -755,28 +742,24 @@ def test_killed_at_random_moments_it_ends_in_the_same_bytes(
     exported(teacher, source, held_out, undisturbed, **options)
     assert files(killed) == files(undisturbed)
     assert files(killed).keys() == {
-        *("indices.npy", "values.npy", "tails.npy"),
-        *("examples.npz", "manifest.json"),
+        *(
+            f"view-00{view}-{name}.npy"
+            for view in range(2)
+            for name in ("indices", "values", "tails")
+        ),
+        *("examples-002.npz", "manifest.json"),
     }
-
-
-def test_messages_of_a_join_say_how_to_export_a_part():
-    arguments = ["--config=a.py:b c", "--join", "--out=d", "--teacher", "e"]
-    assert export_logits.exporting_command(arguments) == (
-        "python -m teacher.export_logits '--config=a.py:b c' --out=d --teacher e"
-    )
-    assert export_logits.exporting_command(["--join=true"]).endswith(" --teacher=...")
 
 
 def test_committed_cache_belongs_to_digits():
     config = deit.get_config("digits")
     assert config.distillation.logits_dir == "teacher/logits/digits"
-    cache = teacher_logits.open_cache(ROOT / config.distillation.logits_dir)
+    cache = teacher_cache.open_cache(ROOT / config.distillation.logits_dir)
     source = sources.load("digits", "train")
     student = student_views(config, source)
     view = config.distillation.view
-    mixing = teacher_views.resolve_mixing(view, config.distillation.mixing, student)
-    teacher_views.check(
+    mixing = match.resolve_mixing(view, config.distillation.mixing, student)
+    match.check(
         cache,
         source,
         student,
@@ -784,7 +767,7 @@ def test_committed_cache_belongs_to_digits():
         mixing=mixing,
         num_views=config.distillation.num_views,
     )
-    teacher_views.check_examples(cache, source, student, mixing=mixing)
+    match.check_examples(cache, source, student, mixing=mixing)
     assert cache.manifest["teacher"]["top1"] >= 0.98
     for view in range(cache.num_views):
         logits = cache.batch(np.full(len(source), view), np.arange(len(source)))

@@ -4,11 +4,11 @@ import itertools
 import json
 import shutil
 
+import caches
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import oracle
 import pytest
 
 from configs import deit, finetune, vit
@@ -18,7 +18,7 @@ from deit_jax.errors import InputError
 from deit_jax.models import model_card, variants
 from deit_jax.models.params import abstract_params
 from deit_jax.training import checkpoint, state, step
-from deit_jax.weights import files, timm
+from deit_jax.weights import tensor_files, timm
 
 DIGITS = tuple("0123456789")
 VIT, DEIT = "vit_nano_patch8_32", "deit_nano_distilled_patch8_32"
@@ -44,7 +44,7 @@ def cache(tmp_path_factory):
     """A teacher that knows the labels of 32 digits."""
     source = sources.load("digits", "train[:32]")
     directory = tmp_path_factory.mktemp("cache")
-    oracle.write_cache(directory, source)
+    caches.write_oracle(directory, source)
     return directory
 
 
@@ -170,41 +170,57 @@ def test_pictures_at_another_size_and_back_to_digits(
     assert "the heads are new: 10 classes, not 2" in out
 
 
-def start(path, variant=VIT, class_names=DIGITS, **options):
+def start(path, variant=VIT, class_names=DIGITS, keep_heads=None):
     """(initial parameters, sentences, fresh parameters)."""
     model = variants.create(variant, num_classes=len(class_names))
     fresh = random_params(model, seed=1)
-    settings = {
-        "class_names": class_names,
-        "mean": (0.5,) * 3,
-        "std": (0.5,) * 3,
-        "position_resize": "bicubic",
-    }
-    got = pretrained.initial_params(path, model, fresh, **settings | options)
-    return *got, fresh
+    card = model_card.ModelCard(
+        variant, model.image_size, tuple(class_names), (0.5,) * 3, (0.5,) * 3, 1.0
+    )
+    begin = pretrained.Start(str(path), "bicubic", keep_heads)
+    return *pretrained.initial_params(begin, model, fresh, card), fresh
 
 
 ANIMALS = ("ant", "bee", "cat")
 
 
 @pytest.mark.parametrize(
-    ("theirs", "ours", "keep", "kept", "sentence"),
+    ("theirs", "ours", "keep", "rows", "sentence"),
     [
-        (ANIMALS, ANIMALS, None, True, "the head stays: the classes are the same"),
-        (("0", "1", "2"), ANIMALS, None, True, "the source only numbers its 3 classes"),
-        (("ant", "bee", "dog"), ANIMALS, None, False, "the head is new: 3 other"),
-        (ANIMALS[::-1], ANIMALS, None, False, "the head is new: 3 other classes"),
-        (ANIMALS, ("0", "1", "2"), None, False, "the head is new: 3 other classes"),
-        (ANIMALS, DIGITS, None, False, "the head is new: 10 classes, not 3"),
-        (("a", "b", "c"), ANIMALS, True, True, "stays: model.keep_heads=True"),
-        (ANIMALS, ANIMALS, False, False, "the head is new: 3 other classes"),
+        (ANIMALS, ANIMALS, None, (0, 1, 2), "the head stays: the classes are the same"),
+        (("0", "1", "2"), ANIMALS, None, (0, 1, 2), "the source only numbers its"),
+        (("x", "y", "z"), ANIMALS, None, (None,) * 3, "the head is new: 3 other"),
+        (ANIMALS[::-1], ANIMALS, None, (2, 1, 0), "put into this run's order by name"),
+        (
+            ("0", "1", "10", "2"),
+            ("0", "1", "2", "10"),
+            None,
+            (0, 1, 3, 2),
+            "put into this run's order by name",
+        ),
+        (
+            ("ant", "bee", "dog"),
+            ANIMALS,
+            None,
+            (0, 1, None),
+            "keeps the rows of 2 known classes (ant, bee); 1 are new",
+        ),
+        (ANIMALS, ("bee",), None, (1,), "put into this run's order by name"),
+        (ANIMALS, DIGITS, None, (None,) * 10, "the head is new: 10 classes, not 3"),
+        (("a", "b", "c"), ANIMALS, True, (0, 1, 2), "stays: transfer.keep_heads=True"),
+        (ANIMALS, ANIMALS, False, (None,) * 3, "the head is new: 3 other classes"),
     ],
 )
-def test_heads_stay_for_the_same_classes(source, theirs, ours, keep, kept, sentence):
+def test_heads_are_matched_by_the_names_of_classes(
+    source, theirs, ours, keep, rows, sentence
+):
     path, params = source(class_names=theirs)
     got, sentences, fresh = start(path, class_names=ours, keep_heads=keep)
-    expected = (params if kept else fresh)["head"]
-    jax.tree.map(np.testing.assert_array_equal, got["head"], expected)
+    for c, row in enumerate(rows):
+        expected, at = (fresh, c) if row is None else (params, row)
+        np.testing.assert_array_equal(
+            got["head"]["kernel"][:, c], expected["head"]["kernel"][:, at]
+        )
     assert sentences[0] == f"starts from {path}: {VIT}, 32 px, {len(theirs)} classes"
     assert sentences[1] == "its parameters are those of step 7"
     assert sentence in sentences[2]
@@ -214,7 +230,7 @@ def test_heads_stay_for_the_same_classes(source, theirs, ours, keep, kept, sente
 def test_a_file_of_weights_is_read_too(tmp_path):
     params = random_params(variants.create(DEIT, num_classes=10))
     path = tmp_path / "weights.safetensors"
-    files.write_safetensors(path, timm.from_flax(params))
+    tensor_files.write_safetensors(path, timm.from_flax(params))
     got, sentences, _ = start(path, variant=DEIT)
     jax.tree.map(np.testing.assert_array_equal, got, params)
     assert any("the head stays" in sentence for sentence in sentences)

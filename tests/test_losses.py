@@ -131,25 +131,24 @@ def test_float16_teacher_logits_are_computed_in_float32(batch):
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("kind", "head", "heads", "message"),
     [
-        ({"kind": "sfot"}, "unknown distillation.kind='sfot'. Known: none, soft"),
-        ({"head": "both"}, "unknown distillation.head='both'"),
-        ({"reduction": "sum"}, "unknown distillation.reduction='sum'"),
-        ({"alpha": 1.5}, "alpha=1.5"),
-        ({"tau": 0.0}, "tau=0.0"),
-        ({"student_heads": ("class",)}, "needs a model with a distillation token"),
-        ({"kind": "none"}, "which nothing would train"),
+        ("soft", "token", ("class",), "needs a model with a distillation token"),
+        ("none", "token", ("class", "distill"), "which nothing would train"),
+        ("soft", "token", ("class", "distill"), None),
+        ("soft", "class", ("class",), None),
+        ("none", "token", ("class",), None),
     ],
 )
-def test_settings_that_cannot_work(changes, message):
-    settings = SETTINGS | {
-        "student_heads": ("class", "distill"),
-        "variant": "deit_tiny_distilled_patch16_224",
-    }
-    losses.check(**settings)
+def test_a_distillation_needs_its_head_and_a_head_its_distillation(
+    kind, head, heads, message
+):
+    settings = {"kind": kind, "head": head, "student_heads": heads, "variant": "deit"}
+    if message is None:
+        losses.check_heads(**settings)
+        return
     with pytest.raises(InputError, match=message):
-        losses.check(**(settings | changes))
+        losses.check_heads(**settings)
 
 
 def test_a_linear_teacher_mixes_probabilities_at_the_temperature():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from deit_jax.data import crops, plan, rng
-from deit_jax.data.plan import BatchPlan, ExportOrder
+from deit_jax.data.plan import BatchPlan
 from deit_jax.errors import InputError
 
 
@@ -154,7 +154,7 @@ def test_impossible_plans(changes, message):
         batch_plan(**changes)
 
 
-# The order in which a teacher's cache is computed -------------------------------------
+# The pairs that a teacher sees --------------------------------------------------------
 
 
 @pytest.mark.parametrize(("length", "repeats"), [(100, 1), (101, 1), (101, 2)])
@@ -170,28 +170,3 @@ def test_partners_of_a_view_are_those_of_the_batches(length, repeats):
         assert seen[view] <= {tuple(pair) for pair in exported.tolist()}
         assert np.unique(exported).tolist() == list(range(length))
         assert (exported[:, 0] == exported[:, 1]).sum() == length % 2
-
-
-@pytest.mark.parametrize("length", [10, 11])
-def test_an_export_computes_every_row_and_partners_together(length):
-    order = ExportOrder(length, num_views=3, augment_seed=2)
-    index, view = order.entries(0, len(order))
-    rows = set(zip(view.tolist(), index.tolist(), strict=True))
-    assert rows == {(v, i) for v in range(3) for i in range(length)}
-    assert len(order) == 3 * (length + length % 2)
-    assert (view.reshape(-1, 2)[:, 0] == view.reshape(-1, 2)[:, 1]).all()
-    # In any blocks, over the ends of views too.
-    for size in (2, 4, 8):
-        blocks = [
-            order.entries(start, min(start + size, len(order)))
-            for start in range(0, len(order), size)
-        ]
-        for whole, parts in zip((index, view), zip(*blocks, strict=True), strict=True):
-            np.testing.assert_array_equal(np.concatenate(parts), whole)
-
-
-def test_plain_images_are_exported_in_their_order():
-    order = ExportOrder(5, plain=True)
-    index, view = order.entries(1, len(order))
-    assert index.tolist() == [1, 2, 3, 4]
-    assert view.tolist() == [0] * 4

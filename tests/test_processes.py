@@ -10,10 +10,10 @@ import sys
 import time
 from pathlib import Path
 
+import caches
 import jax
 import numpy as np
 import one_process
-import oracle
 import pytest
 
 from deit_jax import train
@@ -100,7 +100,7 @@ def run_two(cache, workdir, *flags_of_each, devices, launcher=None):
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
     directory = tmp_path_factory.mktemp("processes")
-    oracle.write_cache(directory / "cache", sources.load("digits", "train[:128]"))
+    caches.write_oracle(directory / "cache", sources.load("digits", "train[:128]"))
     return directory
 
 
@@ -242,7 +242,7 @@ def test_one_process_initialises_nothing(settings):
     with processes.joined(**settings):
         assert not jax.distributed.is_initialized()
         assert processes.count() == 1
-        assert processes.own(processes.devices()) == range(4)
+        assert processes.local(processes.devices()) == range(4)
 
 
 @pytest.mark.parametrize(

@@ -6,15 +6,15 @@ import pytest
 
 from deit_jax.data.plan import BatchPlan
 from deit_jax.training import progress
+from deit_jax.training.cadence import Cadence
 
 
 def create(start=0, **settings):
     plan = BatchPlan(length=40, batch_size=4, seed=0, augment_seed=0)
     return progress.Progress(
         start,
-        20,
+        Cadence(total_steps=20, dispatch=1, log=1, evaluate=0, save=0),
         plan,
-        4,
         lambda step: 0.1 * (step + 1),
         max_consecutive_skips=3,
         parameters=["a/bias", "a/kernel", "b"],
@@ -152,9 +152,9 @@ def test_an_interval_goes_on_in_another_start(bar, monkeypatch):
     for done, loss in enumerate(losses[:2], start=1):
         first.dispatched(done, metrics(loss))
     clock[0] += 5.0
-    carried = json.loads(json.dumps(first.carried()))
+    state = json.loads(json.dumps(first.resume_state()))
     first.close()
-    second = create(2, carried=carried, rates=[8.0, 9.0, 10.0])
+    second = create(2, resume_state=state, rates=[8.0, 9.0, 10.0])
     clock[0] += 2.0
     for whole in (second, bar):
         if whole is bar:

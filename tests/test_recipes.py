@@ -154,40 +154,6 @@ def test_equal_values_make_equal_descriptions():
     assert json.dumps(whole.describe()) == json.dumps(real.describe())
 
 
-NUMBERS = ("mixup", "cutmix")
-PROBABILITIES = ("erase_probability", "mix_probability", "mix_switch_probability")
-SHARES = ("crop_area", "erase_area")
-BAD = [
-    *((name, value, "True or False") for name in ("flip", "three_augment")
-      for value in (1, "yes", 0.0)),
-    *(("crop_padding", value, "a whole number of pixels, at least 0")
-      for value in (-1, 1.5, "4", True)),
-    *((name, value, "a probability, 0 .. 1") for name in PROBABILITIES
-      for value in (-0.1, 1.1, math.nan, "0.5", True)),
-    *((name, value, "a number, at least 0") for name in NUMBERS
-      for value in (-0.1, math.inf, math.nan, "0.8", (1.0,))),
-    *((name, value, "two ascending positive numbers, at most 1") for name in SHARES
-      for value in ((0.5, 0.2), (0.0, 1.0), (0.5, 1.5), (0.5,), 0.5, "ab")),
-    *(("crop_aspect", value, "two ascending positive numbers")
-      for value in ((2.0, 1.0), (0.0, 1.0), (1.0, math.inf), 1.0, ("a", "b"))),
-    *(("erase_aspect", value, "two ascending numbers within 1/50 .. 50")
-      for value in ((2.0, 1.0), (0.01, 1.0), (1.0, 51.0), (1.0, 1.0, 1.0))),
-    *(("color_jitter", value, "(brightness, contrast, saturation, hue), the first "
-       "three in 0 .. 1, the hue in 0 .. 0.5")
-      for value in ((0.1,) * 3, (1.1, 0, 0, 0), (0, 0, -0.1, 0), (0, 0, 0, 0.6),
-                    0.4, ("a", 0, 0, 0))),
-    ("interpolation", "nearest", "one of bicubic, bilinear"),
-    ("erase_mode", "const", "one of pixel, constant"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("name", "value", "expected"), BAD)
-def test_bad_values_are_refused_by_name(name, value, expected):
-    with pytest.raises(InputError) as raised:
-        resolve("deit", **{name: value})
-    assert str(raised.value) == f"augment.{name}={value!r}: expected {expected}."
-
-
 @pytest.mark.parametrize("value", ["rand-m9", "m9", 9, True])
 def test_a_bad_randaugment_is_refused_by_name(value):
     with pytest.raises(InputError, match=f"augment.randaugment={value!r}: expected"):

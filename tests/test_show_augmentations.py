@@ -13,8 +13,8 @@ from PIL import Image
 from deit_jax import show_augmentations
 from deit_jax.data import sources
 from deit_jax.errors import InputError
+from deit_jax.recipe import student_views
 from deit_jax.reporting import grid
-from deit_jax.student import student_views
 
 ROOT = Path(__file__).parent.parent
 DIGITS = "--config=configs/deit.py:digits"

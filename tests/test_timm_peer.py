@@ -43,7 +43,7 @@ def test_the_loss_is_ours(model, one_torch_thread):
             config.dataset.std,
         ),
     )
-    mine = built.step_settings()["loss"](
+    mine = built.settings["loss"](
         logits, jnp.asarray(targets.numpy()), jnp.asarray(teacher.numpy())
     )
     assert theirs == pytest.approx(float(mine["loss"].mean()), rel=1e-5)

@@ -16,7 +16,13 @@ from flax import traverse_util
 from deit_jax.errors import InputError
 from deit_jax.models.params import abstract_params
 from deit_jax.models.variants import VARIANTS, create
-from deit_jax.weights import architecture, files, hugging_face, preprocessing, timm
+from deit_jax.weights import (
+    architecture,
+    hugging_face,
+    preprocessing,
+    tensor_files,
+    timm,
+)
 from deit_jax.weights.load import load
 
 VARIANT = "deit_nano_distilled_patch8_32"
@@ -63,7 +69,7 @@ def assert_equal(params, tensors):
 def test_a_safetensors_file_needs_no_torch(weights, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     path = tmp_path / "w.safetensors"
-    files.write_safetensors(path, weights)
+    tensor_files.write_safetensors(path, weights)
     assert [p.name for p in tmp_path.iterdir()] == ["w.safetensors"]
     with safetensors.safe_open(path, "np") as file:
         assert file.metadata() == {"format": "pt"}
@@ -217,7 +223,7 @@ def test_a_file_without_weights_is_refused(tmp_path, capfd, name, write, message
 def test_a_truncated_file_is_refused(weights, tmp_path, ending, share):
     path = tmp_path / f"w.{ending}"
     if ending == "safetensors":
-        files.write_safetensors(path, weights)
+        tensor_files.write_safetensors(path, weights)
     else:
         torch = pytest.importorskip("torch")
         new = ending == "pth"
@@ -302,7 +308,7 @@ def test_weights_that_do_not_fit_are_refused(weights, tmp_path, change, message)
     tensors = dict(weights)
     change(tensors)
     path = tmp_path / "w.safetensors"
-    files.write_safetensors(path, tensors)
+    tensor_files.write_safetensors(path, tensors)
     with pytest.raises(InputError, match=message):
         load(path)
 
@@ -312,7 +318,7 @@ def test_all_that_is_wrong_is_listed(weights, tmp_path):
     with_(**{f"blocks__{i}__ls1__gamma": (96,) for i in range(4)})(tensors)
     without("norm.bias", "head_dist.bias")(tensors)
     path = tmp_path / "w.safetensors"
-    files.write_safetensors(path, tensors)
+    tensor_files.write_safetensors(path, tensors)
     with pytest.raises(InputError) as refused:
         load(path)
     listed = [x.split(":")[0].strip() for x in str(refused.value).splitlines()[1:]]
@@ -346,7 +352,7 @@ def test_every_variant_is_found_by_its_shapes(variant):
 
 def test_one_architecture_has_two_names(plain_weights, tmp_path):
     path = tmp_path / "w.safetensors"
-    files.write_safetensors(path, plain_weights)
+    tensor_files.write_safetensors(path, plain_weights)
     loaded = load(path)
     assert loaded.card.variant == "deit_nano_patch8_32"
     assert "vit_nano_patch8_32 and deit_nano_patch8_32 are one" in loaded.notes[0]
@@ -371,14 +377,14 @@ def test_one_architecture_has_two_names(plain_weights, tmp_path):
     ],
 )
 def test_another_variant_is_refused(weights, tmp_path, variant, message):
-    files.write_safetensors(tmp_path / "w.safetensors", weights)
+    tensor_files.write_safetensors(tmp_path / "w.safetensors", weights)
     with pytest.raises(InputError, match=message):
         load(tmp_path / "w.safetensors", variant=variant)
 
 
 def test_another_resolution_is_kept(tmp_path):
     tensors = state_dict(VARIANT, image_size=48)
-    files.write_safetensors(tmp_path / "w.safetensors", tensors)
+    tensor_files.write_safetensors(tmp_path / "w.safetensors", tensors)
     loaded = load(tmp_path / "w.safetensors")
     assert (loaded.card.variant, loaded.card.image_size) == (VARIANT, 48)
     assert any("the weights are for 48 px" in note for note in loaded.notes)
@@ -396,7 +402,7 @@ def saved(tmp_path, plain_weights):
         tensors = hugging_face.from_timm(plain_weights)
         if change:
             change(tensors)
-        files.write_safetensors(tmp_path / "model.safetensors", tensors)
+        tensor_files.write_safetensors(tmp_path / "model.safetensors", tensors)
         if config is not None:
             config = {"model_type": "vit"} | config
             (tmp_path / "config.json").write_text(json.dumps(config))
@@ -524,7 +530,7 @@ def test_class_names_are_as_many_as_the_classes(saved):
 
 @pytest.mark.parametrize("text", ["", "{", "[" * 100_000, "3"])
 def test_a_damaged_config_is_refused(plain_weights, tmp_path, text):
-    files.write_safetensors(tmp_path / "model.safetensors", plain_weights)
+    tensor_files.write_safetensors(tmp_path / "model.safetensors", plain_weights)
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(InputError, match=r"config\.json is damaged: "):
         load(tmp_path)
@@ -542,7 +548,7 @@ def test_a_damaged_config_is_refused(plain_weights, tmp_path, text):
 def test_a_config_of_timm_that_is_not_ours(weights, tmp_path, config, message):
     good = {"architecture": "deit_tiny_distilled_patch16_224", "mean": [0] * 3}
     good |= {"std": [1] * 3, "crop_pct": 1.0}
-    files.write_safetensors(tmp_path / "model.safetensors", weights)
+    tensor_files.write_safetensors(tmp_path / "model.safetensors", weights)
     (tmp_path / "config.json").write_text(json.dumps(good | config))
     with pytest.raises(InputError, match=message):
         load(tmp_path)
@@ -561,7 +567,7 @@ def test_descriptions_are_preferred_to_names(weights, tmp_path):
             "label_descriptions": {"n1": "tench", "n5": "crane"},
         },
     }
-    files.write_safetensors(tmp_path / "model.safetensors", weights)
+    tensor_files.write_safetensors(tmp_path / "model.safetensors", weights)
     (tmp_path / "config.json").write_text(json.dumps(config))
     loaded = load(tmp_path)
     assert loaded.card.class_names == ("tench", "n2", "n3", "n4", "crane")

@@ -8,7 +8,7 @@ import contextlib
 import itertools
 import queue
 import threading
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator
 
 import numpy as np
 
@@ -58,7 +58,7 @@ def train_batches(
     start: int,
     stop: int,
     devices: int,
-    own: range | None = None,
+    local: range | None = None,
     teacher=None,
     images: bool = True,
 ) -> Iterator[dict]:
@@ -68,16 +68,16 @@ def train_batches(
       source: An `ArraySource`, or a `HostPipeline`, which crops at random.
       plan: Says which images make a step.
       devices: Of all processes; each has batch_size / devices images of a batch.
-      own: Which of the devices are this process's; None: all.
-      teacher: An open `TeacherLogits`, or None.
+      local: Which of the devices are this process's; None: all.
+      teacher: An open `TeacherCache`, or None.
       images: False where the devices have those of an `ArraySource` already.
 
     Yields:
       image uint8 [d, b, H, W, 3] (with `images`), label, index and view int32 [d, b]
-      and, with a teacher, teacher_logits [d, b, C], for the d devices in `own`.
+      and, with a teacher, teacher_logits [d, b, C], for the d devices in `local`.
     """
-    own = range(devices) if own is None else own
-    rows = _rows(own, plan.batch_size // devices)
+    local = range(devices) if local is None else local
+    rows = _rows(local, plan.batch_size // devices)
 
     def planned(step: int) -> tuple[np.ndarray, np.ndarray]:
         index, view = plan.batch(step)
@@ -95,32 +95,7 @@ def train_batches(
             batch["image"] = pixels
         if teacher is not None:
             batch["teacher_logits"] = teacher.batch(view, index)
-        yield split(batch, len(own))
-
-
-def dispatch_ends(
-    start: int, stop: int, *, size: int, periods: Sequence[int]
-) -> Iterator[int]:
-    """The steps that are done after each dispatch of a run.
-
-    `size` steps go together where the host has nothing to do between them, the others
-    one by one, so that there are two programs to compile and not one for every number
-    of steps. A run that goes on from one of these ends has the others as well.
-
-    Args:
-      start: Steps that are done already.
-      stop: Steps of the whole run.
-      size: Steps in a dispatch.
-      periods: The host has something to do after every multiple of each; 0: never.
-    """
-    periods = [period for period in periods if period]
-    done = start
-    while done < stop:
-        before = max((done // period * period for period in periods), default=0)
-        due = min([stop, *((done // period + 1) * period for period in periods)])
-        whole = (done - before) % size == 0 and done + size <= due
-        done += size if whole else 1
-        yield done
+        yield split(batch, len(local))
 
 
 def together(stream: Generator[dict], numbers: Iterable[int]) -> Iterator[dict]:
@@ -139,7 +114,7 @@ def together(stream: Generator[dict], numbers: Iterable[int]) -> Iterator[dict]:
 
 
 def eval_batches(
-    source, *, batch_size: int, devices: int, own: range | None = None
+    source, *, batch_size: int, devices: int, local: range | None = None
 ) -> Iterator[tuple[dict, np.ndarray]]:
     """All images once, in order; what the last batch lacks is filled with padding.
 
@@ -147,17 +122,17 @@ def eval_batches(
       source: An `ArraySource`, or a `HostPipeline`, which takes the centre.
       batch_size: Global, rounded up to a multiple of `devices`.
       devices: Of all processes; each has batch_size / devices images of a batch.
-      own: Which of the devices are this process's; None: all.
+      local: Which of the devices are this process's; None: all.
 
     Yields:
       ({"image": uint8 [d, b, H, W, 3]}, their labels, int32 [d * b]), for the d devices
-      in `own`. The rows of all processes, batch after batch, are the images in the
+      in `local`. The rows of all processes, batch after batch, are the images in the
       order of the source, and behind the last of them padding.
     """
     length = len(source)
-    own = range(devices) if own is None else own
+    local = range(devices) if local is None else local
     size = -(-min(batch_size, length) // devices)
-    rows = _rows(own, size)
+    rows = _rows(local, size)
 
     def block(first: int) -> np.ndarray:
         mine = np.arange(first + rows.start, min(first + rows.stop, length))
@@ -169,14 +144,14 @@ def eval_batches(
     else:
         pictures = ((source.images[mine], source.labels[mine]) for mine in blocks)
     for images, labels in pictures:
-        missing = size * len(own) - len(images)
+        missing = size * len(local) - len(images)
         batch = {"image": _pad(images, missing)}
-        yield split(batch, len(own)), _pad(labels, missing)
+        yield split(batch, len(local)), _pad(labels, missing)
 
 
-def _rows(own: range, per_device: int) -> slice:
-    """The rows of a global batch that lie on the devices `own`."""
-    return slice(own.start * per_device, own.stop * per_device)
+def _rows(local: range, per_device: int) -> slice:
+    """The rows of a global batch that lie on the devices `local`."""
+    return slice(local.start * per_device, local.stop * per_device)
 
 
 def _pad(rows: np.ndarray, missing: int) -> np.ndarray:

@@ -51,57 +51,6 @@ def _permutation(stream: Stream, seed: int, block: int, length: int) -> np.ndarr
 
 
 @dataclasses.dataclass(frozen=True)
-class ExportOrder:
-    """The order in which all rows of a teacher cache are computed.
-
-    Partners follow each other, so that each picture is read once a view although what
-    is seen of it depends on its partner. An index that rests takes two entries.
-
-    Attributes:
-      length: Images in the source.
-      num_views: Views of each.
-      augment_seed: Of the matching.
-      repeats: See `BatchPlan`.
-      plain: One view without partners, in the order of the source.
-    """
-
-    length: int
-    num_views: int = 1
-    augment_seed: int = 0
-    repeats: int = 1
-    plain: bool = False
-
-    def __len__(self) -> int:
-        if self.plain:
-            return self.length
-        return self.num_views * self._entries_per_view
-
-    @property
-    def _entries_per_view(self) -> int:
-        return -(-self.length // 2) * 2
-
-    def entries(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """(index int32 [stop - start], view int32 [stop - start])."""
-        if self.plain:
-            index = np.arange(start, stop, dtype=np.int32)
-            return index, np.zeros_like(index)
-        per_view = self._entries_per_view
-        view, position = np.divmod(np.arange(start, stop), per_view)
-        index = np.empty(stop - start, np.int32)
-        for number in np.unique(view):
-            matching = _view_pairs(
-                self.augment_seed, int(number), self.length, self.repeats
-            )
-            mine = view == number
-            index[mine] = matching.reshape(-1)[position[mine]]
-        return index, view.astype(np.int32)
-
-
-# Blocks of an export go through one view after the other.
-_view_pairs = functools.lru_cache(maxsize=2)(view_pairs)
-
-
-@dataclasses.dataclass(frozen=True)
 class BatchPlan:
     """The images of every step of a run.
 

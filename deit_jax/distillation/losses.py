@@ -93,40 +93,15 @@ def mix_teacher_logits(
     return tau * jnp.logaddexp(jnp.log(weight) + own, jnp.log1p(-weight) + other)
 
 
-def check(
-    *,
-    kind: str,
-    head: str,
-    alpha: float,
-    tau: float,
-    reduction: str,
-    student_heads: tuple[str, ...],
-    variant: str,
+def check_heads(
+    *, kind: str, head: str, student_heads: tuple[str, ...], variant: str
 ) -> None:
-    """Refuses settings that `training_loss` cannot compute.
+    """Refuses a distillation that the student has no head for, and the reverse.
 
     Args:
-      student_heads: The heads that the model has, `("class",)` or
-        `("class", "distill")`.
+      student_heads: `("class",)` or `("class", "distill")`.
       variant: The model's name, for the message.
-
-    Raises:
-      InputError: A name is unknown, a number out of its range, or the distillation
-        token is asked for on a model without one.
     """
-    for field, value, known in (
-        ("kind", kind, KINDS),
-        ("head", head, HEADS),
-        ("reduction", reduction, REDUCTIONS),
-    ):
-        if value not in known:
-            raise InputError(
-                f"unknown distillation.{field}={value!r}. Known: {', '.join(known)}."
-            )
-    if not 0 <= alpha <= 1:
-        raise InputError(f"distillation.alpha={alpha} is not within 0 .. 1.")
-    if not tau > 0:
-        raise InputError(f"distillation.tau={tau} is not above 0.")
     if kind != "none" and head == "token" and "distill" not in student_heads:
         raise InputError(
             f"distillation.head='token' needs a model with a distillation token, and "

@@ -10,7 +10,7 @@ import math
 import os
 from pathlib import Path
 
-from deit_jax import json_files
+from deit_jax import files
 from deit_jax.errors import InputError
 from deit_jax.files import replace_file
 from deit_jax.models import variants
@@ -87,7 +87,7 @@ def read(workdir: str | os.PathLike) -> ModelCard:
             "`python -m deit_jax.main` and `python -m deit_jax.convert` make them."
         )
     try:
-        fields = json_files.read(path)
+        fields = files.read_json(path)
         exported = isinstance(fields, dict) and "format" in fields
         card = None if exported else _parse(fields)
     except (OSError, ValueError) as error:

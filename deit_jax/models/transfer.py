@@ -1,7 +1,9 @@
-"""Parameters of one model as the start of another: classes, resolution, distillation.
+"""Adapts the parameters of one model to another: classes, image size, distillation.
 
-Pure functions on parameters; nothing is computed on a device but the resizing.
+Pure functions on parameters; only the resizing runs on a device.
 """
+
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -11,10 +13,10 @@ from deit_jax.models import position
 from deit_jax.models.variants import VARIANTS
 from deit_jax.models.vit import VisionTransformer
 
-# Parameters that classes, image size and distillation token have a part in.
+# Parameters that depend on classes, image size or distillation token.
 NOT_TRUNK = ("pos_embed", "dist_token", "head", "head_dist")
-# What two models must share for the blocks of the one to fit into the other. Shapes
-# would not tell of the number of heads.
+# What two models must share for the blocks of one to fit into the other. Shapes do not
+# show the number of heads.
 TRUNK = ("width", "depth", "num_heads", "patch_size")
 
 
@@ -24,20 +26,21 @@ def adapt(
     *,
     source: VisionTransformer,
     target: VisionTransformer,
-    keep_heads: bool,
+    classes: Sequence[int | None],
     position_resize: str = "bicubic",
 ) -> tuple[dict, list[str]]:
-    """Makes the parameters of `source` those of `target`.
+    """Turns the parameters of `source` into parameters of `target`.
 
     Args:
-      params: Of `source`.
-      fresh: Of `target`, initialised; new heads are taken from here.
-      keep_heads: Whether the classes are the same, in the same order.
+      params: Parameters of `source`.
+      fresh: Initial parameters of `target`; new rows of the heads come from here.
+      classes: For each class of `target` the same class of `source`, None if it has
+        none.
       position_resize: A method of `position.resize`, where the grids differ.
 
     Returns:
-      Parameters shaped like `fresh`, and what was changed: one sentence a change, none
-      where the models are the same. What did not change is `params`' own arrays.
+      Parameters shaped like `fresh`, and one sentence for each change but the classes',
+      none where the models are the same. Unchanged arrays are those of `params`.
 
     Raises:
       InputError: The models differ in more than classes, image size and distillation
@@ -80,23 +83,30 @@ def adapt(
             f"patches ({position_resize})"
         )
 
-    adapted["head"] = (params if keep_heads else fresh)["head"]
+    adapted["head"] = match_classes(params["head"], fresh["head"], classes)
     if target.distilled:
-        if not keep_heads:
-            adapted["head_dist"] = fresh["head_dist"]
-        elif source.distilled:
-            adapted["head_dist"] = params["head_dist"]
-        else:  # to its token it answers as the class head would
-            adapted["head_dist"] = jax.tree.map(np.copy, params["head"])
+        theirs = params["head_dist" if source.distilled else "head"]
+        adapted["head_dist"] = match_classes(theirs, fresh["head_dist"], classes)
+        if not source.distilled and any(c is not None for c in classes):
+            # To a copy of the class token it answers as the class head does.
             changes.append("the distillation head is a copy of the class head")
-    if not keep_heads:
-        heads = "heads are" if target.distilled else "head is"
-        same_count = source.num_classes == target.num_classes
-        changes.append(
-            f"the {heads} new: {target.num_classes} "
-            + ("other classes" if same_count else f"classes, not {source.num_classes}")
-        )
     return adapted, changes
+
+
+def match_classes(head: dict, fresh: dict, classes: Sequence[int | None]) -> dict:
+    """A head whose class c is class `classes[c]` of `head`, or of `fresh` for None.
+
+    Args:
+      head: kernel [D, C] and bias [C].
+      fresh: kernel [D, len(classes)] and bias [len(classes)].
+    """
+    if list(classes) == list(range(head["bias"].shape[0])):
+        return jax.tree.map(np.copy, head)
+    known = [c for c, theirs in enumerate(classes) if theirs is not None]
+    result = jax.tree.map(np.array, fresh)
+    for name, values in head.items():
+        result[name][..., known] = np.asarray(values)[..., [classes[c] for c in known]]
+    return result
 
 
 def _check_trunk(source: VisionTransformer, target: VisionTransformer) -> None:

@@ -62,23 +62,8 @@ def create(
     or an image size that the patch does not divide or that has more than `LARGEST_GRID`
     patches a side.
     """
-    if variant not in VARIANTS:
-        raise InputError(_unknown(variant))
-    shape = dict(VARIANTS[variant])
-    patch_size = shape["patch_size"]
-    if image_size is not None:
-        shape["image_size"] = image_size
-    if shape["image_size"] < 1 or shape["image_size"] % patch_size:
-        raise InputError(
-            f"image size {image_size} is not a positive multiple of the patch size "
-            f"{patch_size} of {variant}; choose one that is, or a variant with "
-            "another patch size"
-        )
-    if shape["image_size"] > LARGEST_GRID * patch_size:
-        raise InputError(
-            f"image size {image_size} is more than {LARGEST_GRID} patches of "
-            f"{patch_size} pixels a side"
-        )
+    side = resolve_image_size(variant, image_size)
+    shape = VARIANTS[variant] | {"image_size": side}
     for name, rate in (("drop_path", drop_path), ("dropout", dropout)):
         if not 0 <= rate < 1:
             raise InputError(f"{name} is {rate}; it must be at least 0 and below 1")
@@ -97,6 +82,30 @@ def create(
         attention=attention,
         **shape,
     )
+
+
+def resolve_image_size(variant: str, image_size: int | None = None) -> int:
+    """The side in pixels that a variant sees: `image_size`, or that in its name.
+
+    Raises:
+      InputError: The variant is unknown, or the patch does not divide the size.
+    """
+    if variant not in VARIANTS:
+        raise InputError(_unknown(variant))
+    patch_size = VARIANTS[variant]["patch_size"]
+    side = VARIANTS[variant]["image_size"] if image_size is None else image_size
+    if side < 1 or side % patch_size:
+        raise InputError(
+            f"image size {side} is not a positive multiple of the patch size "
+            f"{patch_size} of {variant}; choose one that is, or a variant with "
+            "another patch size"
+        )
+    if side > LARGEST_GRID * patch_size:
+        raise InputError(
+            f"image size {side} is more than {LARGEST_GRID} patches of "
+            f"{patch_size} pixels a side"
+        )
+    return side
 
 
 def _unknown(variant: str) -> str:

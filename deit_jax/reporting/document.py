@@ -1,7 +1,7 @@
-"""A document of sections, tables and pictures, and how it becomes HTML or Markdown.
+"""A document of sections, tables and pictures, written as Markdown and as HTML.
 
-Whatever a text holds is shown, never interpreted: names of classes and directories
-come from elsewhere.
+A text is shown as it is, never interpreted: names of classes and directories come from
+elsewhere.
 """
 
 import base64
@@ -9,6 +9,8 @@ import dataclasses
 import html
 import re
 from collections.abc import Iterator, Sequence
+
+import markdown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +23,7 @@ class Text:
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """Of a table; the best of a column is bold, a note follows in small print."""
+    """A cell of a table; the best of a column is bold, a note is in small print."""
 
     text: str
     best: bool = False
@@ -63,43 +65,42 @@ h1 { font-size: 1.7rem; margin: 0 0 .25rem; }
 h2 { font-size: 1.2rem; margin: 2.25rem 0 .5rem; padding-bottom: .2rem;
   border-bottom: 1px solid #999; }
 p { margin: .5rem 0; max-width: 80ch; }
-p.warning { border-left: 4px solid #d55e00; padding: .3rem .75rem;
+blockquote { border-left: 4px solid #d55e00; padding: .1rem .75rem; margin: .5rem 0;
   background: #fbf3ee; }
-nav { margin: .75rem 0; font-size: .9rem; }
-nav a { color: #0072b2; margin-right: 1em; white-space: nowrap; }
+.toc ul { margin: .75rem 0; padding: 0; font-size: .9rem; list-style: none; }
+.toc li { display: inline-block; margin-right: 1em; }
+.toc a { color: #0072b2; }
 .wide { overflow-x: auto; margin: .75rem 0; }
 table { border-collapse: collapse; font-size: .86rem;
   font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .6rem; border-bottom: 1px solid #ddd; text-align: right;
-  vertical-align: top; }
+th, td { padding: .25rem .6rem; border-bottom: 1px solid #ddd; vertical-align: top; }
 th { border-bottom: 1.5px solid #555; vertical-align: bottom; }
-.label { text-align: left; overflow-wrap: anywhere; min-width: 4.5em; }
-.label:first-child { min-width: 8em; }
-td { white-space: nowrap; }
-td.label { white-space: normal; }
 small { display: block; color: #555; }
-figure { margin: .75rem 0; break-inside: avoid; }
-img { max-width: 100%; height: auto; display: block; }
-figcaption { font-size: .86rem; color: #444; max-width: 95ch; }
+img { max-width: 100%; height: auto; display: block; break-inside: avoid; }
 @media print { body { max-width: none; margin: 0; font-size: 11px; }
-  table, figcaption { font-size: 9px; } th, td { padding: .15rem .4rem; }
-  nav { display: none; } .wide { overflow: visible; }
-  h2 { break-after: avoid; } tr { break-inside: avoid; } }
+  table { font-size: 9px; } th, td { padding: .15rem .4rem; } .toc { display: none; }
+  .wide { overflow: visible; } h2 { break-after: avoid; } tr { break-inside: avoid; } }
 """
 
 
 def to_html(title: str, sections: Sequence[Section]) -> str:
-    """One page that needs nothing else: style and pictures are inside."""
-    links = "\n".join(
-        f'<a href="#section-{n}">{html.escape(section.title)}</a>'
-        for n, section in enumerate(sections, 1)
+    """Renders `to_markdown` as one page with its style and pictures inside."""
+    renderer = markdown.Markdown(
+        extensions=["tables", "toc"], extension_configs={"toc": {"toc_depth": "2"}}
     )
-    body = "\n".join(
-        f'<section id="section-{n}">\n<h2>{html.escape(section.title)}</h2>\n'
-        + "\n".join(map(_block_html, section.blocks))
-        + "\n</section>"
-        for n, section in enumerate(sections, 1)
-    )
+    renderer.ESCAPED_CHARS = [*renderer.ESCAPED_CHARS, "|", "~", "$"]
+    text = to_markdown(title, sections).replace("\n\n", "\n\n[TOC]\n\n", 1)
+    body = renderer.convert(text)
+    body = body.replace("<table>", '<div class="wide"><table>')
+    body = body.replace("</table>", "</table></div>")
+    for picture in pictures(sections):
+        data = base64.b64encode(picture.png).decode()
+        # One scale for all, so that letters have one size. The width of a PNG:
+        width = round(int.from_bytes(picture.png[16:20]) / PIXELS)
+        body = body.replace(
+            f'src="{picture.name}.png"',
+            f'width="{width}" src="data:image/png;base64,{data}"',
+        )
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -109,58 +110,14 @@ def to_html(title: str, sections: Sequence[Section]) -> str:
 <style>{STYLE}</style>
 </head>
 <body>
-<h1>{html.escape(title)}</h1>
-<nav>
-{links}
-</nav>
 {body}
 </body>
 </html>
 """
 
 
-def _block_html(block: Text | Table | Picture) -> str:
-    match block:
-        case Text(text, warning):
-            kind = ' class="warning"' if warning else ""
-            return f"<p{kind}>{html.escape(text)}</p>"
-        case Picture(name, png, caption):
-            data = base64.b64encode(png).decode()
-            caption = html.escape(caption)
-            # One scale for all, so that letters have one size. The width of a PNG:
-            alt = name.replace("_", " ")
-            width = round(int.from_bytes(png[16:20]) / PIXELS)
-            return (
-                f'<figure>\n<img width="{width}" alt="{alt}" '
-                f'src="data:image/png;base64,{data}">\n'
-                f"<figcaption>{caption}</figcaption>\n</figure>"
-            )
-        case Table(header, rows, labels):
-            head = _row_html("th", [Cell(text) for text in header], labels)
-            lines = "\n".join(_row_html("td", row, labels) for row in _cells(rows))
-            return (
-                f'<div class="wide"><table>\n<thead>{head}</thead>\n'
-                f"<tbody>\n{lines}\n</tbody>\n</table></div>"
-            )
-
-
-def _row_html(tag: str, cells: Sequence[Cell], labels: int) -> str:
-    parts = []
-    for position, cell in enumerate(cells):
-        text = html.escape(cell.text)
-        if cell.best:
-            text = f"<strong>{text}</strong>"
-        if cell.note:
-            # A line for each remark: side by side they would widen the table.
-            lines = html.escape(cell.note).replace(", ", "<br>")
-            text += f"<small>{lines}</small>"
-        kind = ' class="label"' if position < labels else ""
-        parts.append(f"<{tag}{kind}>{text}</{tag}>")
-    return f"<tr>{''.join(parts)}</tr>"
-
-
 def to_markdown(title: str, sections: Sequence[Section]) -> str:
-    """The same for GitHub; its pictures are the files `<name>.png` beside it."""
+    """Writes Markdown; its pictures are the files `<name>.png` beside it."""
     parts = [f"# {_escape(title)}"]
     for section in sections:
         parts.append(f"## {_escape(section.title)}")
@@ -186,7 +143,7 @@ def _cell_markdown(cell: Cell) -> str:
     text = _escape(cell.text)
     if cell.best:
         text = f"**{text}**"
-    return text + (f" ({_escape(cell.note)})" if cell.note else "")
+    return text + (f" <small>{_escape(cell.note)}</small>" if cell.note else "")
 
 
 def _escape(text: str) -> str:

@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import io
 import math
-import warnings
 from collections.abc import Iterator, Sequence
 
 import matplotlib
@@ -18,6 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter
 
 from deit_jax.reporting import confusion
+from deit_jax.reporting.labels import class_label
 
 # Without yellow, which cannot be seen on white. There are more markers than colours,
 # so that it takes long until two runs share both.
@@ -123,7 +123,9 @@ def dots(
                 elinewidth=1,
                 label=names[of],
             )
-        ax.set_yticks(rows, [_shorten(name) for name in class_names])
+        ax.set_yticks(
+            rows, [class_label(name, c) for c, name in enumerate(class_names)]
+        )
         ax.set_ylim(count - 0.5, -0.5)
         ax.set_xlabel(x_label)
         ax.grid(axis="x", alpha=0.3)
@@ -219,9 +221,7 @@ def _figure(
         "axes.spines.right": False,
         "text.parse_math": False,  # a name may hold a dollar sign
     }
-    with matplotlib.rc_context(style), warnings.catch_warnings():
-        # A name in a script that the font lacks is shown as boxes.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+    with matplotlib.rc_context(style):
         figure = Figure(figsize=(width, height), dpi=DPI, layout=layout)
         yield figure, png
         figure.savefig(png, format="png")
@@ -245,7 +245,7 @@ def _key(of: int, name: str, *, line: bool = True) -> Line2D:
         markersize=5,
         lw=1.8,
         ls="-" if line else "",
-        label=_shorten(name, 40),
+        label=class_label(name, of, 40),
     )
 
 
@@ -255,9 +255,3 @@ def _colour(of: int) -> str:
 
 def _marker(of: int) -> str:
     return MARKERS[of % len(MARKERS)]
-
-
-def _shorten(name: str, most: int = 28) -> str:
-    # matplotlib leaves out of a legend what begins with an underscore.
-    name = name if len(name) <= most else name[: most - 1] + "…"
-    return "\N{ZERO WIDTH SPACE}" + name if name.startswith("_") else name

@@ -1,24 +1,25 @@
-"""A picture of what augmentation does: images go down, their views across."""
+"""Draws what augmentation does: images go down, their views across."""
 
 import dataclasses
-import unicodedata
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from deit_jax.data.augment import mix
 from deit_jax.data.plan import view_pairs
 from deit_jax.data.student_views import StudentViews
 from deit_jax.errors import InputError
+from deit_jax.reporting.labels import class_label, shorten
 
 CELL = 128  # images of fewer pixels a side are scaled up to at least these
-GAP = 24  # between cells, and around the whole
-BEYOND = GAP - 9  # captions may reach so far into the gap on their right
-LABELS = 120  # room for a class name on the left
-GROUND, INK, FAINT = "white", (24, 24, 24), (96, 96, 96)
-TEXT, TITLE = 13, 20  # font sizes
-LINE, TITLE_LINE = 17, 26  # and the heights of a line in them
+GAP = 24  # pixels between cells, and around the whole
+LABELS = 144  # pixels for a class name on the left
+DPI = 72  # a point is a pixel
+TEXT, TITLE = 10, 15  # font sizes
+LINE, LETTER = 16, 7  # the height of a line and the width of a letter, at most
 # Computed at once. Of the size of the examples in a teacher cache, which a start of
 # training makes too: what is compiled for one may serve the other.
 PAIRS = 4
@@ -115,39 +116,39 @@ def paint(rows: Sequence[Row], *, title: str, about: str) -> np.ndarray:
 
     What is too long for its place is shortened or, at the top, wrapped.
     """
-    text, large = ImageFont.load_default(TEXT), ImageFont.load_default(TITLE)
-    size = len(rows[0].cells[0].image)
-    scale = _scale(size)
-    side = scale * size
-    labels = [[_fit(line, text, LABELS) for line in row.label] for row in rows]
-    label_width = max(
-        int(text.getlength(line)) + 1 for lines in labels for line in lines
-    )
-    left = GAP + label_width + GAP
+    scale = _scale(len(rows[0].cells[0].image))
+    side = scale * len(rows[0].cells[0].image)
+    left = GAP + LABELS
     width = left + len(rows[0].cells) * (side + GAP)
-    head = [(line, large, INK, TITLE_LINE) for line in _wrap(title, large, width)]
-    head += [(line, text, FAINT, LINE) for line in _wrap(about, text, width)]
-    top = GAP + sum(height for *_, height in head) + GAP // 2
+    head = [(line, TITLE) for line in textwrap.wrap(title, width // TITLE, max_lines=3)]
+    head += [(line, TEXT) for line in textwrap.wrap(about, width // LETTER)]
+    top = GAP + sum(2 * size for _, size in head)
     height = top + len(rows) * _row_height(side)
+    figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white")
+    canvas = FigureCanvasAgg(figure)
 
-    page = Image.new("RGB", (width, height), GROUND)
-    pen = ImageDraw.Draw(page)
-    y = GAP
-    for line, font, colour, line_height in head:
-        pen.text((GAP, y), line, colour, font)
-        y += line_height
+    def write(x: int, y: int, line: str, size: int = TEXT, most: int | None = None):
+        line = line if most is None else shorten(line, most)
+        at = x / width, 1 - y / height
+        figure.text(*at, line, size=size, va="top", parse_math=False)
+
+    y = GAP // 2
+    for line, size in head:
+        write(GAP, y, line, size)
+        y += 2 * size
     for number, row in enumerate(rows):
         y = top + number * _row_height(side)
-        for n, line in enumerate(labels[number]):
-            pen.text((GAP, y + n * LINE), line, INK, text)
+        for n, line in enumerate(row.label):
+            write(GAP, y + n * LINE, line, most=LABELS // LETTER)
         for column, cell in enumerate(row.cells):
             x = left + column * (side + GAP)
             enlarged = cell.image.repeat(scale, axis=0).repeat(scale, axis=1)
-            page.paste(Image.fromarray(enlarged), (x, y))
+            figure.figimage(enlarged, x, height - y - side)  # pixel by pixel
             for n, line in enumerate(cell.lines):
-                line = _fit(line, text, side + BEYOND)
-                pen.text((x, y + side + 4 + n * LINE), line, INK, text)
-    return np.asarray(page)
+                below = y + side + 4 + n * LINE
+                write(x, below, line, most=(side + GAP) // LETTER)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
 def make_rows(
@@ -227,17 +228,9 @@ def _pairs(
 
 
 def class_name(source, label: int) -> str:
-    """A name that can be read in Pillow's own font, which knows ASCII and little else.
-
-    Accents are left out. A name without a letter becomes `class 7`, so that it is not
-    taken for one more figure of the caption.
-    """
-    name = unicodedata.normalize("NFKD", source.class_names[label])
-    name = "".join(c for c in name if not unicodedata.combining(c))
-    name = "".join(c if " " <= c <= "~" else "?" for c in name)
-    if any(c.isalpha() for c in name):
-        return name
-    return f"class {name if any(c.isdigit() for c in name) else label}"
+    """A name that is not taken for one more figure of the caption."""
+    name = class_label(source.class_names[label], label)
+    return name if any(c.isalpha() for c in name) else f"class {name}"
 
 
 def _scale(size: int) -> int:
@@ -246,25 +239,3 @@ def _scale(size: int) -> int:
 
 def _row_height(side: int) -> int:
     return side + 4 + 2 * LINE + GAP // 2
-
-
-def _fit(line: str, font, width: int) -> str:
-    """The line, shortened where it is wider than `width` pixels."""
-    if font.getlength(line) <= width:
-        return line
-    while line and font.getlength(line + "…") > width:
-        line = line[:-1]
-    return line.rstrip() + "…"
-
-
-def _wrap(line: str, font, width: int) -> list[str]:
-    """The line in several that fit between the margins of a page of `width`."""
-    room = width - 2 * GAP
-    lines = [""]
-    for word in line.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if font.getlength(longer) <= room or not lines[-1]:
-            lines[-1] = longer
-        else:
-            lines.append(word)
-    return [_fit(line, font, room) for line in lines]

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from deit_jax import json_files
+from deit_jax import files
 from deit_jax.errors import InputError
 from deit_jax.training import summary, writers
 from deit_jax.training.run_directory import CONFIG
@@ -168,14 +168,14 @@ def _is_finite(value) -> bool:
 
 def _check_config(config) -> None:
     """The sections that the report looks into are sections."""
-    json_files.check(config, {})
+    files.check(config, {})
     sections = ("dataset", "model", "augment")
-    json_files.check(config, {name: {} for name in sections if name in config})
+    files.check(config, {name: {} for name in sections if name in config})
 
 
 def _json(path: Path, check: Callable) -> dict:
     try:
-        content = json_files.read(path)
+        content = files.read_json(path)
         check(content)
     except (OSError, ValueError) as error:
         raise InputError(

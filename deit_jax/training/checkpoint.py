@@ -20,10 +20,10 @@ import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict
 from orbax.checkpoint import checkpoint_managers
 
-from deit_jax import json_files
+from deit_jax import files
 from deit_jax.errors import InputError
 from deit_jax.models.params import abstract_params
-from deit_jax.training import digests
+from deit_jax.training import digests, processes
 from deit_jax.training.state import TrainState
 
 # Fields that may change between two starts: they touch neither the order of the data
@@ -50,10 +50,31 @@ CONVERTED_FROM = "converted_from"
 WEIGHTS = {"raw": "params", "ema": "ema_params"}
 
 
+def open_checkpoints(workdir: str | os.PathLike, keep: int):
+    """`Checkpoints` in the first process, `AbsentCheckpoints` in the others."""
+    return Checkpoints(workdir, keep) if processes.is_first() else AbsentCheckpoints()
+
+
+class AbsentCheckpoints:
+    """What processes other than the first have: nothing to restore, nothing to save."""
+
+    latest_step = None
+
+    def save(self, state, config, progress=None):
+        pass
+
+    def check(self):
+        pass
+
+    def wait(self):
+        pass
+
+    def close(self):
+        pass
+
+
 class Checkpoints:
     """The checkpoints of one run directory; saving does not block the training.
-
-    Of several processes the first has it alone.
 
     Args:
       workdir: The run directory.
@@ -61,8 +82,6 @@ class Checkpoints:
     """
 
     def __init__(self, workdir, keep: int):
-        if keep < 1:
-            raise InputError(f"checkpoint.keep={keep}: at least 1 is needed to resume.")
         self.directory = Path(workdir).absolute() / "checkpoints"
         self.directory.mkdir(parents=True, exist_ok=True)
         _hush_closed_event_loop()  # of a save that fails
@@ -91,7 +110,7 @@ class Checkpoints:
 
         Args:
           config: Of the run.
-          progress: What else the run goes on from (`Progress.carried`), for JSON.
+          progress: What else the run goes on from (`Progress.resume_state`), for JSON.
         """
         step = int(state.step)
         if step in self._manager.all_steps():
@@ -202,8 +221,7 @@ def resumable_step(workdir: str | os.PathLike, config: Mapping) -> int | None:
     Raises:
       InputError: As `Checkpoints.restore`.
     """
-    directory = Path(workdir).absolute() / "checkpoints"
-    if not directory.is_dir() or not ocp.utils.checkpoint_steps(directory):
+    if not steps(workdir):
         return None
     where, others = _find(workdir, None)
     try:
@@ -338,8 +356,8 @@ def _check_digests(where: Path, restored: Mapping) -> None:
     folder = where / "digests"
     if not folder.exists():  # of an older version
         return
-    written = json_files.read(folder / "metadata")
-    json_files.check(written, {...: str}, "digests")
+    written = files.read_json(folder / "metadata")
+    files.check(written, {...: str}, "digests")
     found = digests.of_arrays(restored)
     digests.check({name: written.get(name) for name in found}, found)
 
@@ -347,13 +365,6 @@ def _check_digests(where: Path, restored: Mapping) -> None:
 def _metadata(where: Path) -> dict:
     """Shape and type of all that a checkpoint holds, as a tree; raises anything."""
     state = where / "state"
-    for folder, _, names in os.walk(state):
-        for name in names:
-            path = Path(folder, name)
-            if not path.is_file():  # a pipe would never end
-                raise ValueError(f"{path} is no regular file")
-    if (state / "_METADATA").stat().st_size > json_files.MAX_BYTES:
-        raise ValueError("its _METADATA is too large")
     return ocp.PyTreeCheckpointHandler().metadata(state).tree
 
 

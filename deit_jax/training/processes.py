@@ -1,11 +1,9 @@
-"""Several processes that train one model, each with its own devices.
+"""Multi-process training of one model (`jax.distributed`).
 
-Every process runs the same program on its part of each batch (`jax.distributed`). What
-there is only one of, the run directory and the terminal, is the first process's: the
-others are given its state when they start, and an `Absent` where it writes.
-
-In a single process nothing is initialised, and everything here gives what it would
-give without it.
+Every process runs the same program on its part of each batch, on its local devices.
+Only the first one writes the run directory and prints; the others receive its state
+when they start. In a single process nothing is initialised, and each function returns
+at once.
 """
 
 import collections
@@ -18,7 +16,7 @@ import sys
 import textwrap
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -54,11 +52,10 @@ def joined(
 ) -> Iterator[None]:
     """Joins the processes of a run, for as long as the context lasts.
 
-    It has to be entered before JAX touches a device. All but the first process print
-    nothing on stdout inside. An exception that leaves the context ends the process at
-    once, as the others wait for it in vain: `SystemExit` with its code, others with 1.
-    The death of another process ends this one too, at once or after about
-    `HEARTBEAT_SECONDS`.
+    Enter it before JAX touches a device. Inside, only the first process prints on
+    stdout. An exception that leaves the context ends the process at once, since the
+    others would wait for it for ever: `SystemExit` with its code, others with 1. When
+    another process dies, this one ends too, at once or after `HEARTBEAT_SECONDS`.
 
     Args:
       auto: Whether JAX finds the others by itself (Slurm, Open MPI, TPU pods); None:
@@ -112,7 +109,7 @@ def launched() -> int:
 
 
 def refuse(command: str) -> None:
-    """Of a command that works in one process only.
+    """Refuses several processes for a command that works in one only.
 
     Raises:
       InputError: A launcher has started several.
@@ -134,10 +131,11 @@ def is_first() -> bool:
 
 
 def devices() -> list[jax.Device]:
-    """Of all processes: those of the first, those of the second, ...
+    """The devices of all processes: those of the first, those of the second, ...
 
     Raises:
-      InputError: They do not have as many each, or do not know of each other.
+      InputError: The processes have different numbers of devices, or do not know of
+        each other.
     """
     if count() > 1 and not jax.distributed.is_initialized():
         raise InputError(
@@ -154,8 +152,8 @@ def devices() -> list[jax.Device]:
     return found
 
 
-def own(devices: Sequence[jax.Device]) -> range:
-    """Where this process's devices stand among those of `devices()`."""
+def local(devices: Sequence[jax.Device]) -> range:
+    """The places of this process's devices among those of `devices()`."""
     places = [
         place
         for place, device in enumerate(devices)
@@ -164,11 +162,11 @@ def own(devices: Sequence[jax.Device]) -> range:
     return range(places[0], places[-1] + 1)
 
 
-def from_first(tree):
-    """The first process's `tree` of arrays, in all of them, as NumPy arrays.
+def broadcast(tree):
+    """The first process's `tree` of arrays, as NumPy arrays in every process.
 
     Args:
-      tree: Has the same shapes in every process.
+      tree: Arrays of the same shapes in every process.
     """
     if count() == 1:
         return tree
@@ -176,17 +174,22 @@ def from_first(tree):
 
 
 def gather(tree):
-    """[...] of every process to [processes, ...], in all of them, as NumPy arrays."""
+    """Stacks [...] of every process to [processes, ...], as NumPy arrays in each."""
     return multihost_utils.process_allgather(tree)
 
 
-def meet() -> None:
+def barrier() -> None:
     """Returns when all processes have called it."""
     gather(np.zeros(()))
 
 
+def broadcast_json(value):
+    """The first process's JSON value, in every process."""
+    return gather_json(value)[0]
+
+
 def gather_json(value) -> list:
-    """A JSON value of every process, in all of them: that of the first comes first."""
+    """The JSON values of all processes in their order, in every process."""
     if count() == 1:
         return [value]
     text = np.frombuffer(json.dumps(value).encode(), np.uint8)
@@ -199,10 +202,10 @@ def gather_json(value) -> list:
 
 
 def check_same(facts: Mapping[str, object]) -> None:
-    """Refuses to train one model with processes that have different ideas of it.
+    """Refuses processes that would not train the same model.
 
     Args:
-      facts: By name what must be the same in every process, for JSON.
+      facts: What must be the same in every process, by name, for JSON.
 
     Raises:
       InputError: In every process; it names what differs.
@@ -222,37 +225,6 @@ def check_same(facts: Mapping[str, object]) -> None:
             + "\nStart all of them with the same flags, data and versions; with "
             "--config.distributed.auto=False each trains a model of its own."
         )
-
-
-def on_first(make: Callable, *args, **kwargs):
-    """What `make` gives in the first process; in the others an `Absent`."""
-    return make(*args, **kwargs) if is_first() else Absent()
-
-
-class Absent:
-    """In place of what only the first process has: takes any call and does nothing.
-
-    Whatever is asked of it is an `Absent` again, which is false, empty, and a context
-    manager. What all processes have to decide alike must not be asked of it.
-    """
-
-    def __getattr__(self, _):
-        return self
-
-    def __call__(self, *_, **__):
-        return self
-
-    def __bool__(self) -> bool:
-        return False
-
-    def __iter__(self):
-        return iter(())
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_) -> None:
-        pass
 
 
 def _check(auto, coordinator, num_processes, process_id, *, explicit: bool) -> None:
@@ -288,10 +260,10 @@ def _initialize(arguments: Mapping) -> None:
 
 
 def _last_words() -> subprocess.Popen:
-    """A child that prints `LAST_WORDS` when this process ends, unless it is told.
+    """Starts a child that prints `LAST_WORDS` when this process ends, unless told.
 
-    When another process dies, JAX ends this one from C++, where Python has no say and
-    a stack trace is all that is printed; a kill leaves nobody to say anything.
+    When another process dies, JAX ends this one from C++ and prints a stack trace only;
+    after a kill nobody could print anything.
     """
     return subprocess.Popen(
         ["/bin/sh", "-c", f"read told || echo {shlex.quote(LAST_WORDS)} >&2"],
@@ -301,7 +273,7 @@ def _last_words() -> subprocess.Popen:
 
 
 def _exit_code(error: BaseException, child: subprocess.Popen) -> int:
-    """Says what has to be said of `error`."""
+    """Prints `error`, and returns the exit code for it."""
     code = 1
     if isinstance(error, SystemExit):  # what the user can mend has been printed
         code = error.code if isinstance(error.code, int) else 1

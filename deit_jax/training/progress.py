@@ -1,15 +1,18 @@
-"""What the steps of a run report: checked, averaged, and shown on the terminal."""
+"""Averages what the steps of a run report, and shows it on the terminal."""
 
 import collections
-import math
 import sys
-import textwrap
 import time
 from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
+import optax
 from tqdm import tqdm
+
+from deit_jax.data.plan import BatchPlan
+from deit_jax.training.cadence import Cadence
+from deit_jax.training.skip_guard import SkipGuard
 
 # Dispatches that run ahead of the host: enough to hide it, few enough to bound the
 # memory.
@@ -25,17 +28,13 @@ class Progress:
 
     Args:
       start: Steps that are done already.
-      total: Steps of the whole run.
-      plan: Gives the steps of an epoch.
-      batch_size: Images a step.
+      cadence: The run's, for its total steps.
+      plan: Which images make a step, for batch size and epochs.
       schedule: Step (from 0) -> learning rate.
       max_consecutive_skips: Skipped steps in a row that are too many.
       parameters: Names, in the order of `grad_norms`.
-      carried: What `carried` gave when step `start` was saved.
+      resume_state: What `resume_state` returned when step `start` was saved.
       rates: Images per second of the intervals of earlier starts.
-
-    Attributes:
-      consecutive_skips: Skipped steps in a row, up to the last that was fetched.
 
     Raises:
       FloatingPointError: Any method that fetches metrics finds that
@@ -44,38 +43,41 @@ class Progress:
 
     def __init__(
         self,
-        start,
-        total,
-        plan,
-        batch_size,
-        schedule,
+        start: int,
+        cadence: Cadence,
+        plan: BatchPlan,
+        schedule: optax.Schedule,
         *,
         max_consecutive_skips: int,
         parameters: Sequence[str],
-        carried: Mapping | None = None,
+        resume_state: Mapping | None = None,
         rates: Sequence[float] = (),
     ):
-        carried = {"rows": [], "seconds": 0.0, "consecutive_skips": 0} | (carried or {})
-        self._plan, self._batch_size, self._schedule = plan, batch_size, schedule
-        self._total = total
-        self._max_consecutive_skips = max_consecutive_skips
-        self._parameters = parameters
-        self._last_finite = None
-        self.consecutive_skips = carried["consecutive_skips"]
+        before = {"rows": [], "seconds": 0.0, "consecutive_skips": 0}
+        before |= resume_state or {}
+        self._plan, self._schedule, self._total = plan, schedule, cadence.total_steps
+        self._guard = SkipGuard(
+            max_consecutive_skips, schedule, parameters, before["consecutive_skips"]
+        )
         self._pending = collections.deque()
-        self._rows = [(done, row) for done, row in carried["rows"]]
+        self._rows = [(done, row) for done, row in before["rows"]]
         self._clocked = 0  # rows since `_clock`: those of an earlier start are not
         self._rates = list(rates)
         self._clock = time.monotonic()
-        self._began = self._clock - carried["seconds"]
+        self._began = self._clock - before["seconds"]
         self._bar = tqdm(
-            total=total,
+            total=self._total,
             initial=start,
             unit=" images",
-            unit_scale=batch_size,
+            unit_scale=plan.batch_size,
             dynamic_ncols=True,
             disable=jax.process_index() > 0 or not sys.stderr.isatty(),
         )
+
+    @property
+    def consecutive_skips(self) -> int:
+        """Skipped steps in a row, up to the last that was fetched."""
+        return self._guard.consecutive
 
     @property
     def images_per_sec(self) -> float | None:
@@ -85,14 +87,14 @@ class Progress:
 
     @property
     def seconds(self) -> float:
-        """Of the whole run so far, but for what stopped starts computed in vain."""
+        """Seconds of the run so far, without steps that no checkpoint kept."""
         return time.monotonic() - self._began
 
-    def carried(self) -> dict:
-        """What a run that goes on from here has to know, for JSON.
+    def resume_state(self) -> dict:
+        """What a run that resumes here has to know, for JSON.
 
-        The metrics of the interval under way are part of it: its means are then those
-        of a run that was never stopped.
+        It holds the metrics of the interval under way, so that the means of a resumed
+        run are those of a run that was never stopped.
         """
         self.drain()
         return {
@@ -102,7 +104,7 @@ class Progress:
         }
 
     def dispatched(self, done: int, metrics: dict) -> None:
-        """Of one step, scalars, or of the last few up to `done`, [k]."""
+        """Takes metrics of step `done`, scalars, or of the k steps up to it, [k]."""
         self._pending.append((done, metrics))
         while len(self._pending) > IN_FLIGHT:
             self._fetch()
@@ -113,11 +115,11 @@ class Progress:
             self._fetch()
 
     def interval(self) -> dict[str, float]:
-        """Means over the steps since the last call, and prints them."""
+        """Returns the means over the steps since the last call, and prints them."""
         self.drain()
         now = time.monotonic()
         done, rows = self._rows[-1][0], [row for _, row in self._rows]
-        rate = self._clocked * self._batch_size / max(now - self._clock, 1e-9)
+        rate = self._clocked * self._plan.batch_size / max(now - self._clock, 1e-9)
         self._rates.append(rate)
         finite = [row for row in rows if row]
         values = {
@@ -128,7 +130,7 @@ class Progress:
         values["train/learning_rate"] = float(self._schedule(done - 1))
         values["train/images_per_sec"] = rate
         self._rows, self._clocked, self._clock = [], 0, now
-        left = (self._total - done) * self._batch_size / rate
+        left = (self._total - done) * self._plan.batch_size / rate
         self._show(
             f"step {done}/{self._total}  epoch {done / self._plan.steps_per_epoch:.1f}"
             + "".join(
@@ -168,52 +170,14 @@ class Progress:
             self._take(done - number + 1 + place, one)
 
     def _take(self, done: int, metrics: dict[str, np.ndarray]) -> None:
-        """The metrics of step `done`."""
+        """Keeps the metrics of step `done`; an empty row stands for a skipped step."""
         norms = metrics.pop("grad_norms")
         row = {name: float(value) for name, value in metrics.items()}
-        skipped = row.pop("skipped")
-        # An empty row stands for a skipped step.
+        skipped = bool(row.pop("skipped"))
         self._rows.append((done, {} if skipped else row))
         self._clocked += 1
-        if not skipped:
-            self.consecutive_skips = 0
-            self._last_finite = (done, norms)
-            return
-        self.consecutive_skips += 1
-        name = "grad_norm" if math.isfinite(row["loss"]) else "loss"
-        what = (
-            f"{name} is {row[name]} at step {done} (learning rate "
-            f"{float(self._schedule(done - 1)):.3g})"
-        )
-        if self.consecutive_skips >= self._max_consecutive_skips:
-            raise FloatingPointError(
-                f"{what}, the last of {self.consecutive_skips} such steps in a row. "
-                + self._blame(norms)
-            )
-        if self.consecutive_skips == 1:
-            self._show(f"{what}: skipped", "")
-
-    def _blame(self, norms: np.ndarray) -> str:
-        """The parameters whose gradients are not finite, and the largest before."""
-        broken = [
-            name
-            for name, norm in zip(self._parameters, norms, strict=True)
-            if not math.isfinite(norm)
-        ]
-        if not broken:  # finite one by one, but not the sum of their squares
-            return f"The largest gradient is {self._largest(norms)}."
-        names = "all"
-        if len(broken) < len(norms):
-            names = textwrap.shorten(", ".join(broken), 200, placeholder=" ...")
-        sentence = f"Not finite: {len(broken)} of {len(norms)} gradients ({names})."
-        if self._last_finite is not None:
-            step, norms = self._last_finite
-            sentence += f" The largest of step {step} was {self._largest(norms)}."
-        return sentence
-
-    def _largest(self, norms: np.ndarray) -> str:
-        largest = np.argmax(norms)
-        return f"that of {self._parameters[largest]}, {norms[largest]:.3g}"
+        if line := self._guard.check(done, row, norms, skipped):
+            self._show(line, "")
 
     def _show(self, line: str, rest: str) -> None:
         # The bar has its own ETA; lines in a log file need one.

@@ -1,4 +1,4 @@
-"""The run directory: what a run writes of itself, but for its checkpoints."""
+"""The run directory: everything that a run writes but its checkpoints."""
 
 import json
 import os
@@ -10,7 +10,7 @@ import numpy as np
 from deit_jax.errors import InputError
 from deit_jax.files import replace_file
 from deit_jax.models import model_card
-from deit_jax.training import summary, writers
+from deit_jax.training import processes, summary, writers
 
 CONFIG = "config.json"
 
@@ -38,12 +38,47 @@ def nearest_existing(path: Path) -> Path:
     return next(part for part in (path, *path.parents) if part.exists())
 
 
+def open_directory(path: str | os.PathLike, start: int):
+    """A `RunDirectory` in the first process, an `AbsentDirectory` in the others."""
+    return (RunDirectory if processes.is_first() else AbsentDirectory)(path, start)
+
+
+class AbsentDirectory:
+    """What processes other than the first have: its methods write nothing."""
+
+    rates, evaluated = (), False
+
+    def __init__(self, path, start):
+        pass
+
+    def describe(self, config, card):
+        pass
+
+    def write(self, step, values, *, epoch, flush=False):
+        pass
+
+    def total(self, name):
+        return 0
+
+    def write_images(self, step, images):
+        pass
+
+    def flush(self):
+        pass
+
+    def summarise(self, facts):
+        pass
+
+    def close(self):
+        pass
+
+
 class RunDirectory:
     """config.json, model.json, metrics.jsonl, TensorBoard events and summary.json.
 
     Args:
-      path: Of the directory.
-      start: The step that the run goes on from; what was written after it goes.
+      path: The directory.
+      start: The step that the run goes on from; rows of later steps are dropped.
     """
 
     def __init__(self, path: str | os.PathLike, start: int):
@@ -74,17 +109,31 @@ class RunDirectory:
         if self._start == 0:
             self._tensorboard.write_texts(0, {"config": f"```\n{text}\n```"})
 
-    def write(self, step: int, values: Mapping[str, float], *, epoch: float) -> None:
-        """Scalars of a step, to metrics.jsonl and TensorBoard."""
-        self._metrics.write(step, {"epoch": epoch, **values})
+    def write(
+        self,
+        step: int,
+        values: Mapping[str, float],
+        *,
+        epoch: float,
+        flush: bool = False,
+    ) -> None:
+        """Writes scalars of a step to TensorBoard and metrics.jsonl.
+
+        Args:
+          flush: TensorBoard has them on disk before metrics.jsonl says so: a run that
+            resumes takes `evaluated` from there.
+        """
         self._tensorboard.write_scalars(step, values)
+        if flush:
+            self._tensorboard.flush()
+        self._metrics.write(step, {"epoch": epoch, **values})
 
     def total(self, name: str) -> float:
-        """Of a scalar, over all rows that `write` and the runs before it left."""
+        """Sums a scalar over all rows of metrics.jsonl."""
         return sum(row.get(name, 0) for row in writers.read(self.path))
 
     def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
-        """Pictures [1, H, W, 3] by tag, to TensorBoard."""
+        """Writes images [1, H, W, 3], by tag, to TensorBoard."""
         self._tensorboard.write_images(step, images)
 
     def flush(self) -> None:

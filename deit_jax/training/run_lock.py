@@ -15,7 +15,7 @@ LOCK = "run.lock"
 
 
 @contextlib.contextmanager
-def claim(workdir: str | os.PathLike) -> Iterator[None]:
+def hold(workdir: str | os.PathLike) -> Iterator[None]:
     """Makes the run directory, and keeps other processes out of it.
 
     What it has made goes again where nothing came into it.

@@ -7,15 +7,14 @@ import re
 import textwrap
 from pathlib import Path
 
-from deit_jax import json_files
+from deit_jax import files
 from deit_jax.errors import InputError
-from deit_jax.files import replace_file
-from deit_jax.json_files import NULL
+from deit_jax.files import NULL, replace_file
 from deit_jax.training import metrics
 from deit_jax.training.progress import clock
 
 SUMMARY = "summary.json"
-# Of the file, for `json_files.check`. Older runs lack some of them.
+# Of the file, for `files.check`. Older runs lack some of them.
 FIELDS = {
     "variant": str,
     "dataset": str,
@@ -99,8 +98,8 @@ def read(workdir: Path) -> dict | None:
     if not path.exists():
         return None
     try:
-        summary = json_files.read(path)
-        json_files.check(summary, {name: FIELDS[name] for name in SHOWN})
+        summary = files.read_json(path)
+        files.check(summary, {name: FIELDS[name] for name in SHOWN})
         check(summary)
     except (OSError, ValueError) as error:
         raise InputError(
@@ -112,18 +111,16 @@ def read(workdir: Path) -> dict | None:
 
 def check(summary: dict) -> None:
     """Refuses, with ValueError, a summary that no run has written, of any version."""
-    json_files.check(summary, {})
-    json_files.check(
-        summary, {name: FIELDS[name] for name in FIELDS if name in summary}
-    )
+    files.check(summary, {})
+    files.check(summary, {name: FIELDS[name] for name in FIELDS if name in summary})
     if summary.get("eval_images", 0) < 0:
         raise ValueError("eval_images is less than 0")
     teacher = summary.get("teacher") or {}
-    json_files.check(teacher.get("top1", 0), float, "teacher.top1")
+    files.check(teacher.get("top1", 0), float, "teacher.top1")
     for weights in ("eval", "eval_ema"):
         for head, values in summary.get(weights, {}).items():
             if isinstance(values, dict):
-                json_files.check(values, {...: float}, f"{weights}.{head}")
+                files.check(values, {...: float}, f"{weights}.{head}")
     for weights, heads in summary.get("tables", {}).items():
         for head, tables in heads.items():
             if tables:
@@ -133,7 +130,7 @@ def check(summary: dict) -> None:
 
 def _check_tables(tables: dict, num_classes: int, where: str) -> None:
     matrix = {"confusion": [[int]]} if "confusion" in tables else {}
-    json_files.check(tables, TABLES | matrix, where)
+    files.check(tables, TABLES | matrix, where)
     lists = [(values, num_classes) for values in tables["per_class"].values()]
     lists += [(values, metrics.BINS) for values in tables["calibration"].values()]
     if matrix:

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from deit_jax.errors import InputError
-from deit_jax.weights import files
+from deit_jax.weights import tensor_files
 
 
-def timm_model(name: str) -> tuple[dict[str, files.Tensor], dict]:
+def timm_model(name: str) -> tuple[dict[str, tensor_files.Tensor], dict]:
     """A pretrained model of timm.
 
     Args:
@@ -48,7 +48,7 @@ def timm_model(name: str) -> tuple[dict[str, files.Tensor], dict]:
     }
     if model.num_classes == 1000:
         config["label_names"] = ImageNetInfo().label_descriptions()
-    return files.from_state_dict(model.state_dict(), f"timm:{name}"), config
+    return tensor_files.from_state_dict(model.state_dict(), f"timm:{name}"), config
 
 
 def hugging_face_directory(

@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from deit_jax import json_files
+from deit_jax import files
 from deit_jax.errors import InputError
 from deit_jax.models import variants
 from deit_jax.models.model_card import MODEL, ModelCard
@@ -17,9 +17,9 @@ from deit_jax.models.variants import VARIANTS
 from deit_jax.weights import (
     architecture,
     download,
-    files,
     hugging_face,
     preprocessing,
+    tensor_files,
     timm,
 )
 
@@ -49,7 +49,7 @@ class _Source:
     """Tensors, and what the files beside them say."""
 
     where: str
-    tensors: dict[str, files.Tensor]
+    tensors: dict[str, tensor_files.Tensor]
     config: dict = dataclasses.field(default_factory=dict)
     preprocessor: dict = dataclasses.field(default_factory=dict)
 
@@ -66,7 +66,7 @@ def load(
     """Reads a file of weights, or a directory of timm or transformers.
 
     Args:
-      path: A file (`files.read_tensors`); a directory with `config.json` and
+      path: A file (`tensor_files.read_tensors`); a directory with `config.json` and
         `model.safetensors` or `pytorch_model.bin`; `timm:NAME` or `hf:ID`, which are
         downloaded. A `config.json` and `preprocessor_config.json` of timm or
         transformers beside a file count too.
@@ -154,7 +154,7 @@ def _open(path: str) -> _Source:
         file = Path(path)
         if file.is_dir():
             file = _weights_of(file)
-    tensors = files.read_tensors(file)
+    tensors = tensor_files.read_tensors(file)
     config = _read_json(file.with_name(CONFIG))
     if not (
         config.get("model_type") in ("vit", "deit")
@@ -176,7 +176,7 @@ def _weights_of(directory: Path) -> Path:
             "or transformers; commands take a run directory as it is."
         )
     others = sorted(
-        path.name for path in directory.iterdir() if path.suffix in files.ENDINGS
+        path.name for path in directory.iterdir() if path.suffix in tensor_files.ENDINGS
     )
     raise InputError(
         f"{directory} has no {' or '.join(WEIGHTS)}. "
@@ -192,8 +192,8 @@ def _read_json(path: Path) -> dict:
     if not path.is_file():
         return {}
     try:
-        content = json_files.read(path)
-        json_files.check(content, {})
+        content = files.read_json(path)
+        files.check(content, {})
         return content
     except (OSError, ValueError) as error:
         raise InputError(
@@ -202,7 +202,7 @@ def _read_json(path: Path) -> dict:
         ) from error
 
 
-def _published(tensors, where: str) -> tuple[dict[str, files.Tensor], list[str]]:
+def _published(tensors, where: str) -> tuple[dict[str, tensor_files.Tensor], list[str]]:
     """Under the names of published files, without unused ones, whose names follow."""
     unused = [name for name in tensors if name.endswith(hugging_face.UNUSED)]
     result = {}

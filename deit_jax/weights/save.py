@@ -8,7 +8,7 @@ from pathlib import Path
 from deit_jax.errors import InputError
 from deit_jax.files import replace_file
 from deit_jax.models.model_card import MODEL, ModelCard
-from deit_jax.weights import files, hugging_face, timm
+from deit_jax.weights import hugging_face, tensor_files, timm
 
 
 def check(out: str | os.PathLike) -> None:
@@ -18,7 +18,7 @@ def check(out: str | os.PathLike) -> None:
       InputError: It has the ending of a pickle, or is a run directory.
     """
     out = Path(out)
-    if out.suffix.lower() in files.TORCH_ENDINGS:
+    if out.suffix.lower() in tensor_files.TORCH_ENDINGS:
         raise InputError(
             f"--out={out}: expected a file that ends in .safetensors, which torch, "
             "timm and transformers read, or a directory."
@@ -54,10 +54,10 @@ def save(
     try:
         if out.suffix.lower() == ".safetensors":
             out.parent.mkdir(parents=True, exist_ok=True)
-            files.write_safetensors(out, state_dict)
+            tensor_files.write_safetensors(out, state_dict)
             return [out]
         out.mkdir(parents=True, exist_ok=True)
-        files.write_safetensors(out / "model.safetensors", state_dict)
+        tensor_files.write_safetensors(out / "model.safetensors", state_dict)
         configs = (
             {
                 "config.json": hugging_face.config(card),

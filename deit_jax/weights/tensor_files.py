@@ -8,9 +8,7 @@ import argparse
 import dataclasses
 import os
 import re
-import struct
 import warnings
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -109,18 +107,12 @@ def _load_torch(path: Path):
             "weights as .safetensors, which does not."
         ) from error
     try:
-        with open(path, "rb") as file:
-            zipped = file.read(4) == b"PK\x03\x04"  # how torch tells
-        if zipped:
-            _check_stored(path)
         # Training checkpoints of DeiT hold their arguments as a Namespace.
         safe = torch.serialization.safe_globals([argparse.Namespace])
         with safe, warnings.catch_warnings():
             # Of unusual pickles; what matters of them is looked at below.
             warnings.simplefilter("ignore")
-            return torch.load(
-                path, map_location="cpu", weights_only=True, mmap=zipped or None
-            )
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can raise anything
         code = re.search(r"GLOBAL (\S+)", str(error))
         raise InputError(
@@ -129,31 +121,6 @@ def _load_torch(path: Path):
             + ". Only tensors and plain values are loaded, since a pickle can run "
             "code: store a model by torch.save(model.state_dict(), FILE)."
         ) from error
-
-
-def _check_stored(path: Path) -> None:
-    """Refuses, with ValueError, a zip that could unpack to more than its size.
-
-    torch stores without compression. It reads the directory that the end of the file
-    points to, Python the one that stands before the end: they have to be the same.
-    """
-    with zipfile.ZipFile(path) as archive:
-        start, members = archive.start_dir, archive.infolist()
-    if any(member.compress_type for member in members):
-        raise ValueError("it is compressed")
-    with open(path, "rb") as file:
-        end = file.seek(-98, os.SEEK_END)
-        tail = file.read()
-    # .ZIP file format specification 4.3.14 to 4.3.16: the end record, in large files
-    # after a record of 64 bits and its locator.
-    large, locator, record = tail[:56], tail[56:76], tail[76:]
-    (offset,) = struct.unpack_from("<L", record, 16)
-    if locator.startswith(b"PK\x06\x07"):
-        (offset,) = struct.unpack_from("<Q", large, 48)
-        if struct.unpack_from("<Q", locator, 8) != (end,):
-            offset = None
-    if not record.startswith(b"PK\x05\x06") or offset != start:
-        raise ValueError("its directory is not where its end says")
 
 
 def _state_dict(content, path: Path) -> dict:

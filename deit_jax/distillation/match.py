@@ -1,7 +1,7 @@
-"""Whether a teacher has seen the images that a student sees.
+"""Checks that a teacher has seen the images that a student sees.
 
-A cache says in its manifest what its images followed from, and keeps eight of them
-(examples.npz): `image` uint8 [8, S, S, 3], `view`, `index` and `partner` int32 [8],
+A cache says in its manifest what its images followed from, and keeps eight of them, its
+examples: `image` uint8 [8, S, S, 3], `view`, `index` and `partner` int32 [8],
 `share` int32 [8] and `box` int32 [8, 4] as in `deit_jax.data.augment.mix`. A start of
 training makes the eight again and compares.
 """
@@ -14,7 +14,7 @@ from flax.traverse_util import flatten_dict
 
 from deit_jax.data.plan import view_pairs
 from deit_jax.data.student_views import StudentViews
-from deit_jax.distillation.teacher_logits import MIXINGS, VIEWS, TeacherLogits
+from deit_jax.distillation.teacher_cache import MIXINGS, VIEWS, TeacherCache
 from deit_jax.errors import InputError
 
 EXAMPLE_VIEWS = 4  # of two partners each
@@ -75,7 +75,7 @@ def describe(view: str, count: int, seen: StudentViews | None) -> dict:
 
 
 def examples(seen: StudentViews, source, count: int) -> dict:
-    """Two partners in each of four views from the first to the last: examples.npz.
+    """The examples of a cache: two partners in each of four views, first to last.
 
     Args:
       source: The training source.
@@ -100,7 +100,7 @@ def examples(seen: StudentViews, source, count: int) -> dict:
 
 
 def check(
-    cache: TeacherLogits,
+    cache: TeacherCache,
     source,
     student: StudentViews,
     *,
@@ -121,7 +121,7 @@ def check(
       config: The `--config` of the run, for messages.
 
     Raises:
-      InputError: Names what differs, both sides, and what mends it.
+      InputError: Names what differs, both sides, and the fix.
     """
     cache.check_source(source, config=config)
     stated = cache.manifest["views"]
@@ -130,7 +130,7 @@ def check(
             f"the teacher of {cache.directory} saw {stated['view']!r} images, and "
             f"distillation.view={view!r} is asked for. Set "
             f"--config.distillation.view={stated['view']}, or make another cache."
-            + cache.mend(source.name, config)
+            + cache.how_to_fix(source.name, config)
         )
     if view == "plain":
         return
@@ -140,8 +140,8 @@ def check(
         raise InputError(
             f"the teacher of {cache.directory} saw {seen[stated['mixing']]} images, "
             f"and distillation.mixing={mixing!r} wants {seen[expected['mixing']]} "
-            "ones. " + _mend_mixing(stated["mixing"], student) + " or make another "
-            "cache." + cache.mend(source.name, config)
+            "ones. " + _fix_mixing(stated["mixing"], student) + " or make another "
+            "cache." + cache.how_to_fix(source.name, config)
         )
     ours, theirs = _fields(expected), _fields(stated)
     differing = [
@@ -154,18 +154,18 @@ def check(
             f"the teacher of {cache.directory} saw other images than this run's:\n"
             + "\n".join(differing)
             + "\nSet the config's fields as they are in the cache, or make a cache for "
-            "this run." + cache.mend(source.name, config)
+            "this run." + cache.how_to_fix(source.name, config)
         )
     if stated["count"] < num_views:
         raise InputError(
             f"the teacher cache {cache.directory} holds {stated['count']} views, and "
             f"distillation.num_views={num_views} are asked for. Set "
             f"--config.distillation.num_views={stated['count']}, or export more."
-            + cache.mend(source.name, config)
+            + cache.how_to_fix(source.name, config)
         )
 
 
-def _mend_mixing(stated: str, student: StudentViews) -> str:
+def _fix_mixing(stated: str, student: StudentViews) -> str:
     if stated == "exact":
         return "Set --config.distillation.mixing=exact" + (
             "" if student.settings.mixes else " and switch the mixing on,"
@@ -188,7 +188,7 @@ def _fields(described: Mapping) -> dict:
 
 
 def check_examples(
-    cache: TeacherLogits, source, student: StudentViews, *, mixing: str
+    cache: TeacherCache, source, student: StudentViews, *, mixing: str
 ) -> None:
     """Makes the stored examples again and refuses a cache where they differ.
 

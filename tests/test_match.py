@@ -10,12 +10,14 @@ import torch
 
 from deit_jax import train
 from deit_jax.data import sources
-from deit_jax.distillation import teacher_logits, teacher_views
+from deit_jax.distillation import match, teacher_cache
 from deit_jax.errors import InputError
-from deit_jax.student import student_views
+from deit_jax.files import sha256
+from deit_jax.recipe import student_views
 from deit_jax.training import step
 from teacher import classifier as classifiers
-from teacher import export_logits
+from teacher.export import Export
+from teacher.export import export as export_cache
 
 VIEWS, LENGTH = 8, 65  # an odd one: in each view another image rests
 TOLERANCE = 2e-2
@@ -61,15 +63,15 @@ def make_config(**augment):
 
 def export(teacher, source, out, *, mixing="exact", num_views=VIEWS, **augment):
     student = student_views(make_config(**augment), source)
-    job = export_logits.Export(
+    job = Export(
         teacher,
         source,
         sources.load("digits", "test[:20]"),
-        seen=teacher_views.seen_by_teacher(student, mixing),
+        seen=match.seen_by_teacher(student, mixing),
         num_views=num_views,
         batch_size=16,
     )
-    export_logits.export(job, out, allow_weak_teacher=True)
+    export_cache(job, out, allow_weak_teacher=True)
     return out
 
 
@@ -143,7 +145,7 @@ def test_the_cache_is_what_the_teacher_says_of_the_train_steps_images(
     keys = list(seen)
     view, index = np.array(keys).T
     answers = live(teacher, [seen[key][0] for key in keys])
-    cached = teacher_logits.open_cache(cache)
+    cached = teacher_cache.open_cache(cache)
     assert np.abs(cached.batch(view, index) - answers).max() <= TOLERANCE
 
     # Another cache would not have passed: of the next view, of another seed, or of the
@@ -155,7 +157,7 @@ def test_the_cache_is_what_the_teacher_says_of_the_train_steps_images(
         "unmixed": {"mixing": "linear"},
     }.items():
         other = export(teacher, source, tmp_path / name, **options)
-        logits = teacher_logits.open_cache(other).batch(view, index)
+        logits = teacher_cache.open_cache(other).batch(view, index)
         difference = np.abs(logits - answers).max(axis=1)
         assert (difference > TOLERANCE).mean() > 0.8, name
 
@@ -165,9 +167,9 @@ def test_the_cache_is_what_the_teacher_says_of_the_train_steps_images(
 
 def check(cache, source, config, *, mixing="exact"):
     distillation = config.distillation
-    opened = teacher_logits.open_cache(cache)
+    opened = teacher_cache.open_cache(cache)
     student = student_views(config, source)
-    teacher_views.check(
+    match.check(
         opened,
         source,
         student,
@@ -176,7 +178,7 @@ def check(cache, source, config, *, mixing="exact"):
         num_views=distillation.num_views,
         config="c.py:x",
     )
-    teacher_views.check_examples(opened, source, student, mixing=mixing)
+    match.check_examples(opened, source, student, mixing=mixing)
 
 
 def test_the_cache_of_the_same_config_passes(cache, source):
@@ -221,11 +223,12 @@ def test_mixed_and_unmixed_caches_are_told_apart(cache, source):
 def copied(cache, tmp_path, edit):
     """A cache with other examples, whose checksum fits."""
     manifest = json.loads((cache / "manifest.json").read_text())
-    (tmp_path / "logits.npy").symlink_to(cache / "logits.npy")
-    examples = dict(np.load(cache / "examples.npz"))
+    for path in cache.glob("view-*.npy"):
+        (tmp_path / path.name).symlink_to(path)
+    examples = dict(np.load(cache / "examples-008.npz"))
     edit(examples)
-    np.savez(tmp_path / "examples.npz", **examples)
-    manifest["examples_sha256"] = teacher_logits.sha256(tmp_path / "examples.npz")
+    np.savez(tmp_path / "examples-008.npz", **examples)
+    manifest["examples_sha256"] = sha256(tmp_path / "examples-008.npz")
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     return tmp_path
 
@@ -260,13 +263,13 @@ def test_examples_of_another_shape_or_none_are_refused(cache, source, tmp_path):
     other = copied(cache, tmp_path, edit)
     with pytest.raises(InputError, match=r"keeps images of \(8, 16, 32, 3\)"):
         check(other, source, make_config())
-    (other / "examples.npz").unlink()
-    with pytest.raises(InputError, match=r"examples.npz is missing or damaged"):
+    (other / "examples-008.npz").unlink()
+    with pytest.raises(InputError, match=r"examples-008.npz is missing or damaged"):
         check(other, source, make_config())
 
 
 def test_examples_are_partners_of_views_from_first_to_last(cache):
-    examples = teacher_logits.open_cache(cache).examples()
+    examples = teacher_cache.open_cache(cache).examples()
     assert examples["view"].tolist() == [0, 0, 2, 2, 5, 5, 7, 7]
     pairs = examples["index"].reshape(-1, 2)
     np.testing.assert_array_equal(examples["partner"].reshape(-1, 2), pairs[:, ::-1])
@@ -290,18 +293,18 @@ def test_examples_are_partners_of_views_from_first_to_last(cache):
 def test_mixed_images_want_a_teacher_for_both_halves(source, view, mixing, resolved):
     student = student_views(make_config(), source)
     if resolved:
-        assert teacher_views.resolve_mixing(view, mixing, student) == resolved
+        assert match.resolve_mixing(view, mixing, student) == resolved
     else:
         with pytest.raises(InputError, match="answer for both halves"):
-            teacher_views.resolve_mixing(view, mixing, student)
+            match.resolve_mixing(view, mixing, student)
     # Without mixing there is nothing to resolve.
     plain = dataclasses.replace(student, settings=student.settings.unmixed())
-    assert teacher_views.resolve_mixing(view, mixing, plain) == "none"
+    assert match.resolve_mixing(view, mixing, plain) == "none"
 
 
 def test_which_pairs_there_are_is_no_matter_without_mixing(source):
     student = student_views(make_config(repeats=2), source)
-    described = teacher_views.describe("same", 4, student.unmixed())
+    described = match.describe("same", 4, student.unmixed())
     assert described["repeats"] == 1
     assert described["mixing"] == "none"
     assert described["augmentation"]["mixup"] == 0

@@ -1,4 +1,4 @@
-"""What the rows of a teacher cache hold: all logits, or the largest of them."""
+"""How a teacher cache stores a row: all logits, or the largest of them."""
 
 import dataclasses
 import math
@@ -34,15 +34,15 @@ class Encoding:
 
     @property
     def arrays(self) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
-        """File name: (type, shape of a row)."""
+        """By name: (type, shape of a row)."""
         if self.top_k is None:
-            arrays = {"logits.npy": (np.float16, (self.num_classes,))}
+            arrays = {"logits": (np.float16, (self.num_classes,))}
         else:
             wide = np.uint16 if self.num_classes <= 2**16 else np.uint32
             arrays = {
-                "indices.npy": (wide, (self.top_k,)),
-                "values.npy": (np.float16, (self.top_k,)),
-                "tails.npy": (np.float32, (2,)),
+                "indices": (wide, (self.top_k,)),
+                "values": (np.float16, (self.top_k,)),
+                "tails": (np.float32, (2,)),
             }
         return {name: (np.dtype(kind), shape) for name, (kind, shape) in arrays.items()}
 
@@ -72,27 +72,27 @@ class Encoding:
         if not np.isfinite(rounded).all():
             raise InputError("the teacher's logits exceed float16 (65,504).")
         if self.top_k is None:
-            return {"logits.npy": rounded}
+            return {"logits": rounded}
         # Stable, so that equal logits keep the order of their classes.
         order = np.argsort(-logits, axis=1, kind="stable")[:, : self.top_k]
         tails = [_tail(logits, order, tau) for tau in (1.0, self.tau)]
-        indices, _ = self.arrays["indices.npy"]
+        indices, _ = self.arrays["indices"]
         return {
-            "indices.npy": order.astype(indices),
-            "values.npy": np.take_along_axis(rounded, order, axis=1),
-            "tails.npy": np.stack(tails, axis=1).astype(np.float32),
+            "indices": order.astype(indices),
+            "values": np.take_along_axis(rounded, order, axis=1),
+            "tails": np.stack(tails, axis=1).astype(np.float32),
         }
 
     def check_rows(self, rows: Mapping[str, np.ndarray]) -> None:
         """Raises ValueError for rows that `encode` cannot have given."""
-        finite = "logits.npy" if self.top_k is None else "values.npy"
+        finite = "logits" if self.top_k is None else "values"
         if not np.isfinite(rows[finite]).all():
             raise ValueError("it holds logits that are not finite")
         if self.top_k is None:
             return
-        if (rows["indices.npy"] >= self.num_classes).any():
+        if (rows["indices"] >= self.num_classes).any():
             raise ValueError(f"it holds classes beyond {self.num_classes}")
-        if not ((rows["tails.npy"] >= 0) & (rows["tails.npy"] < 1)).all():
+        if not ((rows["tails"] >= 0) & (rows["tails"] < 1)).all():
             raise ValueError("it holds probabilities beyond 0 .. 1")
 
     def decode(self, rows: Mapping[str, np.ndarray], tau: float) -> np.ndarray:
@@ -102,16 +102,16 @@ class Encoding:
         export (`check_tau`).
         """
         if self.top_k is None:
-            return rows["logits.npy"]
-        values = rows["values.npy"].astype(np.float32) / tau
-        tail = rows["tails.npy"][:, 0 if tau == 1 else 1, None]
+            return rows["logits"]
+        values = rows["values"].astype(np.float32) / tau
+        tail = rows["tails"][:, 0 if tau == 1 else 1, None]
         # 1e-30: a probability that has vanished in float32 still has a logarithm.
         log_tail = np.log(np.maximum(tail, 1e-30) / (self.num_classes - self.top_k))
         log_top = values - _log_sum_exp(values) + np.log1p(-tail)
         # Where all logits are equal, rounding must not put the others first.
         log_tail = np.minimum(log_tail, log_top.min(axis=1, keepdims=True))
         logits = np.repeat(log_tail, self.num_classes, axis=1)
-        np.put_along_axis(logits, rows["indices.npy"].astype(np.int64), log_top, 1)
+        np.put_along_axis(logits, rows["indices"].astype(np.int64), log_top, 1)
         return tau * logits
 
     def check_tau(self, tau: float) -> None:

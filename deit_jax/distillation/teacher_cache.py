@@ -1,0 +1,375 @@
+"""The cache of teacher logits: a directory with one file a view, readable with NumPy.
+
+    manifest.json      what the logits belong to; written last, so that a directory
+                       without it is not a cache
+    view-000.npy ...   float16 [N, C], the logits of all images in a view
+    examples-020.npz   eight images that the teacher saw, of a cache of 20 views (`view`
+                       is `same`)
+
+For many classes the K largest logits of each row can stand for all of them. Then a view
+has, in place of view-000.npy,
+
+    view-000-indices.npy   uint16 or uint32 [N, K], their classes, the largest first
+    view-000-values.npy    float16 [N, K]
+    view-000-tails.npy     float32 [N, 2], the probability of all other classes at
+                           temperature 1 and at that of the export (one does not follow
+                           from the other); the classes are taken to share it evenly
+
+The manifest:
+
+    format_version  3
+    sha256          [{file: SHA-256}], one object a view
+    source          {name, split, length, num_classes, class_names, fingerprint}
+    views           {count, view, mixing, augment_seed, repeats, size, augmentation}:
+                    `view` is what the teacher saw, `plain` (one view, the image
+                    without augmentation; the fields from augment_seed on are null) or
+                    `same` (what the student sees); `mixing` is `exact` (MixUp and
+                    CutMix too) or `none`
+    logits          {top_k, tau}, null where all logits are there
+    examples_sha256 SHA-256 of the examples, or null
+    teacher         {arch, stem, weights_sha256, image_size, mean, std, crop_ratio,
+                    precision, top1, top1_split}; `crop_ratio` is that of
+                    `deit_jax.data.crops.centre_view`, null where images of one size
+                    were seen whole
+
+`deit_jax.distillation.cache_writer` writes a cache.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from deit_jax import files
+from deit_jax.distillation.encoding import Encoding
+from deit_jax.errors import InputError
+
+FORMAT_VERSION = 3
+MANIFEST = "manifest.json"
+# Hashing runs at about 1 GB/s: a start should not wait longer than a blink for it.
+CHECKSUM_LIMIT_BYTES = 256 * 2**20
+OPEN_VIEWS = 16  # files that are open at once: an epoch reads one view, or `repeats`
+FOLDER = "folder:"  # what the name of a folder of images starts with
+VIEWS = ("same", "plain")
+MIXINGS = ("exact", "linear", "none")
+AGAIN = "Export it again with python -m teacher.export_logits."
+# Of the manifest, for `files.check`.
+MAYBE_INT = (int, files.NULL)
+FIELDS = {
+    "source": {
+        "name": str,
+        "split": str,
+        "length": int,
+        "num_classes": int,
+        "class_names": [str],
+        "fingerprint": str,
+    },
+    "views": {
+        "count": int,
+        "view": str,
+        "mixing": str,
+        "augment_seed": MAYBE_INT,
+        "repeats": MAYBE_INT,
+        "size": MAYBE_INT,
+        "augmentation": (dict, files.NULL),
+    },
+    "logits": {"top_k": MAYBE_INT, "tau": (float, files.NULL)},
+    "sha256": [{...: str}],
+    "examples_sha256": (str, files.NULL),
+    "teacher": {"arch": str, "top1": float, "top1_split": str},
+}
+EXPORT_COMMANDS = """\
+  python -m teacher.finetune --dataset={name} --arch=resnet50 --out={teacher}
+  python -m teacher.export_logits --config={config} --teacher={teacher} --out={out}\
+{more}"""
+
+
+def export_commands(
+    name: str, logits_dir: str, config: str = "configs/deit.py:<data set>"
+) -> str:
+    """The two commands that make a cache for the data set `name`."""
+    folder = name.startswith(FOLDER)
+    short = Path(name.removeprefix(FOLDER)).name if folder else name
+    return EXPORT_COMMANDS.format(
+        name=shlex.quote(name),
+        config=config,
+        teacher=shlex.quote(f"runs/teacher-{short}"),
+        out=shlex.quote(logits_dir),
+        more=f" --config.dataset.name={shlex.quote(name)}" if folder else "",
+    )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TeacherCache:
+    """An opened cache.
+
+    Attributes:
+      directory: Its directory.
+      manifest: The parsed manifest.
+      encoding: How its rows are stored.
+      tau: Temperature that `batch` is asked for.
+    """
+
+    directory: Path
+    manifest: Mapping
+    encoding: Encoding
+    tau: float = 1.0
+
+    @property
+    def num_views(self) -> int:
+        return self.manifest["views"]["count"]
+
+    @property
+    def bytes(self) -> int:
+        """The size of all logits."""
+        rows = self.num_views * self.manifest["source"]["length"]
+        return rows * self.encoding.bytes_per_row
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) of what training reads: the logits of all views."""
+        return hashlib.sha256(json.dumps(self.manifest["sha256"]).encode()).hexdigest()
+
+    @functools.cached_property
+    def _open(self):
+        @functools.lru_cache(maxsize=OPEN_VIEWS)
+        def open_one(view: int) -> dict[str, np.ndarray]:
+            return open_view(
+                self.directory, view, self.encoding, self.manifest["source"]["length"]
+            )
+
+        return open_one
+
+    def rows(self, views: np.ndarray, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """What is stored of image `indices[i]` in `views[i]`, by array: [B, ...].
+
+        Views beyond the cache wrap around: a plain cache has one view for all.
+        """
+        views = views % self.num_views
+        rows = {
+            name: np.empty((len(views), *shape), kind)
+            for name, (kind, shape) in self.encoding.arrays.items()
+        }
+        for view in np.unique(views):
+            here = views == view
+            for name, array in self._open(int(view)).items():
+                rows[name][here] = array[indices[here]]
+        return rows
+
+    def batch(self, views: np.ndarray, indices: np.ndarray) -> np.ndarray:
+        """Logits [B, C] of image `indices[i]` (int [B]) in `views[i]`.
+
+        Raises:
+          InputError: No export can have written these rows.
+        """
+        rows = self.rows(views, indices)
+        try:
+            self.encoding.check_rows(rows)
+        except ValueError as error:
+            raise InputError(
+                f"{self.directory} is damaged: {error}. {AGAIN}"
+            ) from error
+        return self.encoding.decode(rows, self.tau)
+
+    def examples(self) -> dict[str, np.ndarray]:
+        """The stored images: see `deit_jax.distillation.match`.
+
+        Raises:
+          InputError: They are missing or damaged.
+        """
+        path = self.directory / examples_file(self.num_views)
+        try:
+            files.check_regular(path)
+            if files.sha256(path) != self.manifest["examples_sha256"]:
+                raise ValueError("it is not the file its manifest was written for")
+            with np.load(path, allow_pickle=False) as content:
+                return dict(content)
+        except Exception as error:  # a damaged archive can raise anything
+            raise InputError(
+                f"{path} is missing or damaged ({error}). {AGAIN}"
+            ) from error
+
+    def check_source(self, source, *, config: str = "...") -> None:
+        """Refuses a cache that does not belong to `source`.
+
+        Args:
+          source: The training source (`deit_jax.data.sources`).
+          config: The `--config` of the run, for the message.
+
+        Raises:
+          InputError: Data set, length, classes or images differ.
+        """
+        mine, theirs = describe_source(source), dict(self.manifest["source"])
+        if all(side["name"].startswith(FOLDER) for side in (mine, theirs)):
+            theirs["name"] = mine["name"]  # a copied folder keeps its fingerprint
+        for field in ("name", "split", "length", "num_classes"):
+            if mine[field] != theirs[field]:
+                raise InputError(
+                    f"the teacher cache {self.directory} was made for {field}="
+                    f"{theirs[field]!r}, this run has {field}={mine[field]!r}."
+                    + self.how_to_fix(source.name, config)
+                )
+        pairs = zip(mine["class_names"], theirs["class_names"], strict=True)
+        for number, (my_name, their_name) in enumerate(pairs):
+            if my_name != their_name:
+                raise InputError(
+                    f"class {number} of the teacher cache {self.directory} is "
+                    f"{their_name!r}, that of {source.name} is {my_name!r}."
+                    + self.how_to_fix(source.name, config)
+                )
+        if mine["fingerprint"] != theirs["fingerprint"]:
+            raise InputError(
+                f"the teacher cache {self.directory} was made from other images or "
+                f"labels of {source.name} (fingerprint {theirs['fingerprint'][:12]}) "
+                f"than this run reads ({mine['fingerprint'][:12]})."
+                + self.how_to_fix(source.name, config)
+            )
+
+    def how_to_fix(self, name: str, config: str) -> str:
+        """The end of a message: how to get the right cache."""
+        return (
+            " Point --config.distillation.logits_dir at the right cache, or make one "
+            "(with the --config flags of this run):\n"
+            + export_commands(name, str(self.directory) + "-new", config)
+        )
+
+
+def describe_source(source) -> dict:
+    """The manifest's `source` section."""
+    return {
+        "name": source.name,
+        "split": source.split,
+        "length": len(source),
+        "num_classes": source.num_classes,
+        "class_names": list(source.class_names),
+        "fingerprint": source.fingerprint,
+    }
+
+
+def view_file(view: int, array: str) -> str:
+    """The file of an array of `Encoding.arrays` in a view."""
+    return (
+        f"view-{view:03d}.npy" if array == "logits" else f"view-{view:03d}-{array}.npy"
+    )
+
+
+def examples_file(count: int) -> str:
+    """The file of the examples of a cache of `count` views."""
+    return f"examples-{count:03d}.npz"
+
+
+def encoding_of(manifest: Mapping) -> Encoding:
+    """How a manifest says that its rows are stored."""
+    about = manifest["logits"]
+    return Encoding(manifest["source"]["num_classes"], about["top_k"], about["tau"])
+
+
+def open_cache(directory: str | os.PathLike, *, tau: float = 1.0) -> TeacherCache:
+    """Opens a finished cache and checks that its files are whole.
+
+    Args:
+      tau: Temperature at which the logits will be used.
+
+    Raises:
+      InputError: There is no cache, it is unfinished, truncated, altered, or does not
+        know the softmax at `tau`.
+    """
+    directory = Path(directory)
+    if not (directory / MANIFEST).is_file():
+        begun = any(directory.glob("view-*.json"))
+        state = "an unfinished export" if begun else "none"
+        raise InputError(f"no teacher cache at {directory} (found: {state}).")
+    manifest = read_manifest(directory)
+    encoding, length = encoding_of(manifest), manifest["source"]["length"]
+    cache = TeacherCache(directory, manifest, encoding, tau)
+    for view, checksums in enumerate(manifest["sha256"]):
+        open_view(directory, view, encoding, length)
+        for name, checksum in checksums.items():
+            path = directory / name
+            small = cache.bytes <= CHECKSUM_LIMIT_BYTES
+            if small and files.sha256(path) != checksum:
+                raise InputError(
+                    f"{path} is not the file its manifest was written for. {AGAIN}"
+                )
+    encoding.check_tau(tau)
+    return cache
+
+
+def read_manifest(directory: Path) -> dict:
+    """The manifest of a finished cache.
+
+    Raises:
+      InputError: It is damaged, contradicts itself, or is of another format.
+    """
+    path = directory / MANIFEST
+    try:
+        manifest = files.read_json(path)
+        files.check(manifest, {"format_version": int})
+        version = manifest["format_version"]
+        if version == FORMAT_VERSION:
+            _check_manifest(manifest)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path} is not a manifest of a teacher cache ({error}). {AGAIN}"
+        ) from error
+    if version != FORMAT_VERSION:
+        raise InputError(
+            f"{directory} has cache format {version}, this program reads "
+            f"{FORMAT_VERSION}. {AGAIN}"
+        )
+    return manifest
+
+
+def _check_manifest(manifest: Mapping) -> None:
+    """Raises ValueError for a manifest that no export has written."""
+    files.check(manifest, FIELDS)
+    source, views = manifest["source"], manifest["views"]
+    least = [views["count"], source["length"], source["num_classes"]]
+    if views["view"] == "same":
+        if None in views.values():
+            raise ValueError("what the teacher saw is null")
+        least += [views["repeats"], views["size"]]
+    if min(least) < 1:
+        raise ValueError(f"one of views, images, classes {least} is less than 1")
+    if len(source["class_names"]) != source["num_classes"]:
+        raise ValueError(f"{len(source['class_names'])} names of classes")
+    if views["view"] not in VIEWS or views["mixing"] not in ("exact", "none"):
+        raise ValueError(f"views {views['view']!r}, mixing {views['mixing']!r}")
+    expected = [
+        {view_file(view, name) for name in encoding_of(manifest).arrays}
+        for view in range(views["count"])
+    ]
+    if [set(checksums) for checksums in manifest["sha256"]] != expected:
+        raise ValueError(f"its files are not those of {views['count']} views")
+
+
+def open_view(
+    directory: Path, view: int, encoding: Encoding, length: int, mode: str = "r"
+) -> dict[str, np.ndarray]:
+    """Memory-maps the arrays of a view, or says in an InputError what they are."""
+    arrays = {}
+    for name, (kind, shape) in encoding.arrays.items():
+        path = directory / view_file(view, name)
+        try:
+            files.check_regular(path)
+            # First read-only: NumPy fills a truncated one that it may write with zeros.
+            array = np.lib.format.open_memmap(path, mode="r")
+            if mode != "r":
+                array = np.lib.format.open_memmap(path, mode=mode)
+        except Exception as error:  # NumPy takes the header for a Python expression
+            raise InputError(
+                f"{path} is missing, truncated or no .npy file ({error}). {AGAIN}"
+            ) from error
+        if array.dtype != kind or array.shape != (length, *shape):
+            raise InputError(
+                f"{path} holds {array.dtype} {array.shape}, its manifest says "
+                f"{kind} {(length, *shape)}. {AGAIN}"
+            )
+        arrays[name] = array
+    return arrays

@@ -1,0 +1,427 @@
+"""Turns a ConfigDict (configs/deit.py) into objects, and checks each of its fields.
+
+No module below this one sees a config.
+"""
+
+import dataclasses
+import functools
+import math
+import operator
+from collections.abc import Callable, Sequence
+from numbers import Real
+
+import jax
+import optax
+
+from deit_jax import pretrained
+from deit_jax.data import batches
+from deit_jax.data.augment import erase, geometry, recipes
+from deit_jax.data.plan import BatchPlan
+from deit_jax.data.student_views import StudentViews
+from deit_jax.distillation import losses, match, teacher_cache
+from deit_jax.errors import InputError
+from deit_jax.models import position, variants
+from deit_jax.models.model_card import ModelCard
+from deit_jax.models.vit import VisionTransformer
+from deit_jax.training import optimizer, step
+from deit_jax.training.cadence import Cadence
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """What a field may hold.
+
+    Attributes:
+      expected: The end of the message, "expected ...".
+      accepts: Whether a value is allowed.
+    """
+
+    expected: str
+    accepts: Callable[[object], bool]
+
+
+def number(low=-math.inf, high=math.inf, *, above=None, below=None) -> Rule:
+    """A finite number in low .. high, or strictly `above` and `below`."""
+    words = [
+        *([f"at least {low:g}"] if low > -math.inf else []),
+        *([f"above {above:g}"] if above is not None else []),
+        *([f"at most {high:g}"] if high < math.inf else []),
+        *([f"below {below:g}"] if below is not None else []),
+    ]
+
+    def accepts(value) -> bool:
+        return (
+            isinstance(value, Real)
+            and not isinstance(value, bool)
+            and math.isfinite(value)
+            and low <= value <= high
+            and (above is None or value > above)
+            and (below is None or value < below)
+        )
+
+    return Rule(f"a number {' and '.join(words)}", accepts)
+
+
+def whole(low: int, high: float = math.inf) -> Rule:
+    """A whole number in low .. high."""
+    rule = number(low, high)
+    return Rule(
+        rule.expected.replace("a number", "a whole number"),
+        lambda value: isinstance(value, int) and rule.accepts(value),
+    )
+
+
+def choice(names: Sequence[str]) -> Rule:
+    return Rule(f"one of {', '.join(names)}", lambda value: value in tuple(names))
+
+
+def row(*rules: Rule) -> Rule:
+    """A tuple with one value for each rule."""
+    same = len({rule.expected for rule in rules}) == 1
+    each = rules[0].expected if same else "; ".join(rule.expected for rule in rules)
+    return Rule(
+        f"{len(rules)} values, each {each}" if same else f"{len(rules)} values: {each}",
+        lambda value: (
+            isinstance(value, (tuple, list))
+            and len(value) == len(rules)
+            and all(rule.accepts(v) for rule, v in zip(rules, value, strict=True))
+        ),
+    )
+
+
+def bounds(rule: Rule) -> Rule:
+    """Two ascending values of one rule."""
+    pair = row(rule, rule)
+    return Rule(
+        f"two ascending values, each {rule.expected}",
+        lambda value: pair.accepts(value) and value[0] <= value[1],
+    )
+
+
+def channels(rule: Rule) -> Rule:
+    """Three values, or one for all three channels."""
+    return Rule(
+        f"one value or three, each {rule.expected}",
+        lambda value: rule.accepts(value) or row(rule, rule, rule).accepts(value),
+    )
+
+
+def optional(rule: Rule) -> Rule:
+    return Rule(rule.expected, lambda value: value is None or rule.accepts(value))
+
+
+TEXT = Rule("a string", lambda value: isinstance(value, str))
+FLAG = Rule("True or False", lambda value: isinstance(value, bool))
+COUNT, SEED = whole(1), whole(0, 2**32 - 1)
+SHARE, RATE, POSITIVE = number(0, 1), number(0, below=1), number(above=0)
+MAX_ASPECT = erase.MAX_ASPECT
+
+RULES = {
+    "seed": SEED,
+    "epochs": POSITIVE,
+    "batch_size": COUNT,
+    "steps_per_dispatch": COUNT,
+    "init_from": optional(TEXT),
+    "dataset.name": TEXT,
+    "dataset.data_dir": TEXT,
+    "dataset.train_split": TEXT,
+    "dataset.eval_split": TEXT,
+    "dataset.image_size": whole(0),
+    "dataset.workers": whole(0),
+    "dataset.on_device": optional(FLAG),
+    "dataset.eval_crop_ratio": number(above=0, high=1),
+    "dataset.mean": channels(number(0, 1)),
+    "dataset.std": channels(POSITIVE),
+    "model.variant": TEXT,  # variants.create lists the names
+    "model.dtype": choice(variants.DTYPES),
+    "model.remat": FLAG,
+    "model.attention": choice(variants.ATTENTIONS),
+    "model.drop_path": RATE,
+    "model.dropout": RATE,
+    "model.position_std": number(0),
+    "transfer.position_resize": choice(position.METHODS),
+    "transfer.keep_heads": optional(FLAG),
+    "augment.seed": SEED,
+    "augment.repeats": COUNT,
+    "augment.recipe": TEXT,  # recipes.resolve lists the names
+    "loss.label_smoothing": SHARE,
+    "distillation.kind": choice(losses.KINDS),
+    "distillation.head": choice(losses.HEADS),
+    "distillation.alpha": SHARE,
+    "distillation.tau": POSITIVE,
+    "distillation.reduction": choice(losses.REDUCTIONS),
+    "distillation.logits_dir": TEXT,
+    "distillation.view": choice(teacher_cache.VIEWS),
+    "distillation.num_views": COUNT,
+    "distillation.mixing": choice(teacher_cache.MIXINGS),
+    "optimizer.name": choice(optimizer.NAMES),
+    "optimizer.learning_rate": number(0),
+    "optimizer.reference_batch_size": whole(0),
+    "optimizer.weight_decay": number(0),
+    "optimizer.layer_decay": number(above=0, high=1),
+    "optimizer.b1": RATE,
+    "optimizer.b2": RATE,
+    "optimizer.momentum": RATE,
+    "optimizer.clip_norm": number(0),
+    "optimizer.accumulation": COUNT,
+    "optimizer.max_consecutive_skips": COUNT,
+    "schedule.warmup_epochs": number(0),
+    "schedule.warmup_learning_rate": number(0),
+    "schedule.min_learning_rate": number(0),
+    "ema.decay": SHARE,
+    "checkpoint.every_steps": whole(0),
+    "checkpoint.keep": COUNT,
+    "eval.every_epochs": number(0),
+    "eval.batch_size": COUNT,
+    "log.every_steps": COUNT,
+    "distributed.coordinator": TEXT,
+    "distributed.num_processes": whole(0),
+    "distributed.process_id": whole(-1),
+    "distributed.auto": optional(FLAG),
+} | {
+    # Unset, a field of the recipe's has its value there.
+    f"augment.{name}": optional(rule)
+    for name, rule in {
+        "crop_area": bounds(number(above=0, high=1)),
+        "crop_aspect": bounds(POSITIVE),
+        "crop_padding": whole(0),
+        "flip": FLAG,
+        "color_jitter": row(SHARE, SHARE, SHARE, number(0, 0.5)),
+        "randaugment": TEXT,
+        "three_augment": FLAG,
+        "interpolation": choice(geometry.INTERPOLATIONS),
+        "erase_probability": SHARE,
+        "erase_area": bounds(number(above=0, high=1)),
+        "erase_aspect": bounds(number(1 / MAX_ASPECT, MAX_ASPECT)),
+        "erase_mode": choice(erase.MODES),
+        "mixup": number(0),
+        "cutmix": number(0),
+        "mix_probability": SHARE,
+        "mix_switch_probability": SHARE,
+    }.items()
+}
+
+
+def check(config) -> None:
+    """Checks each field of a config by its rule, before anything is opened.
+
+    Raises:
+      InputError: Names the field, its value, and what is expected.
+    """
+    for field, rule in RULES.items():
+        value = operator.attrgetter(field)(config)
+        if not rule.accepts(value):
+            raise InputError(f"{field}={value!r}: expected {rule.expected}.")
+    peak, floor = peak_learning_rate(config), config.schedule.min_learning_rate
+    if floor > peak:
+        raise InputError(
+            f"schedule.min_learning_rate={floor:g}: expected at most the peak learning "
+            f"rate, {peak:g}."
+        )
+
+
+def channel_values(config) -> dict[str, tuple[float, float, float]]:
+    """`mean` and `std` with a value for each channel."""
+    return {
+        name: (value,) * 3 if isinstance(value, Real) else tuple(map(float, value))
+        for name in ("mean", "std")
+        for value in [config.dataset[name]]
+    }
+
+
+def student_views(config, source) -> StudentViews:
+    """What a student sees of the training images of `source`.
+
+    Images that have the model's size are padded and cropped at random. Of others a
+    random part is resized to it, and they are not padded on top (as in DeiT).
+
+    Raises:
+      InputError: The recipe, one of its fields, the model or its size do not exist.
+    """
+    check(config)
+    size = variants.resolve_image_size(
+        config.model.variant, config.dataset.image_size or None
+    )
+    settings = recipes.resolve(
+        config.augment.recipe,
+        {name: config.augment[name] for name in recipes.FIELDS},
+        **channel_values(config),
+    )
+    if source.image_shape != (size, size, 3):
+        settings = dataclasses.replace(settings, crop_padding=0)
+    return StudentViews(
+        augment_seed=config.augment.seed,
+        repeats=config.augment.repeats,
+        size=size,
+        settings=settings,
+    )
+
+
+def batch_plan(config, source, devices: Sequence[jax.Device]) -> BatchPlan:
+    """Which images make a step; refuses a batch that the devices cannot share."""
+    batches.check_batch_size(
+        config.batch_size,
+        devices=len(devices),
+        accumulation=config.optimizer.accumulation,
+    )
+    distillation = config.distillation
+    cached_views = distillation.kind != "none" and distillation.view == "same"
+    return BatchPlan(
+        length=len(source),
+        batch_size=config.batch_size,
+        seed=config.seed,
+        augment_seed=config.augment.seed,
+        # Without a cache of views each epoch has a new one.
+        num_views=distillation.num_views if cached_views else 0,
+        repeats=config.augment.repeats,
+    )
+
+
+def cadence(config, plan: BatchPlan) -> Cadence:
+    """When the run logs, evaluates and saves."""
+    total_steps = math.ceil(config.epochs * plan.steps_per_epoch)
+    return Cadence(
+        total_steps=total_steps,
+        dispatch=config.steps_per_dispatch,
+        log=config.log.every_steps,
+        evaluate=round(config.eval.every_epochs * plan.steps_per_epoch),
+        save=config.checkpoint.every_steps,
+    )
+
+
+def model(
+    config, num_classes: int, devices: Sequence[jax.Device] = ()
+) -> VisionTransformer:
+    """The student; refuses cuDNN's attention where `devices` do not have it."""
+    fields = config.model
+    if fields.attention == "cudnn" and fields.dtype != "bfloat16":
+        raise InputError(
+            f"model.attention='cudnn' with model.dtype={fields.dtype!r}: cuDNN "
+            "computes attention in 16 bits. Set --config.model.dtype=bfloat16."
+        )
+    platforms = [device.client.platform_version for device in devices[:1]]
+    if fields.attention == "cudnn" and any("cuda" not in name for name in platforms):
+        raise InputError(
+            f"model.attention='cudnn' on {devices[0].device_kind}: it needs an NVIDIA "
+            "GPU. Leave it out."
+        )
+    return variants.create(
+        fields.variant,
+        num_classes=num_classes,
+        image_size=config.dataset.image_size or None,
+        drop_path=fields.drop_path,
+        dropout=fields.dropout,
+        position_std=fields.position_std,
+        dtype=fields.dtype,
+        remat=fields.remat,
+        attention=fields.attention,
+    )
+
+
+def model_card(config, train_source, eval_source, size: int) -> ModelCard:
+    whole = eval_source.image_shape == (size, size, 3)
+    return ModelCard(
+        variant=config.model.variant,
+        image_size=size,
+        class_names=tuple(train_source.class_names),
+        crop_ratio=1.0 if whole else config.dataset.eval_crop_ratio,
+        dtype=config.model.dtype,
+        **channel_values(config),
+    )
+
+
+def start(config) -> pretrained.Start | None:
+    """What training starts from; None for a random start."""
+    if not config.init_from:
+        return None
+    return pretrained.Start(config.init_from, **config.transfer)
+
+
+def peak_learning_rate(config) -> float:
+    """The learning rate after the warm-up, for the batch size of `config`."""
+    rate, batch = config["optimizer"], config["batch_size"]
+    return optimizer.resolve_learning_rate(
+        rate["learning_rate"],
+        batch_size=batch,
+        reference_batch_size=rate["reference_batch_size"],
+    )
+
+
+def schedule(config, plan: BatchPlan, total_steps: int) -> tuple[optax.Schedule, str]:
+    """Step (from 0) -> learning rate; and a sentence where the warm-up was cut."""
+    warmup_steps = round(config.schedule.warmup_epochs * plan.steps_per_epoch)
+    note = ""
+    if warmup_steps > total_steps // 2:
+        note = (
+            f"the warm-up of {warmup_steps:,} steps is cut to {total_steps // 2:,}, "
+            f"half of the {total_steps:,} steps of this run"
+        )
+        warmup_steps = total_steps // 2
+    made = optimizer.warmup_cosine(
+        peak_learning_rate(config),
+        total_steps=total_steps,
+        warmup_steps=warmup_steps,
+        warmup_learning_rate=config.schedule.warmup_learning_rate,
+        min_learning_rate=config.schedule.min_learning_rate,
+    )
+    return made, note
+
+
+def create_optimizer(config, rate: optax.Schedule) -> optax.GradientTransformation:
+    """`optimizer.create` with the fields of `config.optimizer`."""
+    names = ("weight_decay", "b1", "b2", "momentum", "clip_norm", "layer_decay")
+    return optimizer.create(
+        config.optimizer.name, rate, **{name: config.optimizer[name] for name in names}
+    )
+
+
+def loss_settings(config) -> dict:
+    """The keyword arguments of `losses.training_loss`."""
+    names = ("kind", "head", "alpha", "tau", "reduction")
+    return {name: config.distillation[name] for name in names}
+
+
+def mixing(config, student: StudentViews) -> str:
+    """How the teacher answers for mixed pairs: exact, linear or none."""
+    distillation = config.distillation
+    if distillation.kind == "none":
+        return "none"
+    return match.resolve_mixing(distillation.view, distillation.mixing, student)
+
+
+def step_settings(
+    config, student: StudentViews, num_classes: int, *, model, optimizer
+) -> dict:
+    """The keyword arguments of `step.train_step`.
+
+    Raises:
+      InputError: The model and the distillation do not go together.
+    """
+    losses.check_heads(
+        kind=config.distillation.kind,
+        head=config.distillation.head,
+        student_heads=model.heads,
+        variant=config.model.variant,
+    )
+    mix_teacher = None
+    if mixing(config, student) == "linear":
+        tau = losses.teacher_temperature(
+            config.distillation.kind, config.distillation.tau
+        )
+        mix_teacher = functools.partial(losses.mix_teacher_logits, tau=tau)
+    return {
+        "model": model,
+        "optimizer": optimizer,
+        "inputs": functools.partial(
+            step.inputs,
+            num_classes=num_classes,
+            label_smoothing=config.loss.label_smoothing,
+            augment_seed=student.augment_seed,
+            augmentation=student.settings,
+            mix_teacher=mix_teacher,
+        ),
+        "loss": functools.partial(losses.training_loss, **loss_settings(config)),
+        "seed": config.seed,
+        "ema_decay": config.ema.decay,
+        "accumulation": config.optimizer.accumulation,
+    }

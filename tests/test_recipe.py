@@ -1,0 +1,151 @@
+"""Every field of a config has a rule, and what a rule does not allow is refused."""
+
+import math
+
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+from configs import deit, finetune, study, vit
+from deit_jax import recipe
+from deit_jax.data.plan import BatchPlan
+from deit_jax.errors import InputError
+
+NO_NUMBERS = (math.nan, math.inf, "1", None)
+BAD = {
+    "seed": (-1, 2**32, 1.5),
+    "epochs": (0.0, -1.0, math.inf),
+    "batch_size": (0, 1.5),
+    "steps_per_dispatch": (0,),
+    "dataset.workers": (-1,),
+    "dataset.eval_crop_ratio": (0.0, 1.1),
+    "dataset.mean": ((0.5, 0.5), (0.1, 0.2, 1.5), 2.0, ()),
+    "dataset.std": (0.0, (0.2, 0.0, 0.2), (0.2, math.nan, 0.2), (0.2,) * 4),
+    "model.dtype": ("float16",),
+    "model.attention": ("flash",),
+    "model.drop_path": (1.0, -0.1),
+    "transfer.position_resize": ("bilinear",),
+    "loss.label_smoothing": (-0.1, 1.1),
+    "distillation.kind": ("sotf", None),
+    "distillation.head": ("both",),
+    "distillation.alpha": (-0.1, 1.1),
+    "distillation.tau": (0.0, -1.0),
+    "distillation.view": ("other",),
+    "distillation.mixing": ("some",),
+    "distillation.num_views": (0,),
+    "optimizer.name": ("lion",),
+    "optimizer.learning_rate": (-1e-3, *NO_NUMBERS),
+    "optimizer.weight_decay": (-0.1,),
+    "optimizer.layer_decay": (0.0, 1.1),
+    "optimizer.b1": (1.0, -0.1),
+    "optimizer.momentum": (1.0,),
+    "optimizer.clip_norm": (-1.0,),
+    "schedule.warmup_epochs": (-1.0, math.nan),
+    "ema.decay": (-0.1, 1.1),
+    "checkpoint.keep": (0,),
+    "checkpoint.every_steps": (-1,),
+    "eval.batch_size": (0,),
+    "log.every_steps": (0,),
+    "augment.repeats": (0,),
+    "augment.flip": (1, "yes", 0.0),
+    "augment.three_augment": (1,),
+    "augment.crop_padding": (-1, 1.5, "4", True),
+    "augment.erase_probability": (-0.1, 1.1, math.nan, "0.5"),
+    "augment.mix_probability": (-0.1, 1.1),
+    "augment.mix_switch_probability": (-0.1, 1.1),
+    "augment.mixup": (-0.1, math.inf, math.nan, "0.8", (1.0,)),
+    "augment.cutmix": (-0.1,),
+    "augment.crop_area": ((0.5, 0.2), (0.0, 1.0), (0.5, 1.5), (0.5,), 0.5, "ab"),
+    "augment.erase_area": ((0.5, 0.2),),
+    "augment.crop_aspect": ((2.0, 1.0), (0.0, 1.0), (1.0, math.inf), 1.0, ("a", "b")),
+    "augment.erase_aspect": ((2.0, 1.0), (0.01, 1.0), (1.0, 51.0), (1.0, 1.0, 1.0)),
+    "augment.color_jitter": ((0.1,) * 3, (1.1, 0, 0, 0), (0, 0, 0, 0.6), 0.4),
+    "augment.interpolation": ("nearest",),
+    "augment.erase_mode": ("const",),
+}
+CASES = [(field, value) for field, values in BAD.items() for value in values]
+
+
+def put(config, field, value):
+    *path, name = field.split(".")
+    for part in path:
+        config = config[part]
+    with config.ignore_type():
+        config[name] = value
+
+
+def test_every_field_of_a_config_has_a_rule():
+    for module, arguments in (
+        (deit, deit.DATASETS),
+        (vit, deit.DATASETS),
+        (finetune, finetune.RECIPES),
+        (study, ("vit", "deit", "deit_augment")),
+    ):
+        for argument in arguments:
+            config = module.get_config(argument)
+            fields = flatten_dict(config.to_dict(), sep=".")
+            assert fields.keys() == recipe.RULES.keys()
+            with config.ignore_type(), config.unlocked():
+                config.init_from = ""
+            recipe.check(config)
+
+
+@pytest.mark.parametrize(("field", "value"), CASES)
+def test_a_value_out_of_its_range_is_refused_by_name(field, value):
+    config = deit.get_config("digits")
+    put(config, field, value)
+    with pytest.raises(InputError) as refused:
+        recipe.check(config)
+    assert str(refused.value) == (
+        f"{field}={value!r}: expected {recipe.RULES[field].expected}."
+    )
+
+
+@pytest.mark.parametrize(
+    ("field", "expected"),
+    [
+        ("optimizer.b1", "a number at least 0 and below 1"),
+        ("log.every_steps", "a whole number at least 1"),
+        ("dataset.std", "one value or three, each a number above 0"),
+        ("distillation.kind", "one of none, soft, hard, cosine"),
+        (
+            "augment.color_jitter",
+            "4 values: a number at least 0 and at most 1; a number at least 0 and at "
+            "most 1; a number at least 0 and at most 1; a number at least 0 and at "
+            "most 0.5",
+        ),
+    ],
+)
+def test_a_rule_says_in_words_what_it_allows(field, expected):
+    assert recipe.RULES[field].expected == expected
+
+
+def test_a_learning_rate_does_not_end_above_its_peak():
+    config = deit.get_config("digits")
+    config.schedule.min_learning_rate = 1.0
+    with pytest.raises(InputError, match=r"min_learning_rate=1: .*the peak .*0\.002"):
+        recipe.check(config)
+
+
+def test_one_mean_or_std_stands_for_all_channels():
+    config = deit.get_config("digits")
+    put(config, "dataset.mean", 0.25)
+    assert recipe.channel_values(config) == {
+        "mean": (0.25,) * 3,
+        "std": (0.376,) * 3,
+    }
+
+
+@pytest.mark.parametrize(
+    ("epochs", "warmup", "cut"), [(4, 2.0, None), (4, 2.5, 20), (2, 5.0, 10)]
+)
+def test_a_warm_up_longer_than_half_the_run_is_cut_to_it(epochs, warmup, cut):
+    config = deit.get_config("digits")
+    config.epochs, config.schedule.warmup_epochs = float(epochs), warmup
+    plan = BatchPlan(length=320, batch_size=32, seed=0, augment_seed=0)
+    total = recipe.cadence(config, plan).total_steps
+    schedule, note = recipe.schedule(config, plan, total)
+    peak = int(np.argmax([schedule(step) for step in range(total)]))
+    assert peak == (cut or warmup * 10)
+    assert (f"is cut to {cut}, half of the {total} steps" in note) == bool(cut)
+    assert bool(note) == bool(cut)
