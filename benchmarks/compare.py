@@ -32,9 +32,7 @@ def add_flags(
     """The flags that the comparing commands share."""
     parser.add_argument("--peer", choices=(*PEERS, "none"), default="timm")
     parser.add_argument(
-        "--modes",
-        default=modes,
-        help=f"of the peer, of {', '.join(MODES)}",
+        "--modes", default=modes, help=f"of the peer, of {', '.join(MODES)}"
     )
     parser.add_argument(
         "--cases",

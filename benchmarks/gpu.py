@@ -45,7 +45,7 @@ class Deadline:
         return self._began + self._longest <= self._last
 
     def ended(self) -> None:
-        """Of the one that `allows` has begun."""
+        """The seconds of the call that `allows` has begun."""
         self._longest = max(self._longest, time.monotonic() - self._began)
 
 

@@ -1,4 +1,4 @@
-"""How fast pictures of ImageNet's shape reach the training, and in how much memory.
+"""How fast images of ImageNet's shape reach the training, and in how much memory.
 
     python -m benchmarks.input_pipeline --images=10000 --workers=0,1,2
 
@@ -24,16 +24,16 @@ from deit_jax.data.plan import BatchPlan
 
 SIDES = (300, 800)  # pixels, of both sides
 QUALITY = 90
-FIELD = 2048  # pixels a side of the noise that the pictures are cut from
+FIELD = 2048  # pixels a side of the noise that the images are cut from
 SAMPLE_SECONDS = 0.2
 
 
 def make_folder(
     root: Path, *, images: int, classes: int, sides: tuple[int, int] = SIDES
 ) -> None:
-    """Writes `root/{train,val}/<class>/*.jpg`: one picture a class in val.
+    """Writes `root/{train,val}/<class>/*.jpg`: one image a class in val.
 
-    Picture number n follows from n alone. What is there already stays, so that a
+    Image number n follows from n alone. What is there already stays, so that a
     stopped call is taken up again.
     """
     for number in range(images):

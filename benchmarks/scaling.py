@@ -36,7 +36,7 @@ SHAPE = re.compile(r"\b([a-z]+)(\d+)\w*\[([\d,]*)\]")
 
 
 def collectives(hlo: str) -> dict[str, dict[str, int]]:
-    """Of a compiled program: {kind: {count, bytes}}, bytes of the results.
+    """The collectives of a compiled program: {kind: {count, bytes of the results}}.
 
     Args:
       hlo: `jax.stages.Compiled.as_text()`.

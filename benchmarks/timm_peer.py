@@ -97,15 +97,10 @@ class Training:
         )
         self.ema = ModelEmaV3(self.model, decay=config.ema.decay)
         settings = recipes.resolve(
-            config.augment.recipe,
-            {},
-            mean=config.dataset.mean,
-            std=config.dataset.std,
+            config.augment.recipe, {}, mean=config.dataset.mean, std=config.dataset.std
         )
         self.erase = RandomErasing(
-            settings.erase_probability,
-            mode=settings.erase_mode,
-            device=device.type,
+            settings.erase_probability, mode=settings.erase_mode, device=device.type
         )
         # Without mixing it still smooths the labels.
         self.mix = Mixup(

@@ -6,7 +6,7 @@
 Both sides run in turns, each run in a process of its own with the best settings known
 for it (large pages, all cores). The ratio is ours / theirs in images a second, against
 the fastest of timm's modes; at least 1 is no slower. Our step holds all of the
-augmentation but the crop of large pictures. What timm does in its loader's workers
+augmentation but the crop of large images. What timm does in its loader's workers
 (crop, flip, RandAugment) is not in its step, see benchmarks/timm_peer.py; the `_plain`
 cases leave augmentation out on both sides. Parts are timed as programs of their own
 (ours) or one after another (timm), in the last pair.

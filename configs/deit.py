@@ -4,7 +4,7 @@
     python -m deit_jax.main --config=configs/deit.py:digits     # embedded, 2 minutes
     python -m deit_jax.main --config=configs/deit.py:imagenet
     python -m deit_jax.main --config=configs/deit.py:folder \\
-        --config.dataset.name=folder:/path/to/pictures
+        --config.dataset.name=folder:/path/to/images
 
 All but digits want a cache of teacher logits first; README says how to make one, and
 docs/results.md what was measured. Any field can be changed on the command line:
@@ -43,7 +43,7 @@ DATASETS = {
         "eval": {"every_epochs": 10.0},
         "log": {"every_steps": 100},
     },
-    # 50,000 + 10,000 pictures of 32 px, through TFDS.
+    # 50,000 + 10,000 images of 32 px, through TFDS.
     "cifar10": {
         "epochs": 100.0,
         "batch_size": 128,
@@ -61,7 +61,7 @@ DATASETS = {
         "ema": {"decay": 0.999},
         "eval": {"every_epochs": 1.0},
     },
-    # 1.28 million + 50,000 pictures, through TFDS. The paper's recipe, table 9, line by
+    # 1.28 million + 50,000 images, through TFDS. The paper's recipe, table 9, line by
     # line; what it has in common with the other data sets stands in `_base`: AdamW,
     # weight decay 0.05, 5 epochs of warm-up and half a cosine, label smoothing 0.1,
     # stochastic depth 0.1, no dropout, no clipping. Deviations: the model is DeiT-S;
@@ -83,7 +83,7 @@ DATASETS = {
         "ema": {"decay": 0.99996},
         "checkpoint": {"every_steps": 5000},
     },
-    # People's own pictures: train/<class>/* and val/<class>/*. The classes, the length
+    # People's own images: train/<class>/* and val/<class>/*. The classes, the length
     # of an epoch and the number of steps follow from the folder.
     "folder": {
         "epochs": 100.0,
@@ -135,13 +135,13 @@ def _base() -> ConfigDict:
     config.dataset.eval_split = "test"
     # Pixels a side that the model sees; 0: those in the variant's name.
     config.dataset.image_size = 0
-    # Processes that read pictures which differ in size or do not fit into memory; 0:
+    # Processes that read images which differ in size or do not fit into memory; 0:
     # a thread of the main process. Each reads about 200 of ImageNet a second.
     config.dataset.workers = 4
     # Whether the devices hold all training images, which then are no part of a batch.
     # Unset: on GPUs and TPUs, where they are of the model's size and up to 1 GiB.
     config.dataset.on_device = placeholder(bool)
-    # The centre view of such a picture: the shorter side is resized to size / ratio.
+    # The centre view of such an image: the shorter side is resized to size / ratio.
     config.dataset.eval_crop_ratio = 0.9
     # A value for each channel or one for all, for pixels in 0 .. 1.
     config.dataset.mean = IMAGENET_MEAN
@@ -184,8 +184,8 @@ def _base() -> ConfigDict:
     # crop_flip, seed_study, deit, three_augment. A field below that is set replaces
     # the recipe's.
     config.augment.recipe = "deit"
-    # Random crops of pictures that differ from image_size: bounds of their share of
-    # the picture ...
+    # Random crops of images that differ from image_size: bounds of their share of
+    # the image ...
     config.augment.crop_area = placeholder(tuple)
     # ... and of their width / height.
     config.augment.crop_aspect = placeholder(tuple)

@@ -1,7 +1,7 @@
 """Fine-tuning of a trained model, at another resolution or on another data set.
 
     python -m deit_jax.main --config=configs/finetune.py:folder \\
-        --config.dataset.name=folder:/path/to/pictures --config.init_from=DIR_OR_FILE
+        --config.dataset.name=folder:/path/to/images --config.init_from=DIR_OR_FILE
     python -m deit_jax.main --config=configs/finetune.py:cifar10 --config.init_from=...
     python -m deit_jax.main --config=configs/finetune.py:imagenet384 \\
         --config.init_from=...
@@ -33,9 +33,7 @@ RECIPES = {
             "batch_size": 512,
             # timm's for these models.
             "dataset": {"eval_crop_ratio": 1.0},
-            "model": {
-                "variant": "deit_small_distilled_patch16_384",
-            },
+            "model": {"variant": "deit_small_distilled_patch16_384"},
             # The same classes, whatever a file calls them: TFDS has WordNet's ids.
             "transfer": {"keep_heads": True},
             "optimizer": {"learning_rate": 5e-6, "weight_decay": 1e-8},
@@ -63,7 +61,7 @@ RECIPES = {
             },
         },
     ),
-    # People's own pictures, in an hour and not in a week. Ours, not the paper's: few
+    # People's own images, in an hour and not in a week. Ours, not the paper's: few
     # epochs, so little augmentation, and a lower learning rate for the lower layers,
     # whose features need to change least.
     "folder": (

@@ -3,7 +3,7 @@
     python -m deit_jax.main --config=configs/vit.py             # CIFAR-10
     python -m deit_jax.main --config=configs/vit.py:digits
     python -m deit_jax.main --config=configs/vit.py:folder \\
-        --config.dataset.name=folder:/path/to/pictures
+        --config.dataset.name=folder:/path/to/images
 """
 
 from ml_collections import ConfigDict

@@ -1,9 +1,9 @@
-"""Draws what a model looks at: attention maps over pictures.
+"""Draws what a model looks at: attention maps over images.
 
     python -m deit_jax.attention --workdir=runs/deit-digits seven.png --out=maps
-    python -m deit_jax.attention --workdir=runs/deit-digits pictures/ --out=maps
+    python -m deit_jax.attention --workdir=runs/deit-digits images/ --out=maps
 
-One PNG a picture. Left is what the model saw, with its predictions; then the attention
+One PNG an image. Left is what the model saw, with its predictions; then the attention
 of the last block, a column a head, and the attention rollout over all blocks (Abnar and
 Zuidema 2020). The upper row is the class token's, the lower, of a distilled model, the
 distillation token's. Each map is scaled to its own maximum, which stands above it as
@@ -21,7 +21,7 @@ import numpy as np
 from absl import flags
 from scipy.special import softmax
 
-from deit_jax import command
+from deit_jax import command, files
 from deit_jax.errors import InputError
 
 TOKENS = {"class": "class token", "distill": "distillation token"}
@@ -37,13 +37,13 @@ def draw(
     weights: str = "raw",
     step: int | None = None,
 ) -> int:
-    """Draws the attention maps of every picture at `paths` into the folder `out`.
+    """Draws the attention maps of every image at `paths` into the folder `out`.
 
     Args:
       workdir: A run directory.
-      paths: Pictures, and folders of pictures.
+      paths: Images, and folders of images.
       out: Is made; `<name of the picture>.png` in it are written, the names numbered
-        where two pictures have the same.
+        where two images have the same.
       weights: `raw`, or `ema` for their moving average.
       step: Of the checkpoint; None is the newest.
 
@@ -60,14 +60,11 @@ def draw(
     from deit_jax.models.attention_maps import attention_maps
     from deit_jax.training.step import normalise
 
-    files, _ = image_files.find(paths)
+    found, _ = image_files.find(paths)
     trained = trained_model.load(workdir, weights=weights, step=step)
     out = Path(out)
-    try:
+    with files.writing(out):
         out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _cannot_write(out, error) from error
-
     card = trained.card
 
     @jax.jit
@@ -76,14 +73,14 @@ def draw(
         return attention_maps(trained.model, params, normalised)
 
     unreadable = 0
-    for file, name in zip(files, _names(files), strict=True):
+    for file, name in zip(found, _names(found), strict=True):
         try:
             view = trained.view(image_files.read(file))
         except InputError as error:
             unreadable += 1
             print(f"error: {error}", file=sys.stderr)
             continue
-        # One by one: a ViT-B at 384 px has 48 million weights in the maps of a picture.
+        # One by one: a ViT-B at 384 px has 48 million weights in the maps of an image.
         maps, logits = jax.device_get(look(trained.params, view[None]))
         figure = plot(
             view,
@@ -95,13 +92,11 @@ def draw(
             },
             title=Path(file).name,
         )
-        try:
+        with files.writing(out / name):
             figure.savefig(out / name, dpi=DPI)
-        except OSError as error:
-            raise _cannot_write(out / name, error) from error
         print(out / name, flush=True)
     if unreadable:
-        print(f"{unreadable:,} of {len(files):,} files unreadable", file=sys.stderr)
+        print(f"{unreadable:,} of {len(found):,} files unreadable", file=sys.stderr)
     return unreadable
 
 
@@ -113,7 +108,7 @@ def plot(
     *,
     title: str,
 ):
-    """The figure of one picture.
+    """The figure of one image.
 
     Args:
       view: What the model saw, uint8 [S, S, 3].
@@ -144,7 +139,7 @@ def plot(
 
 
 def _overlay(panel, weights: np.ndarray, name: str, *, view: np.ndarray) -> None:
-    """The map over the picture in grey, so that the colours are the map's alone."""
+    """The map over the image in grey, so that the colours are the map's alone."""
     side = view.shape[0]
     grey = view.astype(np.float32).mean(axis=-1)
     panel.imshow(grey, cmap="gray", vmin=0, vmax=255)
@@ -178,33 +173,19 @@ def _names(files: Sequence[str]) -> list[str]:
     return names
 
 
-def _cannot_write(path: Path, error: OSError) -> InputError:
-    return InputError(
-        f"{path} cannot be written: {error.strerror or error}. Give another --out."
-    )
-
-
 def define_flags() -> None:
     """Defines the command's flags; an import defines none."""
-    flags.DEFINE_string("workdir", None, "The run directory of the model.")
+    command.define_model_flags()
     flags.DEFINE_string("out", None, "The folder to draw into; it is made.")
-    flags.DEFINE_enum("weights", "raw", ["raw", "ema"], "Or their moving average.")
-    flags.DEFINE_integer("step", None, "Of the checkpoint; the newest if not given.")
 
 
 def main(argv) -> int:
     values = flags.FLAGS
-    for name, example in (("workdir", "runs/deit-digits"), ("out", "maps")):
-        if getattr(values, name) is None:
-            raise InputError(f"--{name} is missing, e.g. --{name}={example}")
+    command.require(workdir="runs/deit-digits", out="maps")
     if not argv[1:]:
-        raise InputError("give pictures or folders of pictures to look at")
+        raise InputError("give images or folders of images to look at")
     unreadable = draw(
-        values.workdir,
-        argv[1:],
-        values.out,
-        weights=values.weights,
-        step=values.step,
+        values.workdir, argv[1:], values.out, weights=values.weights, step=values.step
     )
     return 1 if unreadable else 0
 

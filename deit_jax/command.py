@@ -1,4 +1,4 @@
-"""What every command does before and around its `main`."""
+"""Runs a command: flags, environment, messages and exit codes."""
 
 import contextlib
 import difflib
@@ -6,7 +6,7 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from absl import app, flags, logging
@@ -14,8 +14,8 @@ from absl import app, flags, logging
 from deit_jax.errors import InputError
 from deit_jax.training.signals import Stopped
 
-# Of a run that a signal has stopped: sysexits.h's EX_TEMPFAIL, "try again later". Not
-# 128 + the signal, which is that of a process that died of it and saved nothing.
+# The exit code of a run that a signal has stopped: EX_TEMPFAIL of sysexits.h, "try
+# again later". 128 + the signal would be a process that died and saved nothing.
 STOPPED = 75
 
 TUNABLES = "GLIBC_TUNABLES"
@@ -24,15 +24,15 @@ HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 def run(main, *, takes: str | None = None) -> None:
-    """Runs an absl command; what the user can mend is printed without a traceback.
-
-    Args:
-      main: Called with `argv`; returns the exit code, or None for 0.
-      takes: What `argv[1:]` means; None: nothing, the command has flags only.
+    """Runs an absl command; what the user can fix is printed without a traceback.
 
     Exits with 2 and one message on stderr for an `InputError`, a config file that is
     missing or refuses its argument, and a config field that does not exist; with
-    `STOPPED` for a run that goes on when it is started again.
+    `STOPPED` for a run that the same command resumes.
+
+    Args:
+      main: Called with `argv`; returns the exit code, or None for 0.
+      takes: What `argv[1:]` means; None for a command with flags only.
     """
     # The C++ logs of TensorFlow and gRPC say nothing that a user can act on.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -57,7 +57,7 @@ def run(main, *, takes: str | None = None) -> None:
 
 @contextlib.contextmanager
 def reported() -> Iterator[None]:
-    """Turns what the user can mend into a message and the exit of `run`."""
+    """Turns what the user can fix into a message and the exit code of `run`."""
     try:
         yield
     except InputError as error:
@@ -74,12 +74,12 @@ def reported() -> Iterator[None]:
 
 
 def _in_huge_pages() -> None:
-    """Starts this command again with malloc in huge pages, unless it has been said how.
+    """Starts this command again with malloc in huge pages, if GLIBC_TUNABLES is unset.
 
-    XLA takes and gives back large buffers at each step on CPU; in pages of 4 KiB that
-    costs up to a third of it. glibc reads its tunables once, when a process starts.
-    Whoever sets GLIBC_TUNABLES, to nothing even, is left alone. So are the commands of
-    the teacher: to them it makes no difference, and torch would be imported twice.
+    XLA allocates and frees large buffers at each step on CPU; in pages of 4 KiB that
+    costs up to a third of the step. glibc reads its tunables once, when a process
+    starts. The commands of the teacher are left alone: they gain nothing, and would
+    import torch twice.
     """
     if TUNABLES in os.environ or sys.platform != "linux" or "torch" in sys.modules:
         return
@@ -95,19 +95,40 @@ def _in_huge_pages() -> None:
 
 
 def _keep_compiled_programs() -> None:
-    """Lets JAX keep what it compiles in its own cache: a second start takes it thence.
-
-    Whoever sets JAX_COMPILATION_CACHE_DIR, to nothing even, is left alone.
-    """
+    """Lets JAX cache what it compiles, unless JAX_COMPILATION_CACHE_DIR is set."""
     if COMPILED in os.environ:
         return
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    directory = home / "deit_jax/compiled"
     try:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        directory = home / "deit_jax/compiled"
         directory.mkdir(parents=True, exist_ok=True)
-    except OSError:  # a home that cannot be written: without
+    except (OSError, RuntimeError):  # no home, or one that cannot be written: no cache
         return
     os.environ[COMPILED] = str(directory)
+
+
+def define_model_flags(weights: Sequence[str] = ("raw", "ema")) -> None:
+    """Defines --workdir, --weights and --step, which name a model of a run directory.
+
+    Args:
+      weights: The choices; the first is the default.
+    """
+    flags.DEFINE_string("workdir", None, "The run directory of the model.")
+    flags.DEFINE_enum(
+        "weights", weights[0], list(weights), "Raw parameters, or their moving average."
+    )
+    flags.DEFINE_integer("step", None, "The checkpoint's; the newest if not given.")
+
+
+def require(**examples: str) -> None:
+    """Refuses a command without these flags.
+
+    Args:
+      examples: By flag, a value for the message.
+    """
+    for name, example in examples.items():
+        if flags.FLAGS[name].value is None:
+            raise InputError(f"--{name} is missing, e.g. --{name}={example}")
 
 
 def fail(message) -> None:
@@ -133,7 +154,7 @@ def _parse_flags(argv):
 
 
 def _shorten(text: str) -> str:
-    """The last line of a traceback that config_flags wraps into its own message."""
+    """Returns the last line of a traceback that config_flags wraps into a message."""
     lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
     if any(line.startswith("Traceback") for line in lines):
         return re.sub(r"^[\w.]*(Error|Exception): ", "", lines[-1])

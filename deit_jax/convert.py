@@ -16,7 +16,7 @@ from pathlib import Path
 
 from absl import flags
 
-from deit_jax import command
+from deit_jax import command, files
 from deit_jax.errors import InputError
 
 LAYOUTS = ("timm", "hf")
@@ -71,21 +71,14 @@ def import_weights(
     )
     card = loaded.card
     state = TrainState(
-        step=np.zeros((), np.int32),
-        params=loaded.params,
-        opt_state=(),
-        ema_params=None,
+        step=np.zeros((), np.int32), params=loaded.params, opt_state=(), ema_params=None
     )
-    try:
+    with files.writing(out):
         out.mkdir(parents=True, exist_ok=True)
         checkpoints = Checkpoints(out, keep=1)
         checkpoints.save(state, {CONVERTED_FROM: card.origin})
         checkpoints.close()
         model_card.write(out, card)  # last: with it the run directory is whole
-    except OSError as error:
-        raise InputError(
-            f"--out={out} cannot be written: {error.strerror or error}. Give another."
-        ) from error
     lines = [
         f"{card.variant}: {count_parameters(loaded.params):,} parameters, "
         f"{card.num_classes:,} classes, {card.image_size} px",
@@ -121,12 +114,12 @@ def export_weights(
         or is a run directory itself.
     """
     from deit_jax.models import model_card
-    from deit_jax.training import checkpoint
+    from deit_jax.training import saved_params
     from deit_jax.weights import save
 
     save.check(out)
     card = model_card.read(workdir)
-    params, step = checkpoint.load_params(
+    params, step = saved_params.load_params(
         workdir, card.create_model(), weights=weights, step=step
     )
     written = save.save(out, params, card, layout=layout)
@@ -182,9 +175,7 @@ def parse_numbers(name: str, texts: Sequence[str] | None) -> tuple[float, ...] |
 def define_flags() -> None:
     """Defines the command's flags; an import defines none."""
     flags.DEFINE_string(
-        "src",
-        None,
-        "Weights to convert: a file, a directory, timm:NAME or hf:ID.",
+        "src", None, "Weights to convert: a file, a directory, timm:NAME or hf:ID."
     )
     flags.DEFINE_string("workdir", None, "Or: the run directory to export.")
     flags.DEFINE_string(

@@ -36,7 +36,7 @@ def show(config, workdir, *, config_file: str = "<config>") -> dict[str, int]:
     run = experiment.open_run(config, workdir, config_file)
     start = None
     if processes.is_first():
-        start = checkpoint.resumable_step(workdir, run.saved_config)
+        start = checkpoint.resumable_step(workdir, run.saved_config, run.data)
         if start is None:
             run.starting_state()
     train_state = jax.eval_shape(run.initial_state)
@@ -70,7 +70,7 @@ def show(config, workdir, *, config_file: str = "<config>") -> dict[str, int]:
 def _first_dispatch(run: Experiment) -> dict:
     """The batches that the devices are given first, as the loop would make them."""
     together = min(run.cadence.dispatch, run.total_steps)
-    with run.open_train_pictures() as pictures, run.open_eval_pictures():
+    with run.open_train_images() as pictures, run.open_eval_images():
         steps = batches.train_batches(
             pictures,
             run.plan,
@@ -130,7 +130,7 @@ def _table(run: Experiment, workdir: Path, figures: dict[str, int]) -> str:
 
 
 def _device_bytes(run: Experiment, train_state, batch) -> int:
-    """Of one device in a step: arguments, results, and what is between."""
+    """Bytes of one device in a step: arguments, results, and temporaries."""
     # The shapes alone, as the state would have them on the devices.
     sharding = step.state_sharding(run.devices)
     train_state = jax.tree.map(

@@ -44,7 +44,7 @@ def evaluate(
       weights: `raw`, `ema` or `both`, which is `raw` where there is no average.
       step: Of the checkpoint; None is the newest.
       batch_size: Images at once, over all devices.
-      workers: Processes that read pictures which do not fit into memory.
+      workers: Processes that read images which do not fit into memory.
 
     Returns:
       `workdir`, `variant`, `step`, `dataset`, `split`, `images`, `notes` (a list of
@@ -59,31 +59,21 @@ def evaluate(
     import jax
 
     from deit_jax import trained_model
-    from deit_jax.data import sources
-    from deit_jax.data.pipeline import open_pictures
+    from deit_jax.data.pipeline import open_images
     from deit_jax.models import model_card
-    from deit_jax.training import checkpoint, evaluation, processes
+    from deit_jax.training import evaluation, processes, saved_params
     from deit_jax.training.step import pmap_eval_step
 
     processes.refuse("deit_jax.evaluate")
     card = model_card.read(workdir)
-    own = _dataset_of(workdir)
-    if dataset is None:
-        if own is None:
-            raise InputError(
-                f"{workdir} was not trained here, so it has no data set of its own: "
-                "say which, e.g. --dataset=imagenet2012 --split=validation"
-            )
-        dataset, own_split, own_data_dir = own
-        split, data_dir = split or own_split, data_dir or own_data_dir
-    source = sources.load(dataset, split or SPLIT, data_dir=data_dir or None)
+    source = _open_source(workdir, dataset, split, data_dir)
     labels_of, notes = match_classes(
         source.class_names, card.class_names, name=source.name
     )
 
     labels = source.labels if labels_of is None else labels_of[source.labels]
 
-    kinds = checkpoint.weights_in(workdir, step=step)
+    kinds = saved_params.weights_in(workdir, step=step)
     if weights != "both":
         kinds = (weights,)
     trained = {
@@ -92,7 +82,7 @@ def evaluate(
     }
     any_of_them = next(iter(trained.values()))
     devices = jax.local_devices()
-    with open_pictures(
+    with open_images(
         source, size=card.image_size, workers=workers, crop_ratio=card.crop_ratio
     ) as pictures:
         results = evaluation.evaluate(
@@ -116,6 +106,21 @@ def evaluate(
         "absent_classes": evaluation.absent_classes(labels, card.class_names),
         **results,
     }
+
+
+def _open_source(workdir, dataset, split, data_dir):
+    from deit_jax.data import sources
+
+    if dataset is None:
+        trained_on = _dataset_of(workdir)
+        if trained_on is None:
+            raise InputError(
+                f"{workdir} was not trained here, so it has no data set of its own: "
+                "say which, e.g. --dataset=imagenet2012 --split=validation"
+            )
+        dataset, its_split, its_data_dir = trained_on
+        split, data_dir = split or its_split, data_dir or its_data_dir
+    return sources.load(dataset, split or SPLIT, data_dir=data_dir or None)
 
 
 def match_classes(
@@ -174,33 +179,20 @@ def _dataset_of(workdir: str | os.PathLike) -> tuple[str, str, str] | None:
 
 def define_flags() -> None:
     """Defines the command's flags; an import defines none."""
-    flags.DEFINE_string("workdir", None, "The run directory of the model.")
+    command.define_model_flags(("both", "raw", "ema"))
     flags.DEFINE_string("dataset", None, "digits, cifar10, folder:...; the run's own.")
     flags.DEFINE_string("split", None, "In TFDS syntax; the run's own if not given.")
     flags.DEFINE_string("data_dir", None, "Where TFDS keeps its sets.")
-    flags.DEFINE_enum(
-        "weights", "both", ["raw", "ema", "both"], "Raw, moving average, or both."
-    )
-    flags.DEFINE_integer("step", None, "Of the checkpoint; the newest if not given.")
     flags.DEFINE_integer("batch_size", 256, "Images at once, over all devices.")
-    flags.DEFINE_integer("workers", 4, "Processes that read streamed pictures.")
+    flags.DEFINE_integer("workers", 4, "Processes that read streamed images.")
     flags.DEFINE_bool("json", False, "JSON instead of a table.")
 
 
 def main(_) -> None:
     values = flags.FLAGS
-    if values.workdir is None:
-        raise InputError("say which model, e.g. --workdir=runs/deit-digits")
-    result = evaluate(
-        values.workdir,
-        dataset=values.dataset,
-        split=values.split,
-        data_dir=values.data_dir,
-        weights=values.weights,
-        step=values.step,
-        batch_size=values.batch_size,
-        workers=values.workers,
-    )
+    command.require(workdir="runs/deit-digits")
+    names = ("dataset", "split", "data_dir", "weights", "step", "batch_size", "workers")
+    result = evaluate(values.workdir, **{name: values[name].value for name in names})
     if values.json:
         print(json.dumps(result, indent=1))
         return

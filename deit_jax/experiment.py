@@ -14,7 +14,7 @@ from flax.traverse_util import flatten_dict
 
 from deit_jax import pretrained, recipe
 from deit_jax.data import sources
-from deit_jax.data.pipeline import fit_in_memory, open_pictures
+from deit_jax.data.pipeline import fit_in_memory, open_images
 from deit_jax.data.plan import BatchPlan
 from deit_jax.data.student_views import StudentViews
 from deit_jax.distillation import losses, match, teacher_cache
@@ -22,7 +22,13 @@ from deit_jax.distillation.teacher_cache import TeacherCache
 from deit_jax.errors import InputError
 from deit_jax.models.model_card import ModelCard
 from deit_jax.models.vit import VisionTransformer
-from deit_jax.training import processes, run_directory, state, step
+from deit_jax.training import (
+    data_identity,
+    processes,
+    run_directory,
+    state,
+    step,
+)
 from deit_jax.training.cadence import Cadence
 
 # Fields that may differ between the processes of a run.
@@ -96,6 +102,12 @@ class Experiment:
     def keeps_ema(self) -> bool:
         return self.settings["ema_decay"] > 0
 
+    @property
+    def data(self) -> dict:
+        """What the run is trained on, by content (`data_identity.describe`)."""
+        digest = self.teacher and self.teacher.digest
+        return data_identity.describe(self.train_source, self.eval_source, digest)
+
     def identity(self) -> dict:
         """What all processes of a run must have in common, for JSON."""
         fields = flatten_dict(self.saved_config, sep=".")
@@ -103,7 +115,7 @@ class Experiment:
         return facts | {
             "training images": self.train_source.fingerprint,
             "evaluation images": self.eval_source.fingerprint,
-            "teacher": self.teacher and self.teacher.digest,
+            "teacher": self.data["teacher"],
             "jax": jax.__version__,
         }
 
@@ -132,13 +144,13 @@ class Experiment:
         ema = jax.tree.map(np.copy, params) if self.keeps_ema else None
         return fresh.replace(params=params, ema_params=ema), sentences
 
-    def open_train_pictures(self):
+    def open_train_images(self):
         """A context manager: an `ArraySource`, or a `HostPipeline` that it closes."""
-        return self.student.open_pictures(self.train_source, workers=self.workers)
+        return self.student.open_images(self.train_source, workers=self.workers)
 
-    def open_eval_pictures(self):
-        """As `open_train_pictures`: the centre view of the other split."""
-        return open_pictures(
+    def open_eval_images(self):
+        """As `open_train_images`: the centre view of the other split."""
+        return open_images(
             self.eval_source,
             size=self.student.size,
             workers=self.workers,
@@ -276,7 +288,7 @@ def build(
         resident = devices[0].platform != "cpu" and fit_in_memory(
             train_source, student.size, limit=RESIDENT_BYTES
         )
-    schedule, note = recipe.schedule(config, plan, cadence.total_steps)
+    schedule, notes = recipe.schedule(config, plan, cadence.total_steps)
     optimizer = recipe.create_optimizer(config, schedule)
     return Experiment(
         saved_config=json.loads(config.to_json_best_effort()),
@@ -301,7 +313,7 @@ def build(
         eval_batch_size=config.eval.batch_size,
         keep=config.checkpoint.keep,
         max_consecutive_skips=config.optimizer.max_consecutive_skips,
-        notes=(note,) if note else (),
+        notes=tuple(notes),
     )
 
 

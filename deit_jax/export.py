@@ -33,7 +33,7 @@ from pathlib import Path
 
 from absl import flags
 
-from deit_jax import command
+from deit_jax import command, files
 from deit_jax.errors import InputError
 
 INPUT = "images"
@@ -182,57 +182,37 @@ def _symbolic_images(size: int):
 
 
 def _refuse_occupied(out: Path) -> None:
-    try:
-        if not out.exists():
-            return
-        if not out.is_dir():
-            what = "is a file"
-        elif any(out.iterdir()):
+    with files.writing(out):
+        what = "is a file" if out.exists() and not out.is_dir() else ""
+        if out.is_dir() and any(out.iterdir()):
             what = "is not empty"
-        else:
-            return
-    except OSError as error:
-        raise _cannot_write(out, error) from error
-    raise InputError(f"--out={out} {what}. Give a new or an empty directory.")
+    if what:
+        raise InputError(f"--out={out} {what}. Give a new or an empty directory.")
 
 
-def _write_directory(out: Path, files: dict[str, bytes]) -> None:
-    """Makes `out` with `files`: a kill leaves all of it or none."""
-    try:
+def _write_directory(out: Path, contents: dict[str, bytes]) -> None:
+    """Makes `out` with these files: a kill leaves all of it or none."""
+    with files.writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as partial:
             # Inside, because a temporary directory itself is closed to others.
             whole = Path(partial) / out.name
             whole.mkdir()
-            for name, content in files.items():
+            for name, content in contents.items():
                 (whole / name).write_bytes(content)
             whole.rename(out)
-    except OSError as error:
-        raise _cannot_write(out, error) from error
-
-
-def _cannot_write(out: Path, error: OSError) -> InputError:
-    return InputError(
-        f"--out={out} cannot be written: {error.strerror or error}. Give another "
-        "directory."
-    )
 
 
 def define_flags() -> None:
     """Defines the command's flags; an import defines none."""
-    flags.DEFINE_string("workdir", None, "The run directory of the model.")
+    command.define_model_flags()
     flags.DEFINE_string("out", None, "The directory to write; new or empty.")
-    flags.DEFINE_enum("format", "stablehlo", list(FILES), "Of the model's file.")
-    flags.DEFINE_enum("weights", "raw", ["raw", "ema"], "Or their moving average.")
-    flags.DEFINE_integer("step", None, "Of the checkpoint; the newest if not given.")
+    flags.DEFINE_enum("format", "stablehlo", list(FILES), "The format of the model.")
 
 
 def main(_) -> None:
     values = flags.FLAGS
-    if values.workdir is None:
-        raise InputError("say which model, e.g. --workdir=runs/deit-digits")
-    if values.out is None:
-        raise InputError("say where to put it, e.g. --out=digits-model")
+    command.require(workdir="runs/deit-digits", out="digits-model")
     print(
         export(
             values.workdir,

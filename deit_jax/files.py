@@ -26,6 +26,22 @@ def replace_file(path: str | os.PathLike, text: str) -> None:
     os.replace(partial, path)
 
 
+@contextlib.contextmanager
+def writing(path: str | os.PathLike, flag: str = "--out") -> Iterator[None]:
+    """Turns an error of the system, while `path` is written, into a message.
+
+    Args:
+      flag: The command's flag that names `path`.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{flag}={path} cannot be written: {error.strerror or error}. Give another "
+            f"{flag}."
+        ) from error
+
+
 def check_regular(path: str | os.PathLike) -> None:
     """Raises ValueError for a directory, a pipe (which would never end) or a device."""
     if Path(path).exists() and not Path(path).is_file():

@@ -1,11 +1,11 @@
-"""Names what is in pictures, with the model of a run directory.
+"""Names what is in images, with the model of a run directory.
 
     python -m deit_jax.predict --workdir=runs/deit-digits seven.png three.jpg
-    python -m deit_jax.predict --workdir=runs/deit-digits pictures/ --json
-    python -m deit_jax.predict --workdir=runs/deit-digits pictures/ \\
+    python -m deit_jax.predict --workdir=runs/deit-digits images/ --json
+    python -m deit_jax.predict --workdir=runs/deit-digits images/ \\
         --logits_out=logits.npz
 
-A picture is brought to the model's size as in the evaluation of its training run. The
+An image is brought to the model's size as in the evaluation of its training run. The
 probabilities are those of the mean of both heads' logits, as DeiT predicts, or of the
 one head there is. A file that cannot be read is reported, the others go on, and the
 exit code is 1.
@@ -22,7 +22,7 @@ import numpy as np
 from absl import flags
 from scipy.special import softmax
 
-from deit_jax import command
+from deit_jax import command, files
 from deit_jax.errors import InputError
 
 NAME_WIDTH = 60  # of the table's first column, at most
@@ -39,15 +39,15 @@ def predict(
     as_json: bool = False,
     logits_out: str | None = None,
 ) -> int:
-    """Prints the most probable classes of every picture at `paths`, sorted by name.
+    """Prints the most probable classes of every image at `paths`, sorted by name.
 
     Args:
       workdir: A run directory.
-      paths: Pictures, and folders of pictures.
+      paths: Images, and folders of images.
       weights: `raw`, or `ema` for their moving average.
       step: Of the checkpoint; None is the newest.
-      top: Classes shown for a picture; all, of fewer.
-      batch_size: Pictures at once.
+      top: Classes shown for an image; all, of fewer.
+      batch_size: Images at once.
       as_json: One JSON object a line instead of the table.
       logits_out: An .npz file for `files`, str [N], and the logits of every head,
         float32 [N, C], in the order of the file names; without the unreadable.
@@ -59,26 +59,19 @@ def predict(
       InputError: `workdir`, `paths` or a setting cannot work, or `logits_out` cannot
         be written.
     """
-    for name, value in (("top", top), ("batch_size", batch_size)):
-        if value < 1:
-            raise InputError(f"--{name}={value}: expected at least 1.")
-    if logits_out is not None and not logits_out.endswith(".npz"):
-        raise InputError(f"--logits_out={logits_out}: expected a name ending in .npz.")
-    if logits_out is not None and not Path(logits_out).parent.is_dir():
-        raise InputError(f"--logits_out={logits_out}: its folder does not exist.")
+    _check_settings(top, batch_size, logits_out)
     from deit_jax import trained_model
     from deit_jax.data.sources import image_files
 
-    files, passed_over = image_files.find(paths)
+    found, passed_over = image_files.find(paths)
     if passed_over:
         counted = ", ".join(f"{n:,} {ending}" for ending, n in passed_over.items())
-        print(f"files passed over, not pictures: {counted}", file=sys.stderr)
+        print(f"files passed over, no images: {counted}", file=sys.stderr)
     trained = trained_model.load(workdir, weights=weights, step=step)
-
-    columns = min(NAME_WIDTH, max(map(len, files)))
+    columns = min(NAME_WIDTH, max(map(len, found)))
     kept: dict[str, list] = {"files": []}
     unreadable = 0
-    for file, logits in _logits(trained, files, min(batch_size, len(files))):
+    for file, logits in _logits(trained, found, min(batch_size, len(found))):
         if isinstance(logits, InputError):
             unreadable += 1
             if as_json:
@@ -92,20 +85,25 @@ def predict(
         else:
             shown = (f"{100 * a['probability']:5.1f}% {a['name']}" for a in answers)
             print(f"{file:<{columns}}  {'  '.join(shown)}", flush=True)
-        if logits_out is not None:
-            kept["files"].append(file)
-            for head, row in logits.items():
-                kept.setdefault(head, []).append(row)
+        kept["files"].append(file)
+        for head, row in logits.items() if logits_out is not None else ():
+            kept.setdefault(head, []).append(row)
     if logits_out is not None:
-        try:
+        with files.writing(logits_out, "--logits_out"):
             np.savez(logits_out, **kept)
-        except OSError as error:
-            raise InputError(
-                f"--logits_out={logits_out} cannot be written: {error.strerror}."
-            ) from error
     if unreadable:
-        print(f"{unreadable:,} of {len(files):,} files unreadable", file=sys.stderr)
+        print(f"{unreadable:,} of {len(found):,} files unreadable", file=sys.stderr)
     return unreadable
+
+
+def _check_settings(top: int, batch_size: int, logits_out: str | None) -> None:
+    for name, value in (("top", top), ("batch_size", batch_size)):
+        if value < 1:
+            raise InputError(f"--{name}={value}: expected at least 1.")
+    if logits_out is not None and not logits_out.endswith(".npz"):
+        raise InputError(f"--logits_out={logits_out}: expected a name ending in .npz.")
+    if logits_out is not None and not Path(logits_out).parent.is_dir():
+        raise InputError(f"--logits_out={logits_out}: its folder does not exist.")
 
 
 def rank(logits: np.ndarray, class_names: Sequence[str]) -> list[dict]:
@@ -132,7 +130,7 @@ def _logits(trained, files: list[str], batch_size: int) -> Iterator[tuple]:
     """Yields every file with {head: float32 [C]}, or with the error that it raised."""
     from deit_jax.data.batches import prefetch
 
-    # The next pictures are decoded while the model looks at these.
+    # The next images are decoded while the model looks at these.
     for block, read in prefetch(_read(trained, files, batch_size), size=1):
         views = [view for view in read if not isinstance(view, InputError)]
         rows = iter(())
@@ -168,23 +166,20 @@ def _read(trained, files: list[str], batch_size: int) -> Iterator[tuple]:
 
 def define_flags() -> None:
     """Defines the command's flags; an import defines none."""
-    flags.DEFINE_string("workdir", None, "The run directory of the model.")
-    flags.DEFINE_enum("weights", "raw", ["raw", "ema"], "Or their moving average.")
-    flags.DEFINE_integer("step", None, "Of the checkpoint; the newest if not given.")
-    flags.DEFINE_integer("top", 5, "Classes shown for a picture.")
-    flags.DEFINE_integer("batch_size", 64, "Pictures at once.")
+    command.define_model_flags()
+    flags.DEFINE_integer("top", 5, "Classes shown for an image.")
+    flags.DEFINE_integer("batch_size", 64, "Images at once.")
     flags.DEFINE_bool("json", False, "One JSON object a line instead of a table.")
     flags.DEFINE_string("logits_out", None, "Write all logits to this .npz file.")
 
 
 def main(argv) -> int:
     values = flags.FLAGS
-    if values.workdir is None:
-        raise InputError("say which model, e.g. --workdir=runs/deit-digits")
+    command.require(workdir="runs/deit-digits")
     if not argv[1:]:
         raise InputError(
-            "give pictures or folders of pictures, e.g. "
-            f"python -m deit_jax.predict --workdir={values.workdir} picture.jpg"
+            "give images or folders of images, e.g. "
+            f"python -m deit_jax.predict --workdir={values.workdir} image.jpg"
         )
     unreadable = predict(
         values.workdir,

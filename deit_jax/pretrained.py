@@ -10,7 +10,7 @@ from deit_jax.errors import InputError
 from deit_jax.models import model_card, transfer
 from deit_jax.models.model_card import ModelCard
 from deit_jax.models.vit import VisionTransformer
-from deit_jax.training import checkpoint
+from deit_jax.training import saved_params
 from deit_jax.weights import load as weights
 
 EXPECTED = (
@@ -114,7 +114,7 @@ def _load(path: str) -> tuple[dict, ModelCard, list[str]]:
         raise InputError(f"it does not exist. Expected {EXPECTED}.")
     if any((Path(path) / name).exists() for name in (model_card.MODEL, "checkpoints")):
         card = model_card.read(path)
-        params, step = checkpoint.load_params(path, card.create_model())
+        params, step = saved_params.load_params(path, card.create_model())
         return params, card, [f"its parameters are those of step {step:,}"]
     loaded = weights.load(path)
     return loaded.params, loaded.card, list(loaded.notes)

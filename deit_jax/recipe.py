@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from numbers import Real
 
 import jax
@@ -23,95 +23,20 @@ from deit_jax.errors import InputError
 from deit_jax.models import position, variants
 from deit_jax.models.model_card import ModelCard
 from deit_jax.models.vit import VisionTransformer
+from deit_jax.rules import (
+    FLAG,
+    TEXT,
+    bounds,
+    channels,
+    choice,
+    number,
+    optional,
+    row,
+    whole,
+)
 from deit_jax.training import optimizer, step
 from deit_jax.training.cadence import Cadence
 
-
-@dataclasses.dataclass(frozen=True)
-class Rule:
-    """What a field may hold.
-
-    Attributes:
-      expected: The end of the message, "expected ...".
-      accepts: Whether a value is allowed.
-    """
-
-    expected: str
-    accepts: Callable[[object], bool]
-
-
-def number(low=-math.inf, high=math.inf, *, above=None, below=None) -> Rule:
-    """A finite number in low .. high, or strictly `above` and `below`."""
-    words = [
-        *([f"at least {low:g}"] if low > -math.inf else []),
-        *([f"above {above:g}"] if above is not None else []),
-        *([f"at most {high:g}"] if high < math.inf else []),
-        *([f"below {below:g}"] if below is not None else []),
-    ]
-
-    def accepts(value) -> bool:
-        return (
-            isinstance(value, Real)
-            and not isinstance(value, bool)
-            and math.isfinite(value)
-            and low <= value <= high
-            and (above is None or value > above)
-            and (below is None or value < below)
-        )
-
-    return Rule(f"a number {' and '.join(words)}", accepts)
-
-
-def whole(low: int, high: float = math.inf) -> Rule:
-    """A whole number in low .. high."""
-    rule = number(low, high)
-    return Rule(
-        rule.expected.replace("a number", "a whole number"),
-        lambda value: isinstance(value, int) and rule.accepts(value),
-    )
-
-
-def choice(names: Sequence[str]) -> Rule:
-    return Rule(f"one of {', '.join(names)}", lambda value: value in tuple(names))
-
-
-def row(*rules: Rule) -> Rule:
-    """A tuple with one value for each rule."""
-    same = len({rule.expected for rule in rules}) == 1
-    each = rules[0].expected if same else "; ".join(rule.expected for rule in rules)
-    return Rule(
-        f"{len(rules)} values, each {each}" if same else f"{len(rules)} values: {each}",
-        lambda value: (
-            isinstance(value, (tuple, list))
-            and len(value) == len(rules)
-            and all(rule.accepts(v) for rule, v in zip(rules, value, strict=True))
-        ),
-    )
-
-
-def bounds(rule: Rule) -> Rule:
-    """Two ascending values of one rule."""
-    pair = row(rule, rule)
-    return Rule(
-        f"two ascending values, each {rule.expected}",
-        lambda value: pair.accepts(value) and value[0] <= value[1],
-    )
-
-
-def channels(rule: Rule) -> Rule:
-    """Three values, or one for all three channels."""
-    return Rule(
-        f"one value or three, each {rule.expected}",
-        lambda value: rule.accepts(value) or row(rule, rule, rule).accepts(value),
-    )
-
-
-def optional(rule: Rule) -> Rule:
-    return Rule(rule.expected, lambda value: value is None or rule.accepts(value))
-
-
-TEXT = Rule("a string", lambda value: isinstance(value, str))
-FLAG = Rule("True or False", lambda value: isinstance(value, bool))
 COUNT, SEED = whole(1), whole(0, 2**32 - 1)
 SHARE, RATE, POSITIVE = number(0, 1), number(0, below=1), number(above=0)
 MAX_ASPECT = erase.MAX_ASPECT
@@ -212,12 +137,6 @@ def check(config) -> None:
         value = operator.attrgetter(field)(config)
         if not rule.accepts(value):
             raise InputError(f"{field}={value!r}: expected {rule.expected}.")
-    peak, floor = peak_learning_rate(config), config.schedule.min_learning_rate
-    if floor > peak:
-        raise InputError(
-            f"schedule.min_learning_rate={floor:g}: expected at most the peak learning "
-            f"rate, {peak:g}."
-        )
 
 
 def channel_values(config) -> dict[str, tuple[float, float, float]]:
@@ -347,24 +266,32 @@ def peak_learning_rate(config) -> float:
     )
 
 
-def schedule(config, plan: BatchPlan, total_steps: int) -> tuple[optax.Schedule, str]:
-    """Step (from 0) -> learning rate; and a sentence where the warm-up was cut."""
+def schedule(
+    config, plan: BatchPlan, total_steps: int
+) -> tuple[optax.Schedule, list[str]]:
+    """Step (from 0) -> learning rate; and sentences about what had to be cut."""
     warmup_steps = round(config.schedule.warmup_epochs * plan.steps_per_epoch)
-    note = ""
+    peak, floor = peak_learning_rate(config), config.schedule.min_learning_rate
+    notes = []
     if warmup_steps > total_steps // 2:
-        note = (
+        notes.append(
             f"the warm-up of {warmup_steps:,} steps is cut to {total_steps // 2:,}, "
             f"half of the {total_steps:,} steps of this run"
         )
         warmup_steps = total_steps // 2
+    if floor > peak:
+        notes.append(
+            f"schedule.min_learning_rate={floor:g} is above the peak learning rate, "
+            f"{peak:g}, where the rate stays"
+        )
     made = optimizer.warmup_cosine(
-        peak_learning_rate(config),
+        peak,
         total_steps=total_steps,
         warmup_steps=warmup_steps,
         warmup_learning_rate=config.schedule.warmup_learning_rate,
-        min_learning_rate=config.schedule.min_learning_rate,
+        min_learning_rate=min(floor, peak),
     )
-    return made, note
+    return made, notes
 
 
 def create_optimizer(config, rate: optax.Schedule) -> optax.GradientTransformation:

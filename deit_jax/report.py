@@ -13,9 +13,8 @@ from pathlib import Path
 
 from absl import flags
 
-from deit_jax import command
+from deit_jax import command, files
 from deit_jax.errors import InputError
-from deit_jax.files import replace_file
 
 HTML, MARKDOWN = "report.html", "report.md"
 
@@ -43,17 +42,12 @@ def report(
 
     sections = contents.sections(runs.group(runs.read(directories)))
     out = Path(out)
-    try:
+    with files.writing(out):
         out.mkdir(parents=True, exist_ok=True)
         for picture in document.pictures(sections):
             (out / f"{picture.name}.png").write_bytes(picture.png)
-        replace_file(out / MARKDOWN, document.to_markdown(title, sections))
-        replace_file(out / HTML, document.to_html(title, sections))
-    except OSError as error:
-        raise InputError(
-            f"--out={out} cannot be written: {error.strerror or error}. Give another "
-            "directory."
-        ) from error
+        files.replace_file(out / MARKDOWN, document.to_markdown(title, sections))
+        files.replace_file(out / HTML, document.to_html(title, sections))
     return out / HTML
 
 

@@ -16,7 +16,7 @@ from absl import flags
 from ml_collections import config_flags
 from PIL import Image
 
-from deit_jax import command
+from deit_jax import command, files
 from deit_jax.errors import InputError
 
 LAST_VIEW = 2**31 - 1  # views are int32
@@ -72,10 +72,8 @@ def show(
         dataset.name, dataset.train_split, data_dir=dataset.get("data_dir") or None
     )
     student = student_views(config, source)
-    try:
+    with files.writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _cannot_write(out, error) from error
     index = grid.spread(images, len(source)) if indices is None else indices
     picture = grid.draw(
         student,
@@ -84,22 +82,14 @@ def show(
         views=range(first_view, first_view + views),
         title=f"recipe {config.augment.recipe}, seed {student.augment_seed}",
     )
-    try:
+    with files.writing(out):
         Image.fromarray(picture).save(out, "PNG")
-    except OSError as error:
-        raise _cannot_write(out, error) from error
     height, width = picture.shape[:2]
     return (
         f"{len(index):,} images of {source.name} {source.split} in views {first_view} "
         f".. {first_view + views - 1}, {width} x {height} pixels: {out}\n"
         f"augmentation {config.augment.recipe}, seed {student.augment_seed}: "
         f"{student.settings}"
-    )
-
-
-def _cannot_write(out: Path, error: OSError) -> InputError:
-    return InputError(
-        f"--out={out} cannot be written: {error.strerror or error}. Give another file."
     )
 
 
@@ -138,10 +128,7 @@ def define_flags() -> None:
 
 def main(_) -> None:
     values = flags.FLAGS
-    if values.config is None:
-        raise InputError("give a recipe, e.g. --config=configs/deit.py:digits")
-    if values.out is None:
-        raise InputError("say where to draw, e.g. --out=grid.png")
+    command.require(config="configs/deit.py:digits", out="grid.png")
     print(
         show(
             values.config,

@@ -28,7 +28,7 @@ from deit_jax.training import (
 from deit_jax.training.evaluation import Evaluator
 from deit_jax.training.progress import Progress
 
-GRID = 6  # images and views in the picture of the augmentation
+GRID = 6  # images and views in the image of the augmentation
 ADVICE = (
     "Lower --config.optimizer.learning_rate, lengthen the warm-up, or set "
     "--config.optimizer.clip_norm=1."
@@ -124,7 +124,7 @@ def _start(run: Experiment, workdir: Path):
     checkpoints = checkpoint.open_checkpoints(workdir, run.keep)
     if checkpoints.latest_step is not None:
         try:
-            state, resume_state = checkpoints.restore(state, run.saved_config)
+            state, resume_state = checkpoints.restore(state, run.saved_config, run.data)
         except BaseException:
             checkpoints.close()
             raise
@@ -155,10 +155,10 @@ class Training:
 
         # Images: in memory, or read by a pipeline that has to be closed.
         opened = closing.enter_context(contextlib.ExitStack())
-        images = opened.enter_context(run.open_train_pictures())
+        images = opened.enter_context(run.open_train_images())
         self.evaluator = Evaluator(
             run.eval_step(),
-            opened.enter_context(run.open_eval_pictures()),
+            opened.enter_context(run.open_eval_images()),
             batch_size=run.eval_batch_size,
             devices=run.devices,
             total_steps=run.total_steps,
@@ -268,7 +268,9 @@ class Training:
     def _save(self) -> None:
         resume_state = self.log.resume_state()
         self.directory.flush()
-        self.checkpoints.save(self.state, self.run.saved_config, resume_state)
+        self.checkpoints.save(
+            self.state, self.run.saved_config, data=self.run.data, progress=resume_state
+        )
 
     def _evaluate(self) -> None:
         self.log.pause()
@@ -347,7 +349,7 @@ def _saved_in_words(step: int | None) -> str:
 
 
 def _augmentation(run: Experiment) -> np.ndarray:
-    """A picture [H, W, 3] of what the augmentation does to some training images."""
+    """An image [H, W, 3] of what the augmentation does to some training images."""
     return grid.draw(
         run.student,
         run.train_source,
@@ -359,7 +361,7 @@ def _augmentation(run: Experiment) -> np.ndarray:
 
 
 def _confusions(tables: dict, class_names) -> dict:
-    """By tag, a picture [1, H, W, 3] of the head that each set of parameters uses."""
+    """By tag, an image [1, H, W, 3] of the head that each set of parameters uses."""
     pictures = {}
     for name, per_head in tables.items():
         head = "mean" if "mean" in per_head else "class"

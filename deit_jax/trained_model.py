@@ -1,4 +1,4 @@
-"""A model out of a run directory, ready to be applied to pictures."""
+"""A model of a run directory, ready to be applied to images."""
 
 import dataclasses
 import functools
@@ -11,7 +11,7 @@ from PIL import Image
 from deit_jax.data import crops
 from deit_jax.models import model_card
 from deit_jax.models.vit import VisionTransformer
-from deit_jax.training import checkpoint, metrics, step
+from deit_jax.training import metrics, saved_params, step
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -35,11 +35,11 @@ class TrainedModel:
         return self.card.create_model()
 
     def view(self, picture: Image.Image) -> np.ndarray:
-        """An RGB picture as evaluation sees it: uint8 [S, S, 3]."""
+        """An RGB image as evaluation sees it: uint8 [S, S, 3]."""
         return crops.centre_view(picture, self.card.image_size, self.card.crop_ratio)
 
     def logits(self, images: np.ndarray) -> dict[str, np.ndarray]:
-        """Of every head and, with two, their `mean`: float32 [b, C] each.
+        """The logits of every head and, with two, their `mean`: float32 [b, C] each.
 
         Args:
           images: uint8 [b, S, S, 3], of `view`. Every b compiles once.
@@ -69,7 +69,7 @@ def load(
       InputError: `workdir` is no run directory, has no such checkpoint, or is damaged.
     """
     card = model_card.read(workdir)
-    params, step = checkpoint.load_params(
+    params, step = saved_params.load_params(
         workdir, card.create_model(), weights=weights, step=step
     )
     return TrainedModel(card, jax.device_put(params), step, weights)

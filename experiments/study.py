@@ -48,7 +48,7 @@ def python(module: str, *arguments: str) -> list[str]:
 
 
 def student_flags(flags, model: str) -> list[str]:
-    """Of a run, and of the export that it needs."""
+    """Flags of a run, and of the export that it needs."""
     variant = VARIANTS[flags.scale][model != "vit"]
     fields = {"dataset.data_dir": flags.data_dir, "model.variant": variant}
     if model != "vit":

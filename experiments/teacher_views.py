@@ -41,7 +41,7 @@ HEADS = ("class", "distill", "mean")
 
 
 def config_flags(flags, cache: str | None, num_views: int | None) -> list[str]:
-    """Of a run, and of the export that it needs."""
+    """Flags of a run, and of the export that it needs."""
     name, variant = "vit", "vit_nano_patch8_32"
     fields = {
         "dataset.data_dir": flags.data_dir,

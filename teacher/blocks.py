@@ -8,22 +8,22 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from PIL import Image
 
+from deit_jax.data.crops import CROP_WORDS, crop_and_resize, random_resized_crop_box
+
 READ_AHEAD = 2  # blocks in memory beside the one in use
 THREADS = min(8, os.cpu_count() or 1)  # image decoders release Python's lock
-CHUNK = 16  # pictures a thread takes at once: TFDS is slow to read a single one
+CHUNK = 16  # images a thread takes at once: TFDS is slow to read a single one
 
 
 def read_blocks(
-    source,
-    blocks: Iterable[np.ndarray],
-    view: Callable[[Image.Image, int], np.ndarray],
+    source, blocks: Iterable[np.ndarray], view: Callable[[Image.Image, int], np.ndarray]
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yields images uint8 [B, H, W, 3] and labels int64 [B] for each block, in order.
 
     Args:
       source: See `deit_jax.data.sources`.
       blocks: Positions in the source, int [B] each.
-      view: (RGB picture, position) -> uint8 [S, S, 3], the part of a picture that is
+      view: (RGB image, position) -> uint8 [S, S, 3], the part of an image that is
         seen. It is not asked where `seen_whole`.
     """
     whole = seen_whole(source)
@@ -32,7 +32,7 @@ def read_blocks(
         return [
             (np.asarray(picture) if whole else view(picture, index), label)
             for index, (picture, label) in zip(
-                indices, source.pictures(indices), strict=True
+                indices, source.pil_images(indices), strict=True
             )
         ]
 
@@ -68,3 +68,59 @@ def _stack(futures) -> tuple[np.ndarray, np.ndarray]:
     pairs = [pair for future in futures for pair in future.result()]
     images, labels = zip(*pairs, strict=True)
     return np.stack(images), np.array(labels, np.int64)
+
+
+def augmented_batches(
+    source,
+    batch_size: int,
+    *,
+    image_size: int,
+    crop_padding: int,
+    flip: bool,
+    seed: int,
+    epoch: int,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields one shuffled epoch of whole batches: uint8 [B, H, W, 3], int64 [B].
+
+    Images that are all squares of one size are padded and cropped, in their own size.
+    Of other images a random part is resized to `image_size`.
+
+    Args:
+      crop_padding: Black pixels added on each side before a random crop of the
+        original size, in pixels of the source.
+      flip: Mirror half of the images.
+      seed, epoch: Order and augmentation are a function of them.
+    """
+    generator = np.random.default_rng([seed, epoch])
+    count = len(source) // batch_size * batch_size
+    order = generator.permutation(len(source))[:count].reshape(-1, batch_size)
+    padding = crop_padding if seen_whole(source) else 0
+
+    def view(picture: Image.Image, index: int) -> np.ndarray:
+        # + 1, since NumPy takes a zero at the end for nothing: (seed, epoch) alone.
+        draws = np.random.default_rng([seed, epoch, index + 1])
+        draws = draws.integers(0, 2**32, CROP_WORDS, np.uint32)
+        box = random_resized_crop_box(draws, *picture.size)
+        return crop_and_resize(picture, box, image_size)
+
+    for images, labels in read_blocks(source, order, view):
+        if padding:
+            images = _pad_and_crop(images, padding, generator)
+        if flip:
+            mirrored = generator.random(len(images)) < 0.5
+            images[mirrored] = images[mirrored, :, ::-1]
+        yield images, labels
+
+
+def _pad_and_crop(
+    images: np.ndarray, padding: int, generator: np.random.Generator
+) -> np.ndarray:
+    b, h, w, _ = images.shape
+    padded = np.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    top, left = generator.integers(0, 2 * padding + 1, (2, b))
+    return np.stack(
+        [
+            image[y : y + h, x : x + w]
+            for image, y, x in zip(padded, top, left, strict=True)
+        ]
+    )

@@ -1,8 +1,7 @@
-"""The torchvision classifier: built by name, stored, checked and asked for logits."""
+"""The teacher: a torchvision network that is stored, checked and asked for logits."""
 
 import contextlib
 import dataclasses
-import difflib
 import hashlib
 import os
 from collections.abc import Iterable, Iterator
@@ -10,22 +9,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torchvision
 from torch import nn
 from torch.nn import functional
 
 from deit_jax.data.crops import centre_view
 from deit_jax.errors import InputError
+from teacher import network, weights
 from teacher.blocks import consecutive, read_blocks
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 CROP_RATIO = 0.875  # 224 of 256 px: how ImageNet weights are evaluated
-STEMS = ("standard", "cifar")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 TEACHER = "teacher.pt"  # in the run directory of teacher.finetune
-# Their training loss needs a second, auxiliary head.
-AUXILIARY = ("inception_v3", "googlenet")
 
 
 @dataclasses.dataclass(eq=False)
@@ -38,7 +34,7 @@ class Classifier:
       stem: `standard`, or `cifar` (`replace_stem`).
       image_size: Side in pixels of what the network sees.
       mean, std: Of the RGB channels, in 0 .. 1.
-      crop_ratio: Of the `deit_jax.data.crops.centre_view` of pictures that are not all
+      crop_ratio: Of the `deit_jax.data.crops.centre_view` of images that are not all
         squares of one size.
       class_names: In the order of the logits; None where a file does not say.
       top1: Accuracy in 0 .. 1 on `top1_split`; None where it was not measured.
@@ -58,135 +54,7 @@ class Classifier:
 
     @property
     def num_classes(self) -> int:
-        return find_head(self.model)[1].out_features
-
-
-# Building -----------------------------------------------------------------------------
-
-
-def build(
-    arch: str,
-    num_classes: int | None,
-    *,
-    image_size: int,
-    weights: str = "none",
-    stem: str = "standard",
-) -> nn.Module:
-    """Makes a torchvision classification network with `num_classes` outputs.
-
-    Args:
-      arch: Any classification network of torchvision by name.
-      num_classes: A head of another width is replaced by a new one; None keeps the
-        head that the weights have.
-      image_size: Side of the input in pixels.
-      weights: `none` (random), `DEFAULT` (torchvision's best, downloaded once), or a
-        file: a `teacher.pt` or a bare state dict of the same network.
-      stem: See `replace_stem`.
-
-    Raises:
-      InputError: The name, weights, stem or size cannot work.
-    """
-    model = _create(arch, image_size, pretrained=weights == "DEFAULT")
-    if stem not in STEMS:
-        raise InputError(f"--stem={stem}: expected one of {', '.join(STEMS)}.")
-    if stem == "cifar":
-        replace_stem(model, arch)
-    if weights not in ("none", "DEFAULT"):
-        content, state = _read(Path(weights))
-        if content.get("arch", arch) != arch:
-            raise InputError(
-                f"{weights} holds a {content['arch']}, --arch={arch} is asked for."
-            )
-        replace_head(model, _head_width(model, state, weights, arch))
-        _load_state(model, state, f"{weights} as {arch} with --stem={stem}")
-    if num_classes not in (None, find_head(model)[1].out_features):
-        replace_head(model, num_classes)
-    return model
-
-
-def architectures() -> list[str]:
-    """The names that `build` knows."""
-    return [
-        name
-        for name in torchvision.models.list_models(module=torchvision.models)
-        if name not in AUXILIARY and not name.startswith("squeezenet")
-    ]
-
-
-def _create(arch: str, image_size: int, *, pretrained: bool) -> nn.Module:
-    if arch not in architectures():
-        if arch in torchvision.models.list_models(module=torchvision.models):
-            raise InputError(
-                f"--arch={arch}: networks with an auxiliary head or without a linear "
-                "one are not supported. Take another, e.g. resnet50."
-            )
-        close = difflib.get_close_matches(arch, architectures(), n=4, cutoff=0.5)
-        raise InputError(
-            f"unknown --arch={arch}. Any classification network of torchvision "
-            f"{torchvision.__version__} will do, e.g. "
-            f"{', '.join(close or ['resnet50', 'regnet_y_16gf', 'convnext_tiny'])}."
-        )
-    # A vision transformer's position embeddings fix the input size.
-    options = {"image_size": image_size} if arch.startswith("vit_") else {}
-    try:
-        return torchvision.models.get_model(
-            arch, weights="DEFAULT" if pretrained else None, **options
-        )
-    except (ValueError, AssertionError) as error:
-        raise InputError(
-            f"--arch={arch} cannot be built for --image_size={image_size}: {error}"
-        ) from error
-    except (OSError, RuntimeError) as error:  # no network, or a damaged download
-        raise InputError(
-            f"--weights=DEFAULT: torchvision's weights of {arch} could not be "
-            f"downloaded ({error}). Use --weights=none to train from scratch, or "
-            "--weights=FILE with a state dict fetched elsewhere."
-        ) from error
-
-
-def find_head(model: nn.Module) -> tuple[str, nn.Linear]:
-    """The last linear layer and its name: the head of every network we accept."""
-    return [x for x in model.named_modules() if isinstance(x[1], nn.Linear)][-1]
-
-
-def replace_head(model: nn.Module, num_classes: int) -> None:
-    """Gives `model` a new, randomly initialised head."""
-    name, old = find_head(model)
-    new = nn.Linear(old.in_features, num_classes, bias=old.bias is not None)
-    model.set_submodule(name, new)
-
-
-def replace_stem(model: nn.Module, arch: str) -> None:
-    """A 3 x 3 convolution of stride 1 and no max-pool, for images of about 32 px.
-
-    Raises:
-      InputError: The network is not of the ResNet family.
-    """
-    if not isinstance(model, torchvision.models.ResNet):
-        raise InputError(
-            f"--stem=cifar is for the ResNet family (resnet, resnext, wide_resnet), "
-            f"not for {arch}. Leave --stem out."
-        )
-    width = model.conv1.out_channels
-    model.conv1 = nn.Conv2d(3, width, kernel_size=3, stride=1, padding=1, bias=False)
-    nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
-    model.maxpool = nn.Identity()
-
-
-def check_image_size(model: nn.Module, arch: str, image_size: int) -> None:
-    """Raises InputError where the network cannot see images of this size."""
-    model.eval()
-    try:
-        with torch.inference_mode():
-            model(torch.zeros(1, 3, image_size, image_size))
-    except (RuntimeError, ValueError, AssertionError) as error:
-        raise InputError(
-            f"{arch} cannot take images of {image_size} px ({error}). Give another "
-            "--image_size; most networks take 224."
-        ) from error
-
-
-# Storing ------------------------------------------------------------------------------
+        return network.find_head(self.model)[1].out_features
 
 
 def save(path: str | os.PathLike, classifier: Classifier, **extra) -> None:
@@ -202,18 +70,7 @@ def save(path: str | os.PathLike, classifier: Classifier, **extra) -> None:
     content["model"] = {
         name: tensor.cpu() for name, tensor in classifier.model.state_dict().items()
     }
-    replace_file(Path(path), content | extra)
-
-
-def replace_file(path: Path, content: dict) -> None:
-    """torch.save to a file that is either the old one or the new one, never a half."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "wb") as file:
-        torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    weights.replace_file(Path(path), content | extra)
 
 
 def load(
@@ -244,7 +101,7 @@ def load(
                 f"the teacher in {path.parent} is not trained to its end. Repeat the "
                 "teacher.finetune command that began it: it goes on from there."
             )
-    content, _ = _read(path)
+    content, _ = weights.read(path)
     given = {"arch": arch, "stem": stem, "image_size": image_size}
     if content:
         for name, value in given.items():
@@ -266,14 +123,14 @@ def load(
                 "--stem=cifar."
             )
         stored = given | {"stem": stem or "standard"}
-    model = build(
+    model = network.build(
         stored["arch"],
         None,
         image_size=stored["image_size"],
         weights=str(path),
         stem=stored["stem"],
     )
-    check_image_size(model, stored["arch"], stored["image_size"])
+    network.check_image_size(model, stored["arch"], stored["image_size"])
     return Classifier(model=model, **stored)
 
 
@@ -289,77 +146,6 @@ def weights_sha256(model: nn.Module) -> str:
         digest.update(f"{name}:{array.dtype.str}{array.shape}:".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()
-
-
-def load_file(path: Path) -> dict:
-    """torch.load of tensors and plain values only; anything else is an InputError."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise InputError(f"there is no file {path}.") from error
-    except Exception as error:  # a damaged pickle can raise anything
-        raise InputError(
-            f"{path} is damaged or is no file of weights ({type(error).__name__}). "
-            "Only tensors and plain values are loaded, since a pickle can hold code: "
-            "store a network by torch.save(model.state_dict(), FILE)."
-        ) from error
-    if not isinstance(content, dict) or not content:
-        raise InputError(f"{path} holds a {type(content).__name__}, not a state dict.")
-    return content
-
-
-def _read(path: Path) -> tuple[dict, dict]:
-    """What a file says beside its weights (nothing if it is bare), and the weights."""
-    content = load_file(path)
-    needed = {
-        field.name
-        for field in dataclasses.fields(Classifier)
-        if field.default is dataclasses.MISSING
-    }
-    if "arch" in content:
-        if missing := sorted(needed - content.keys()):
-            raise InputError(f"{path} is no teacher: it lacks {', '.join(missing)}.")
-        state = content["model"]
-    else:
-        content, state = {}, content
-    if not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
-        keys = ", ".join(list(state)[:5])
-        raise InputError(
-            f"{path} is neither a teacher.pt nor a state dict of tensors: it has the "
-            f"keys {keys}. Store the state dict alone."
-        )
-    return content, state
-
-
-def _head_width(model: nn.Module, state: dict, path: str, arch: str) -> int:
-    name, _ = find_head(model)
-    if name + ".weight" not in state:
-        raise InputError(
-            f"{path} is not a {arch}: it has no {name}.weight, but "
-            f"{', '.join(list(state)[:3])} ... Give the --arch it was trained as."
-        )
-    return len(state[name + ".weight"])
-
-
-def _load_state(model: nn.Module, state: dict, what: str) -> None:
-    expected = model.state_dict()
-    wrong = [f"{name} is missing" for name in expected if name not in state]
-    wrong += [f"{name} is not part of it" for name in state if name not in expected]
-    wrong += [
-        f"{name} is {tuple(state[name].shape)} instead of {tuple(tensor.shape)}"
-        for name, tensor in expected.items()
-        if name in state and state[name].shape != tensor.shape
-    ]
-    if wrong:
-        raise InputError(
-            f"cannot load {what}: {'; '.join(wrong[:3])}"
-            f"{f' and {len(wrong) - 3} more' if len(wrong) > 3 else ''}. "
-            "Check --arch, --stem and --image_size."
-        )
-    model.load_state_dict(state)
-
-
-# Using --------------------------------------------------------------------------------
 
 
 def choose_device(name: str | None = None) -> torch.device:
@@ -452,7 +238,7 @@ def read_plain(
 
 @contextlib.contextmanager
 def explain_out_of_memory():
-    """Makes an InputError of a GPU whose memory runs out inside; a decorator too."""
+    """Turns a GPU that runs out of memory into an InputError; a decorator too."""
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -488,7 +274,7 @@ def check_classes(classifier: Classifier, source) -> None:
     """
     if classifier.num_classes != source.num_classes:
         raise InputError(
-            f"the teacher tells {classifier.num_classes} classes apart, {source.name} "
+            f"the teacher has {classifier.num_classes} classes, {source.name} "
             f"has {source.num_classes}. Train one: python -m teacher.finetune "
             f"--dataset={source.name} --arch={classifier.arch} --out=DIR"
         )

@@ -4,14 +4,12 @@ import contextlib
 import dataclasses
 import itertools
 import os
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from deit_jax.data import batches
 from deit_jax.data.plan import view_pairs
@@ -21,8 +19,7 @@ from deit_jax.distillation.encoding import Encoding
 from deit_jax.errors import InputError
 from teacher import classifier as classifiers
 from teacher.blocks import seen_whole
-
-SAY_SECONDS = 30  # between two lines of a long export without a terminal
+from teacher.patience import Patience
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -133,7 +130,7 @@ class Export:
         """The images for `logits`, a context manager."""
         if self.seen is None:
             return contextlib.nullcontext()
-        return self.seen.open_pictures(self.train, workers=self.workers)
+        return self.seen.open_images(self.train, workers=self.workers)
 
     def logits(
         self, opened, entries: Iterable[tuple[np.ndarray, np.ndarray]]
@@ -235,28 +232,12 @@ def _export_view(job, opened, out, view: int, manifest: dict, top1) -> None:
     starts = range(writer.entries_done, len(order), job.batch_size)
     indices = [order[start : start + job.batch_size] for start in starts]
     blocks = ((index, np.full(len(index), view, np.int32)) for index in indices)
-    bar = tqdm(
-        total=len(order),
-        initial=writer.entries_done,
-        desc=f"view {view}",
-        unit="images",
-        disable=not sys.stderr.isatty(),
-    )
-    began = said = time.monotonic()
-    first = writer.entries_done
-    with bar, contextlib.closing(job.logits(opened, blocks)) as computed:
+    progress = Patience(f"view {view}, images", len(order), writer.entries_done)
+    with contextlib.closing(job.logits(opened, blocks)) as computed:
         for logits, index in zip(computed, indices, strict=True):
             writer.append(logits, index)
-            bar.update(len(index))
-            now = time.monotonic()
-            if bar.disable and now - said > SAY_SECONDS:
-                said, done = now, writer.entries_done
-                left = (now - began) / (done - first) * (len(order) - done)
-                print(
-                    f"view {view}: {done:,} of {len(order):,} images, "
-                    f"{left / 60:.1f} minutes left",
-                    flush=True,
-                )
+            progress.update(len(index))
+    progress.close()
     writer.finish()
 
 

@@ -9,28 +9,26 @@ The same command goes on from the last whole epoch after a kill. --epochs=0 stor
 given weights as they are, with their accuracy.
 """
 
-import inspect
+import dataclasses
 import math
 import os
 import shlex
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 from absl import flags
-from PIL import Image
 from torch.nn import functional
-from tqdm import tqdm
 
 from deit_jax import command
 from deit_jax.data import sources
-from deit_jax.data.crops import CROP_WORDS, crop_and_resize, random_resized_crop_box
 from deit_jax.errors import InputError
 from teacher import classifier as classifiers
-from teacher.blocks import read_blocks, seen_whole
+from teacher import network
+from teacher import weights as weight_files
+from teacher.blocks import augmented_batches
+from teacher.patience import Patience
 
 CHECKPOINT = "checkpoint.pt"
 SMALL_IMAGE = 64  # pixels: images up to it keep their size if none is given
@@ -39,170 +37,234 @@ WARMUP = 0.2  # of all steps
 RECIPES = {"digits": "digits", "cifar10": "cifar10", "imagenet2012": "imagenet"}
 
 
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The command's flags; `image_size`, `precision` and `device` may be left open."""
+
+    dataset: str
+    train_split: str
+    eval_split: str
+    arch: str
+    weights: str
+    stem: str
+    image_size: int | None
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    weight_decay: float
+    label_smoothing: float
+    crop_padding: int
+    flip: bool
+    precision: str
+    device: str | None
+    seed: int
+
+
 @classifiers.explain_out_of_memory()
 def finetune(
-    *,
-    dataset: str,
-    out: str | os.PathLike,
-    data_dir: str | None,
-    train_split: str,
-    eval_split: str,
-    arch: str,
-    weights: str,
-    stem: str,
-    image_size: int | None,
-    epochs: int,
-    batch_size: int,
-    learning_rate: float,
-    weight_decay: float,
-    label_smoothing: float,
-    crop_padding: int,
-    flip: bool,
-    precision: str,
-    device: str | None,
-    seed: int,
+    *, out: str | os.PathLike, data_dir: str | None, **settings
 ) -> classifiers.Classifier:
-    """Trains and leaves `teacher.pt` in `out`. The arguments are the command's flags.
+    """Trains a classifier and leaves `teacher.pt` in `out`.
 
     Every draw is a function of (seed, epoch), so a resumed run needs no generator
     state; on a CPU it equals an uninterrupted one bit for bit.
+
+    Args:
+      settings: The fields of `Settings`.
 
     Raises:
       InputError: An argument cannot work, `out` holds another run, the loss is not
         finite, or a GPU's memory runs out.
     """
-    settings = {k: v for k, v in locals().items() if k not in ("out", "data_dir")}
-    out = Path(out)
-    device = classifiers.choose_device(device)
-    dtype = classifiers.choose_dtype(precision, device)
-    train = sources.load(dataset, train_split, data_dir=data_dir)
-    test = sources.load(dataset, eval_split, data_dir=data_dir)
-    if tuple(train.class_names) != tuple(test.class_names):
-        raise InputError(f"{train_split} and {eval_split} have different classes.")
-    if image_size is None:
-        shape = train.image_shape
-        small = shape is not None and max(shape) <= SMALL_IMAGE
-        image_size = max(shape) if small else 224
-    settings |= {
-        "image_size": image_size,
-        "precision": str(dtype).removeprefix("torch."),
-        "device": device.type,
-        "fingerprint": train.fingerprint,
-    }
-    stored = _stored(out, settings)
-    if "top1" in stored:
+    training = Training(Settings(**settings), Path(out), data_dir)
+    if "top1" in training.stored:
         print(f"{out} holds this teacher already, trained to its end.")
         return classifiers.load(out)
+    return training.run()
 
-    torch.manual_seed(seed)
-    model = classifiers.build(
-        arch, train.num_classes, image_size=image_size, weights=weights, stem=stem
-    )
-    classifiers.check_image_size(model, arch, image_size)
-    model.to(device, memory_format=torch.channels_last)
-    teacher = classifiers.Classifier(
-        model, arch, stem, image_size, class_names=tuple(train.class_names)
-    )
-    optimizer = torch.optim.SGD(
-        model.parameters(),
-        lr=learning_rate,
-        momentum=0.9,
-        nesterov=True,
-        weight_decay=weight_decay,
-    )
-    # Only float16 underflows: bfloat16 has the range of float32.
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    done = 0
-    if stored:
-        model.load_state_dict(stored["model"])
-        optimizer.load_state_dict(stored["optimizer"])
-        scaler.load_state_dict(stored["scaler"])
-        done = stored["epoch"]
-    batch_size = min(batch_size, len(train))
-    steps = len(train) // batch_size  # an epoch is its whole batches
-    millions = sum(p.numel() for p in model.parameters()) / 1e6
-    print(
-        f"{arch}, {stem} stem, {image_size} px, {millions:.1f} M parameters, "
-        f"weights: {weights}\n"
-        f"{dataset} {train_split}: {len(train):,} images of {train.num_classes} "
-        f"classes; evaluated on {eval_split}: {len(test):,}\n"
-        f"{epochs} epochs of {steps} steps of {batch_size} images on {device} in "
-        f"{settings['precision']}" + (f", {done} of them done" if done else ""),
-        flush=True,
-    )
 
-    for epoch in range(done, epochs):
-        began = time.perf_counter()
-        torch.manual_seed(seed + 1_000_003 * (epoch + 1))  # dropout, stochastic depth
-        total_loss = torch.zeros((), device=device)
-        model.train()
-        batches = augmented_batches(
-            train,
-            batch_size,
-            image_size=image_size,
-            crop_padding=crop_padding,
-            flip=flip,
-            seed=seed,
-            epoch=epoch,
+class Training:
+    """A training of one network: opened, and continued where `out` has a checkpoint.
+
+    Attributes:
+      stored: What `out` holds of this run: a teacher, a checkpoint, or nothing.
+    """
+
+    def __init__(self, settings: Settings, out: Path, data_dir: str | None):
+        self.settings, self.out = settings, out
+        self.device = classifiers.choose_device(settings.device)
+        self.dtype = classifiers.choose_dtype(settings.precision, self.device)
+        self.train, self.test = (
+            sources.load(settings.dataset, split, data_dir=data_dir)
+            for split in (settings.train_split, settings.eval_split)
         )
-        bar = tqdm(
-            batches,
-            desc=f"epoch {epoch + 1}/{epochs}",
-            total=steps,
-            leave=False,
-            disable=not sys.stderr.isatty(),
-        )
-        for step, (images, labels) in enumerate(bar):
-            rate = learning_rate * schedule((epoch + step / steps) / epochs)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            with classifiers.autocast(device, dtype):
-                output = model(
-                    classifiers.preprocess(
-                        images, image_size, teacher.mean, teacher.std, device
-                    )
-                )
-            loss = functional.cross_entropy(
-                output.float(),
-                torch.from_numpy(labels).to(device),
-                label_smoothing=label_smoothing,
-            )
-            optimizer.zero_grad(set_to_none=True)
-            scaler.scale(loss).backward()
-            scaler.step(optimizer)
-            scaler.update()
-            total_loss += loss.detach()
-        train_loss = float(total_loss) / steps
-        if not math.isfinite(train_loss):
+        if tuple(self.train.class_names) != tuple(self.test.class_names):
             raise InputError(
-                f"the loss is {train_loss} in epoch {epoch + 1}. Lower --learning_rate "
-                f"(now {learning_rate:g}) and delete {out} or give another --out."
+                f"{settings.train_split} and {settings.eval_split} have different "
+                "classes."
             )
-        teacher.top1, _ = classifiers.evaluate(
-            teacher, test, batch_size=batch_size, device=device, dtype=dtype
+        self.image_size = settings.image_size or _default_size(self.train.image_shape)
+        self.batch_size = min(settings.batch_size, len(self.train))
+        self.steps = len(self.train) // self.batch_size  # whole batches of an epoch
+        self.identity = dataclasses.asdict(settings) | {
+            "image_size": self.image_size,
+            "precision": str(self.dtype).removeprefix("torch."),
+            "device": self.device.type,
+            "fingerprint": self.train.fingerprint,
+        }
+        self.stored = _stored(out, self.identity)
+
+    def run(self) -> classifiers.Classifier:
+        settings = self.settings
+        torch.manual_seed(settings.seed)
+        self._build()
+        done = self._restore()
+        self._announce(done)
+        for epoch in range(done, settings.epochs):
+            began = time.perf_counter()
+            loss = self._train_epoch(epoch)
+            # Before the accuracy is measured: a damaged image there costs no epoch.
+            self._save(epoch + 1)
+            self._measure()
+            print(
+                f"epoch {epoch + 1}/{settings.epochs}: loss {loss:.4f}, top-1 "
+                f"{self.teacher.top1:.4f} on {settings.eval_split}, "
+                f"{time.perf_counter() - began:.1f} s",
+                flush=True,
+            )
+        if self.teacher.top1 is None:  # no epoch was left to train
+            self._measure()
+        self.teacher.top1_split = settings.eval_split
+        classifiers.save(
+            self.out / classifiers.TEACHER, self.teacher, settings=self.identity
         )
+        (self.out / CHECKPOINT).unlink(missing_ok=True)
+        return self.teacher
+
+    def _build(self) -> None:
+        settings = self.settings
+        model = network.build(
+            settings.arch,
+            self.train.num_classes,
+            image_size=self.image_size,
+            weights=settings.weights,
+            stem=settings.stem,
+        )
+        network.check_image_size(model, settings.arch, self.image_size)
+        self.model = model.to(self.device, memory_format=torch.channels_last)
+        self.teacher = classifiers.Classifier(
+            model,
+            settings.arch,
+            settings.stem,
+            self.image_size,
+            class_names=tuple(self.train.class_names),
+        )
+        self.optimizer = torch.optim.SGD(
+            model.parameters(),
+            lr=settings.learning_rate,
+            momentum=0.9,
+            nesterov=True,
+            weight_decay=settings.weight_decay,
+        )
+        # Only float16 underflows: bfloat16 has the range of float32.
+        self.scaler = torch.amp.GradScaler(
+            self.device.type, enabled=self.dtype == torch.float16
+        )
+
+    def _restore(self) -> int:
+        """The epochs that are done already."""
+        if not self.stored:
+            return 0
+        for name in ("model", "optimizer", "scaler"):
+            getattr(self, name).load_state_dict(self.stored[name])
+        return self.stored["epoch"]
+
+    def _save(self, epoch: int) -> None:
+        content = {"epoch": epoch, "settings": self.identity}
+        for name in ("model", "optimizer", "scaler"):
+            content[name] = getattr(self, name).state_dict()
+        weight_files.replace_file(self.out / CHECKPOINT, content)
+
+    def _announce(self, done: int) -> None:
+        settings = self.settings
+        millions = sum(p.numel() for p in self.model.parameters()) / 1e6
         print(
-            f"epoch {epoch + 1}/{epochs}: loss {train_loss:.4f}, top-1 "
-            f"{teacher.top1:.4f} on {eval_split}, {time.perf_counter() - began:.1f} s",
+            f"{settings.arch}, {settings.stem} stem, {self.image_size} px, "
+            f"{millions:.1f} M parameters, weights: {settings.weights}\n"
+            f"{settings.dataset} {settings.train_split}: {len(self.train):,} images of "
+            f"{self.train.num_classes} classes; evaluated on {settings.eval_split}: "
+            f"{len(self.test):,}\n"
+            f"{settings.epochs} epochs of {self.steps} steps of {self.batch_size} "
+            f"images on {self.device} in {self.identity['precision']}"
+            + (f", {done} of them done" if done else ""),
             flush=True,
         )
-        checkpoint = {
-            "model": model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "scaler": scaler.state_dict(),
-            "epoch": epoch + 1,
-            "settings": settings,
-        }
-        classifiers.replace_file(out / CHECKPOINT, checkpoint)
 
-    if teacher.top1 is None:  # no epoch was left to train
-        teacher.top1, _ = classifiers.evaluate(
-            teacher, test, batch_size=batch_size, device=device, dtype=dtype
+    def _train_epoch(self, epoch: int) -> float:
+        """Trains one epoch; returns its mean loss."""
+        settings = self.settings
+        torch.manual_seed(settings.seed + 1_000_003 * (epoch + 1))  # dropout
+        total_loss = torch.zeros((), device=self.device)
+        self.model.train()
+        batches = augmented_batches(
+            self.train,
+            self.batch_size,
+            image_size=self.image_size,
+            crop_padding=settings.crop_padding,
+            flip=settings.flip,
+            seed=settings.seed,
+            epoch=epoch,
         )
-    teacher.top1_split = eval_split
-    classifiers.save(out / classifiers.TEACHER, teacher, settings=settings)
-    (out / CHECKPOINT).unlink(missing_ok=True)
-    return teacher
+        progress = Patience(f"epoch {epoch + 1}/{settings.epochs}", self.steps)
+        for step, (images, labels) in enumerate(progress.over(batches)):
+            share = schedule((epoch + step / self.steps) / settings.epochs)
+            for group in self.optimizer.param_groups:
+                group["lr"] = settings.learning_rate * share
+            total_loss += self._step(images, labels)
+        loss = float(total_loss) / self.steps
+        if not math.isfinite(loss):
+            raise InputError(
+                f"the loss is {loss} in epoch {epoch + 1}. Lower --learning_rate (now "
+                f"{settings.learning_rate:g}) and delete {self.out} or give another "
+                "--out."
+            )
+        return loss
+
+    def _step(self, images: np.ndarray, labels: np.ndarray) -> torch.Tensor:
+        with classifiers.autocast(self.device, self.dtype):
+            output = self.model(
+                classifiers.preprocess(
+                    images,
+                    self.image_size,
+                    self.teacher.mean,
+                    self.teacher.std,
+                    self.device,
+                )
+            )
+        loss = functional.cross_entropy(
+            output.float(),
+            torch.from_numpy(labels).to(self.device),
+            label_smoothing=self.settings.label_smoothing,
+        )
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return loss.detach()
+
+    def _measure(self) -> None:
+        self.teacher.top1, _ = classifiers.evaluate(
+            self.teacher,
+            self.test,
+            batch_size=self.batch_size,
+            device=self.device,
+            dtype=self.dtype,
+        )
+
+
+def _default_size(shape: tuple[int, ...] | None) -> int:
+    """Small images keep their size; others are seen at 224 px."""
+    return max(shape) if shape is not None and max(shape) <= SMALL_IMAGE else 224
 
 
 def schedule(progress: float) -> float:
@@ -212,68 +274,12 @@ def schedule(progress: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (progress - WARMUP) / (1 - WARMUP)))
 
 
-def augmented_batches(
-    source,
-    batch_size: int,
-    *,
-    image_size: int,
-    crop_padding: int,
-    flip: bool,
-    seed: int,
-    epoch: int,
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields one shuffled epoch of whole batches: uint8 [B, H, W, 3], int64 [B].
-
-    Images that are all squares of one size are padded and cropped, in their own size.
-    Of other pictures a random part is resized to `image_size`.
-
-    Args:
-      crop_padding: Black pixels added on each side before a random crop of the
-        original size, in pixels of the source.
-      flip: Mirror half of the images.
-      seed, epoch: Order and augmentation are a function of them.
-    """
-    generator = np.random.default_rng([seed, epoch])
-    count = len(source) // batch_size * batch_size
-    order = generator.permutation(len(source))[:count].reshape(-1, batch_size)
-    padding = crop_padding if seen_whole(source) else 0
-
-    def view(picture: Image.Image, index: int) -> np.ndarray:
-        # + 1, since NumPy takes a zero at the end for nothing: (seed, epoch) alone.
-        draws = np.random.default_rng([seed, epoch, index + 1])
-        draws = draws.integers(0, 2**32, CROP_WORDS, np.uint32)
-        box = random_resized_crop_box(draws, *picture.size)
-        return crop_and_resize(picture, box, image_size)
-
-    for images, labels in read_blocks(source, order, view):
-        if padding:
-            images = _pad_and_crop(images, padding, generator)
-        if flip:
-            mirrored = generator.random(len(images)) < 0.5
-            images[mirrored] = images[mirrored, :, ::-1]
-        yield images, labels
-
-
-def _pad_and_crop(
-    images: np.ndarray, padding: int, generator: np.random.Generator
-) -> np.ndarray:
-    b, h, w, _ = images.shape
-    padded = np.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-    top, left = generator.integers(0, 2 * padding + 1, (2, b))
-    return np.stack(
-        [
-            image[y : y + h, x : x + w]
-            for image, y, x in zip(padded, top, left, strict=True)
-        ]
-    )
-
-
 def _stored(out: Path, settings: dict) -> dict:
     """The finished or unfinished run in `out`, or nothing; refuses another run's."""
     for name in (classifiers.TEACHER, CHECKPOINT):
         if not (out / name).exists():
             continue
-        stored = classifiers.load_file(out / name)
+        stored = weight_files.load_file(out / name)
         theirs = stored.get("settings", {})
         differing = [
             f"{key} {theirs.get(key)!r}, now {value!r}"
@@ -318,7 +324,7 @@ def define_flags() -> None:
     flags.DEFINE_integer(
         "crop_padding",
         4,
-        "Pixels padded before a random crop; 0: none. Of pictures that are not all "
+        "Pixels padded before a random crop; 0: none. Of images that are not all "
         "squares of one size a random part is seen instead.",
         lower_bound=0,
     )
@@ -331,7 +337,8 @@ def define_flags() -> None:
 
 
 def main(_) -> None:
-    names = inspect.signature(finetune).parameters
+    names = [field.name for field in dataclasses.fields(Settings)]
+    names += ["out", "data_dir"]
     values = {name: flags.FLAGS[name].value for name in names}
     teacher = finetune(**values)
     out = values["out"]

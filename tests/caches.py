@@ -22,7 +22,7 @@ TOP_K = {"top_k": 3, "tau": 3.0}
 
 
 def manifest_for(source, views=None, logits=None, **teacher):
-    """Of a plain cache, or of one with `views` views of what a student sees."""
+    """The manifest of a plain cache, or of one with `views` views."""
     return {
         "source": teacher_cache.describe_source(source),
         "views": match.describe(

@@ -110,9 +110,10 @@ def teacher(held_out):
     import torch
 
     from teacher import classifier as classifiers
+    from teacher import network
 
     torch.manual_seed(0)
-    model = classifiers.build("resnet18", 10, image_size=32)
+    model = network.build("resnet18", 10, image_size=32)
     model.train()
     model(torch.randn(8, 3, 32, 32))
     return classifiers.Classifier(
@@ -122,7 +123,7 @@ def teacher(held_out):
 
 @pytest.fixture
 def folder(tmp_path):
-    """40 pictures as people have them, in bright and dark classes."""
+    """40 images as people have them, in bright and dark classes."""
     random = np.random.default_rng(0)
     kinds = [("RGB", "jpg"), ("L", "png"), ("RGBA", "WEBP"), ("CMYK", "JPEG")]
     for number in range(40):

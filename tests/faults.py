@@ -196,9 +196,7 @@ def trainings(directory: Path, faults: Faults, *, count: int, steps: int) -> Non
                 logged = range(done // LOG * LOG + LOG, steps, LOG)
                 lines = [f"step {n}/{steps} " for n in logged]
                 alive = faults.wait_for_line(
-                    process,
-                    ["run directory", *lines],
-                    (total - prepared) / steps * LOG,
+                    process, ["run directory", *lines], (total - prepared) / steps * LOG
                 )
             if alive:
                 faults.kill(process, moment)

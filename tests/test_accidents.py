@@ -23,7 +23,7 @@ from deit_jax.distillation import teacher_cache
 from deit_jax.errors import InputError
 from deit_jax.models import model_card
 from deit_jax.reporting import runs
-from deit_jax.training import checkpoint, summary, writers
+from deit_jax.training import saved_params, summary, writers
 from deit_jax.weights.load import load
 from deit_jax.weights.tensor_files import read_tensors, write_safetensors
 
@@ -63,7 +63,7 @@ def whole(tmp_path_factory):
 
 def load_checkpoint(root):
     model = model_card.read(root).create_model()
-    return checkpoint.load_params(root, model)
+    return saved_params.load_params(root, model)
 
 
 READERS = {

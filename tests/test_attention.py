@@ -1,4 +1,4 @@
-"""Attention maps: what they are computed from, and the pictures of them."""
+"""Attention maps: what they are computed from, and the images of them."""
 
 import jax
 import jax.numpy as jnp
@@ -78,7 +78,7 @@ def test_a_picture_a_file(tmp_path, capsys):
     out = tmp_path / "maps"
     unreadable = attention.draw(tmp_path / "run", [tmp_path / "pictures"], out)
     assert unreadable == 1
-    assert "bad.png is not a picture" in capsys.readouterr().err
+    assert "bad.png is not an image" in capsys.readouterr().err
     assert sorted(p.name for p in out.iterdir()) == ["7-2.png", "7.png", "8.png"]
     with Image.open(out / "7.png") as picture:
         assert picture.width > 2 * picture.height > 200

@@ -105,7 +105,7 @@ def test_two_processes_read_the_rows_of_their_devices(batch_size):
 
 @pytest.fixture
 def mixed(tmp_path):
-    """A source of 20 pictures that differ in size."""
+    """A source of 20 images that differ in size."""
     for number in range(20):
         path = tmp_path / "train" / f"class-{number % 2}" / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -131,7 +131,7 @@ def test_streamed_train_batches_are_random_crops_of_the_plan(mixed):
         np.testing.assert_array_equal(batch["view"].ravel(), view)
         draws = rng.crop_draws(3, view, index)
         for row, image in enumerate(batch["image"].reshape(8, 16, 16, 3)):
-            picture, _ = mixed.picture(index[row])
+            picture, _ = mixed.pil_image(index[row])
             box = crops.random_resized_crop_box(draws[row], *picture.size)
             expected = crops.crop_and_resize(picture, box, 16)
             np.testing.assert_array_equal(image, expected)
@@ -147,7 +147,7 @@ def test_streamed_eval_batches_are_all_centre_views(mixed, batch_size, devices):
             seen.append(batch["image"].reshape(-1, 16, 16, 3))
             seen_labels.append(labels)
     np.testing.assert_array_equal(np.concatenate(seen_labels)[:20], mixed.labels)
-    expected = [crops.centre_view(mixed.picture(i)[0], 16, 0.8) for i in range(20)]
+    expected = [crops.centre_view(mixed.pil_image(i)[0], 16, 0.8) for i in range(20)]
     np.testing.assert_array_equal(np.concatenate(seen)[:20], np.stack(expected))
 
 

@@ -68,8 +68,7 @@ def over_parameters(operation):
     @jax.jit
     def run(images, parameters):
         return jax.lax.map(
-            lambda image: jax.lax.map(lambda p: operation(image, p), parameters),
-            images,
+            lambda image: jax.lax.map(lambda p: operation(image, p), parameters), images
         )
 
     return run

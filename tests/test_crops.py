@@ -97,7 +97,7 @@ def test_the_extreme_draws_give_boxes_inside(word):
     ("width", "height"), [(10, 1000), (1000, 10), (3, 700), (999, 20), (61, 47)]
 )
 def test_where_no_attempt_fits_the_centre_is_torchvisions(width, height):
-    # No part can have twice the picture's area.
+    # No part can have twice the image's area.
     row = draws(1)[0]
     left, top, right, bottom = crops.random_resized_crop_box(
         row, width, height, area=(2.0, 2.0)

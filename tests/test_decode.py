@@ -1,4 +1,4 @@
-"""Decoding: every kind of picture that people have becomes upright RGB."""
+"""Decoding: every kind of image that people have becomes upright RGB."""
 
 import io
 
@@ -153,12 +153,12 @@ def test_the_first_frame_of_an_animation(format):
     ("encoded", "says"),
     [
         (b"", "is empty"),
-        (b"<html>404 Not Found</html>", "is not a picture"),
-        (encode(COLOUR)[:20], "is not a picture|cannot be decoded"),
+        (b"<html>404 Not Found</html>", "is not an image"),
+        (encode(COLOUR)[:20], "is not an image|cannot be decoded"),
         (encode(COLOUR)[:80], "cannot be decoded"),
         (encode(COLOUR, "JPEG")[:-40], "truncated"),
-        (encode(COLOUR, "WEBP")[:-20], "is not a picture|cannot be decoded"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is not a picture"),
+        (encode(COLOUR, "WEBP")[:-20], "is not an image|cannot be decoded"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is not an image"),
         (encode(GREY.astype(np.float32), "TIFF"), "floating-point levels"),
         (encode(GREY.astype(np.int32) + 2**20, "TIFF"), "no known range"),
     ],

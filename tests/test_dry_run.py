@@ -67,7 +67,7 @@ def listing(directory):
     ],
 )
 def test_its_errors_are_those_of_the_run(tiny, tmp_path, field, value, folder):
-    if field == "dataset.eval_crop_ratio":  # of pictures that differ in size
+    if field == "dataset.eval_crop_ratio":  # of images that differ in size
         tiny.dataset.update({"name": folder, "eval_split": "val", "workers": 0})
         tiny.model.variant = "vit_nano_patch8_32"
         tiny.distillation.update({"kind": "none", "head": "class"})
@@ -108,5 +108,5 @@ def test_a_disk_without_room_is_refused(tiny, tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     with pytest.raises(InputError, match=r"lower --config\.checkpoint\.keep"):
         planned(needed - 1)
-    assert "steps, " in capsys.readouterr().out  # the plan is there to be mended
+    assert "steps, " in capsys.readouterr().out  # the plan is there to be changed
     assert planned(needed)["checkpoints"] == needed

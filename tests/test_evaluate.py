@@ -97,7 +97,7 @@ def test_classes_are_matched_by_name(tmp_path):
     assert result["absent_classes"] == ["two"]
     # By hand: the labels are the model's numbers of these names.
     source = sources.load(folder, "test")
-    images, labels = zip(*source.pictures(range(len(source))), strict=True)
+    images, labels = zip(*source.pil_images(range(len(source))), strict=True)
     card = run_directories.model_card.read(tmp_path / "run")
     logits = step.eval_step(
         params["raw"],

@@ -229,8 +229,8 @@ def test_a_failed_export_leaves_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--out=x"], "say which model, e.g. --workdir=runs/deit-digits"),
-        (["--workdir=x"], "say where to put it, e.g. --out=digits-model"),
+        (["--out=x"], "--workdir is missing, e.g. --workdir=runs/deit-digits"),
+        (["--workdir=x"], "--out is missing, e.g. --out=digits-model"),
     ],
 )
 def test_the_command_refuses_at_once(flags, message):

@@ -27,7 +27,7 @@ from deit_jax.files import sha256
 from deit_jax.recipe import student_views
 from teacher import classifier as classifiers
 from teacher import export as exporting
-from teacher import export_logits
+from teacher import export_logits, network
 from teacher.export import Export
 
 ROOT = Path(__file__).parents[1]
@@ -91,7 +91,7 @@ def replayed(seen, source, index, view):
         *(np.resize(x, (-(-len(x) // BATCH), BATCH)) for x in (index, view)),
         strict=True,
     )
-    with seen.open_pictures(source, workers=0) as opened:
+    with seen.open_images(source, workers=0) as opened:
         images, mixes = zip(*seen.replay(opened, blocks), strict=True)
     mixed = [(mix.share < 256) | mix.box.any(axis=1) for mix in mixes]
     length = len(index)
@@ -217,7 +217,7 @@ def test_largest_logits_are_those_of_the_whole_cache(
 
 def test_folder_of_pictures_is_cached_plain_and_in_views(teacher, folder, tmp_path):
     torch.manual_seed(0)
-    model = classifiers.build("resnet18", 2, image_size=32).eval()
+    model = network.build("resnet18", 2, image_size=32).eval()
     teacher = classifiers.Classifier(
         model, "resnet18", "standard", 32, class_names=("bright", "dark")
     )
@@ -226,7 +226,7 @@ def test_folder_of_pictures_is_cached_plain_and_in_views(teacher, folder, tmp_pa
     plain = exported(teacher, train, val, tmp_path / "plain")
     plain.check_source(train)
     assert plain.manifest["teacher"]["crop_ratio"] == classifiers.CROP_RATIO
-    pictures = [picture for picture, _ in train.pictures(range(32))]
+    pictures = [picture for picture, _ in train.pil_images(range(32))]
     images = np.stack(
         [crops.centre_view(p, 32, classifiers.CROP_RATIO) for p in pictures]
     )
@@ -250,15 +250,15 @@ def test_folder_of_pictures_is_cached_plain_and_in_views(teacher, folder, tmp_pa
 
 @pytest.mark.parametrize("seen", [None, LIGHT], ids=["plain", "views"])
 def test_a_long_export_holds_a_few_blocks(monkeypatch, tmp_path, seen):
-    """Of pictures, and of the list of what is asked for: neither lies in memory."""
+    """Neither all images nor all that was asked for lie in memory."""
     source, size = sources.load("digits", "train[:400]"), 10
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16 * 16 * 3, 10))
     teacher = classifiers.Classifier(model, "linear", "standard", 16)
-    if seen:  # of another size than the source: its pictures are streamed
+    if seen:  # of another size than the source: its images are streamed
         seen = dataclasses.replace(seen, size=16)
     counts = {"read": 0, "written": 0}
     ahead = []
-    read, append = sources.ArraySource.pictures, cache_writer.ViewWriter.append
+    read, append = sources.ArraySource.pil_images, cache_writer.ViewWriter.append
     write = exporting._export_view
 
     def counted_read(self, indices):
@@ -275,7 +275,7 @@ def test_a_long_export_holds_a_few_blocks(monkeypatch, tmp_path, seen):
         counts["read"] = counts["written"]
         write(*args, **kwargs)
 
-    monkeypatch.setattr(sources.ArraySource, "pictures", counted_read)
+    monkeypatch.setattr(sources.ArraySource, "pil_images", counted_read)
     monkeypatch.setattr(cache_writer.ViewWriter, "append", counted_append)
     monkeypatch.setattr(exporting, "_export_view", from_the_first_entry)
     num_views = 2 if seen else 1

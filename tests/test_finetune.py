@@ -25,7 +25,7 @@ VIT, DEIT = "vit_nano_patch8_32", "deit_nano_distilled_patch8_32"
 
 
 def short(config):
-    """Of digits or of a folder: two steps."""
+    """Two steps on digits or on a folder."""
     config.epochs = 1.0
     config.batch_size = 16
     config.dataset.workers = 0

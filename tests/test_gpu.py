@@ -15,7 +15,7 @@ HALF = Case("deit_nano_distilled_patch8_32", 4, 10, "bfloat16")
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Of the deadline, in seconds; a case is measured in 100 of them a side."""
+    """The deadline in seconds; a case is measured in 100 of them a side."""
     now = [0.0]
     monkeypatch.setattr(gpu.time, "monotonic", lambda: now[0])
 

@@ -1,4 +1,4 @@
-"""Pictures by their paths."""
+"""Images by their paths."""
 
 import os
 import shutil
@@ -14,7 +14,7 @@ from deit_jax.errors import InputError
 
 @pytest.fixture
 def pictures(tmp_path):
-    """b.PNG, a/c.jpg, a picture without ending, and what is passed over."""
+    """b.PNG, a/c.jpg, an image without ending, and what is passed over."""
     (tmp_path / "a").mkdir()
     for name in ("b.PNG", "a/c.jpg"):
         Image.new("RGB", (4, 4), "red").save(tmp_path / name)
@@ -46,16 +46,16 @@ def test_relative_paths_stay_relative(pictures, monkeypatch):
 def test_says_what_is_missing(tmp_path):
     with pytest.raises(InputError, match=r"gone\.png does not exist"):
         image_files.find([tmp_path / "gone.png"])
-    with pytest.raises(InputError, match=r"holds no picture .*, it is empty"):
+    with pytest.raises(InputError, match=r"holds no image .*, it is empty"):
         image_files.find([tmp_path])
     (tmp_path / "a.heic").touch()
-    with pytest.raises(InputError, match=r"no picture .*; passed over: 1 \.heic"):
+    with pytest.raises(InputError, match=r"no image .*; passed over: 1 \.heic"):
         image_files.find([tmp_path])
 
 
 def test_an_unreadable_file_is_named(tmp_path):
     (tmp_path / "cut.png").write_bytes(b"\x89PNG\r\n")
-    with pytest.raises(InputError, match=r"cut\.png is not a picture"):
+    with pytest.raises(InputError, match=r"cut\.png is not an image"):
         image_files.read(str(tmp_path / "cut.png"))
     with pytest.raises(InputError, match=r"gone\.png cannot be read: No such file"):
         image_files.read(str(tmp_path / "gone.png"))

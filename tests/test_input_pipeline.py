@@ -1,4 +1,4 @@
-"""The benchmark's pictures, at small scale: ImageNet's shape through the pipeline."""
+"""The benchmark's images, at small scale: ImageNet's shape through the pipeline."""
 
 import numpy as np
 import pytest

@@ -16,6 +16,7 @@ from deit_jax.files import sha256
 from deit_jax.recipe import student_views
 from deit_jax.training import step
 from teacher import classifier as classifiers
+from teacher import network
 from teacher.export import Export
 from teacher.export import export as export_cache
 
@@ -28,7 +29,7 @@ CPU = torch.device("cpu")
 def teacher():
     """A network that answers differently to all that is different."""
     torch.manual_seed(0)
-    model = classifiers.build("resnet18", 10, image_size=32)
+    model = network.build("resnet18", 10, image_size=32)
     with torch.no_grad():
         model.fc.weight *= 20
     names = tuple(str(n) for n in range(10))
@@ -152,10 +153,7 @@ def test_the_cache_is_what_the_teacher_says_of_the_train_steps_images(
     # images before they were mixed.
     next_view = cached.batch((view + 1) % VIEWS, index)
     assert np.abs(next_view - answers).max() > 10 * TOLERANCE
-    for name, options in {
-        "seed": {"seed": 1},
-        "unmixed": {"mixing": "linear"},
-    }.items():
+    for name, options in {"seed": {"seed": 1}, "unmixed": {"mixing": "linear"}}.items():
         other = export(teacher, source, tmp_path / name, **options)
         logits = teacher_cache.open_cache(other).batch(view, index)
         difference = np.abs(logits - answers).max(axis=1)

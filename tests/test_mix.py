@@ -13,12 +13,7 @@ from deit_jax.data.augment import mix
 from deit_jax.data.augment.fixed import QUANTILE_BITS, QUANTILES
 from deit_jax.data.augment.mix import LAMBDA
 
-SETTINGS = {
-    "mixup": 0.8,
-    "cutmix": 1.0,
-    "probability": 1.0,
-    "switch_probability": 0.5,
-}
+SETTINGS = {"mixup": 0.8, "cutmix": 1.0, "probability": 1.0, "switch_probability": 0.5}
 COUNT = 10_000
 LEAST_P = 1e-4  # of tests of frequencies; the seeds do not change
 

@@ -27,7 +27,7 @@ COUNT = 30
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Pictures of many sizes, formats and modes in three classes."""
+    """Images of many sizes, formats and modes in three classes."""
     root = tmp_path_factory.mktemp("pictures")
     random = np.random.RandomState(0)
     for number in range(COUNT):
@@ -56,7 +56,7 @@ def requests(count=4, batch=7, seed=0):
 
 
 def expected(source, index, draws):
-    image, _ = source.picture(index)
+    image, _ = source.pil_image(index)
     if draws is None:
         return crops.centre_view(image, SIZE, 0.9)
     box = crops.random_resized_crop_box(draws, *image.size)
@@ -87,7 +87,7 @@ def test_the_settings_of_the_crops_reach_them(source):
     with HostPipeline(source, size=SIZE, workers=0, **whole) as pipeline:
         read = list(pipeline.batches([(index, draws), (index, None)]))
     for row, i in enumerate(index):
-        image, _ = source.picture(i)
+        image, _ = source.pil_image(i)
         box = crops.random_resized_crop_box(
             draws[row], *image.size, area=(1.0, 1.0), aspect=(1.0, 1.0)
         )

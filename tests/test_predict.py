@@ -1,4 +1,4 @@
-"""Prediction for pictures on disk."""
+"""Prediction for images on disk."""
 
 import json
 import shutil
@@ -158,8 +158,8 @@ def test_the_command(run, pictures):
     assert done.stderr.splitlines()[0].startswith("error: ")
     assert "1 of 9 files unreadable" in done.stderr
     for arguments, message in (
-        ([pictures], "error: say which model"),
-        ([f"--workdir={run[0]}"], "error: give pictures or folders"),
+        ([pictures], "error: --workdir is missing"),
+        ([f"--workdir={run[0]}"], "error: give images or folders"),
     ):
         done = command(*arguments)
         assert (done.returncode, done.stdout) == (2, "")

@@ -54,8 +54,8 @@ def test_the_command(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ([], "give a recipe, e.g. --config=configs/deit.py:digits"),
-        ([DIGITS], "say where to draw, e.g. --out=grid.png"),
+        ([], "--config is missing, e.g. --config=configs/deit.py:digits"),
+        ([DIGITS], "--out is missing, e.g. --out=grid.png"),
     ],
 )
 def test_an_input_error_is_one_message(flags, message):
@@ -93,7 +93,7 @@ def test_the_file_is_the_grid_of_the_config(digits_config, tmp_path):
         ({"indices": [1440]}, r"no image 1440 in digits train: expected 0 \.\. 1,439"),
         ({"out": "grid.jpg"}, "grid.jpg: expected a file name that ends in .png"),
         ({"out": "grid"}, "grid: expected a file name that ends in .png"),
-        ({"out": "a_file/grid.png"}, "grid.png cannot be written: .* another file"),
+        ({"out": "a_file/grid.png"}, "grid.png cannot be written: .* another --out"),
         ({"out": "a_folder.png"}, "a_folder.png cannot be written: Is a directory"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Sources: the embedded digits, sets of TFDS, and folders of pictures."""
+"""Sources: the embedded digits, sets of TFDS, and folders of images."""
 
 import io
 import itertools
@@ -104,12 +104,12 @@ def test_the_fingerprint_of_digits_never_changes():
     assert sources.load("digits", "train").fingerprint.startswith("839dc6b14b6f2240")
 
 
-# Folders of pictures
+# Folders of images
 
 
 @pytest.fixture
 def pets(tmp_path) -> Path:
-    """Two classes: 12 and 8 training pictures, 3 each for evaluation."""
+    """Two classes: 12 and 8 training images, 3 each for evaluation."""
     root = tmp_path / "pets"
     counts = {("train", "cats"): 12, ("train", "dogs"): 8}
     counts |= {("val", "cats"): 3, ("val", "dogs"): 3}
@@ -204,7 +204,7 @@ def test_links_are_followed_but_not_in_circles(pets, tmp_path):
 
 
 def test_what_many_links_lead_to_counts_once(pets, tmp_path):
-    """Thirty levels of two links each are a billion paths to one picture."""
+    """Thirty levels of two links each are a billion paths to one image."""
     levels = [tmp_path / f"level{n}" for n in range(31)]
     for one, next_one in itertools.pairwise(levels):
         one.mkdir()
@@ -341,7 +341,7 @@ def test_pictures_of_different_sizes_do_not_fit_into_one_array(pets):
     ("content", "says"),
     [
         (b"", "is empty"),
-        (b"no picture", "is not a picture"),
+        (b"no picture", "is not an image"),
         (encode(0)[:90], "cannot be decoded"),
         (None, "cannot be read: No such file"),
     ],
@@ -405,12 +405,12 @@ def broken_link(root):
         (without_train, "train", r"eval_split='train\[90%:\]'"),
         (flat, "train", "train holds no class; at least two"),
         (lambda r: shutil.rmtree(r / "train/dogs"), "train", "only one class, 'cats'"),
-        (lambda r: clear(r / "train/dogs"), "train", "train/dogs holds no picture"),
-        (lambda r: clear(r / "val/dogs"), "val", "val/dogs holds no picture"),
+        (lambda r: clear(r / "train/dogs"), "train", "train/dogs holds no image"),
+        (lambda r: clear(r / "val/dogs"), "val", "val/dogs holds no image"),
         (
             lambda r: only_convertible(r / "train/dogs"),
             "train",
-            r"train/dogs holds no picture.*Passed over so far: 1 \.heic",
+            r"train/dogs holds no image.*Passed over so far: 1 \.heic",
         ),
         (lambda r: shutil.rmtree(r / "val/cats"), "val", "but not in .*val: cats"),
         (lambda r: (r / "val/emu").mkdir(), "val", r"in .*val but not in .*train: emu"),

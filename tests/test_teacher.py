@@ -15,7 +15,7 @@ from PIL import Image
 
 from deit_jax.data import crops, sources
 from deit_jax.errors import InputError
-from teacher import blocks, finetune
+from teacher import blocks, finetune, network
 from teacher import classifier as classifiers
 
 CPU = torch.device("cpu")
@@ -79,37 +79,37 @@ def assert_same_weights(a, b):
 )
 def test_head_is_replaced(arch, head):
     with torch.device("meta"):
-        model = classifiers.build(arch, 7, image_size=224)
-        assert classifiers.find_head(model)[0] == head
+        model = network.build(arch, 7, image_size=224)
+        assert network.find_head(model)[0] == head
         assert model.eval()(torch.zeros(2, 3, 224, 224)).shape == (2, 7)
 
 
 def test_regnet_is_built():
-    model = classifiers.build("regnet_y_400mf", 7, image_size=32)
+    model = network.build("regnet_y_400mf", 7, image_size=32)
     assert model.eval()(torch.zeros(2, 3, 32, 32)).shape == (2, 7)
 
 
 def test_pretrained_head_of_the_same_width_stays():
     with torch.device("meta"):
-        model = classifiers.build("resnet18", 1000, image_size=224)
+        model = network.build("resnet18", 1000, image_size=224)
         assert model.fc.out_features == 1000
 
 
 def test_unknown_network_names_its_neighbours():
     with pytest.raises(InputError, match=r"unknown --arch=resnet55.*resnet50"):
-        classifiers.build("resnet55", 10, image_size=32)
+        network.build("resnet55", 10, image_size=32)
 
 
 @pytest.mark.parametrize("arch", ["googlenet", "inception_v3", "squeezenet1_0"])
 def test_networks_with_other_heads_are_refused(arch):
     with pytest.raises(InputError, match="not supported"):
-        classifiers.build(arch, 10, image_size=224)
+        network.build(arch, 10, image_size=224)
 
 
 @pytest.mark.parametrize(("stem", "side"), [("standard", 1), ("cifar", 4)])
 def test_cifar_stem_keeps_the_resolution(stem, side):
     with torch.device("meta"):
-        model = classifiers.build("resnet18", 10, image_size=32, stem=stem)
+        model = network.build("resnet18", 10, image_size=32, stem=stem)
         features = torch.nn.Sequential(*list(model.children())[:-2])
         assert features(torch.zeros(2, 3, 32, 32)).shape == (2, 512, side, side)
 
@@ -123,21 +123,21 @@ def test_cifar_stem_keeps_the_resolution(stem, side):
 )
 def test_wrong_stem_is_refused(arch, stem, message):
     with torch.device("meta"), pytest.raises(InputError, match=message):
-        classifiers.build(arch, 10, image_size=32, stem=stem)
+        network.build(arch, 10, image_size=32, stem=stem)
 
 
 def test_vision_transformer_takes_the_image_size():
     with torch.device("meta"):
-        model = classifiers.build("vit_b_32", 5, image_size=64)
+        model = network.build("vit_b_32", 5, image_size=64)
         assert model.eval()(torch.zeros(1, 3, 64, 64)).shape == (1, 5)
         with pytest.raises(InputError, match="cannot be built for --image_size=65"):
-            classifiers.build("vit_b_32", 5, image_size=65)
+            network.build("vit_b_32", 5, image_size=65)
 
 
 def test_too_small_images_are_refused():
-    model = classifiers.build("alexnet", 10, image_size=32)
+    model = network.build("alexnet", 10, image_size=32)
     with pytest.raises(InputError, match="alexnet cannot take images of 32 px"):
-        classifiers.check_image_size(model, "alexnet", 32)
+        network.check_image_size(model, "alexnet", 32)
 
 
 def test_refused_download_names_the_ways_out(monkeypatch):
@@ -147,7 +147,7 @@ def test_refused_download_names_the_ways_out(monkeypatch):
     monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
     monkeypatch.setattr(os.path, "exists", lambda path: False)
     with pytest.raises(InputError, match=r"no route.*--weights=none .*--weights=FILE"):
-        classifiers.build("resnet18", 10, image_size=32, weights="DEFAULT")
+        network.build("resnet18", 10, image_size=32, weights="DEFAULT")
 
 
 # Images
@@ -186,7 +186,7 @@ class Squares:
     def __len__(self):
         return self.length
 
-    def pictures(self, indices):
+    def pil_images(self, indices):
         for i in indices:
             self.read += 1
             yield Image.new("RGB", (4, 4), (i % 256, i // 256, 0)), i % 2
@@ -209,7 +209,7 @@ def test_pictures_of_any_size_are_seen_as_their_centre_view(teacher, folder):
     teacher = dataclasses.replace(teacher, image_size=24, crop_ratio=0.5)
     [(images, labels)] = classifiers.read_plain(teacher, source, [np.arange(9)])
     assert images.shape == (9, 24, 24, 3)
-    for index, (picture, label) in enumerate(source.pictures(range(9))):
+    for index, (picture, label) in enumerate(source.pil_images(range(9))):
         expected = crops.centre_view(picture, 24, 0.5)
         np.testing.assert_array_equal(images[index], expected)
         assert labels[index] == label
@@ -226,7 +226,7 @@ def test_random_crops_follow_from_seed_epoch_and_index(folder, monkeypatch):
         drawn.add(draws.tobytes())
         return boxes[width, height]
 
-    monkeypatch.setattr(finetune, "random_resized_crop_box", recorded)
+    monkeypatch.setattr(blocks, "random_resized_crop_box", recorded)
 
     def epoch_of(seed, epoch, batch_size):
         boxes.clear()
@@ -415,7 +415,7 @@ def test_missing_and_unfinished_teachers_are_told_apart(tmp_path):
 
 def test_weights_of_another_class_count_keep_all_but_the_head(teacher, tmp_path):
     torch.save(teacher.model.state_dict(), tmp_path / "bare.pt")
-    model = classifiers.build(
+    model = network.build(
         "resnet18", 3, image_size=32, weights=str(tmp_path / "bare.pt")
     )
     assert model.fc.out_features == 3
@@ -427,7 +427,7 @@ def test_weights_of_another_class_count_keep_all_but_the_head(teacher, tmp_path)
 def test_weights_of_a_teacher_are_those_of_its_arch(teacher, tmp_path):
     classifiers.save(tmp_path / "teacher.pt", teacher)
     with pytest.raises(InputError, match="holds a resnet18, --arch=resnet34"):
-        classifiers.build(
+        network.build(
             "resnet34", 10, image_size=32, weights=str(tmp_path / "teacher.pt")
         )
 
@@ -437,7 +437,7 @@ def test_weights_of_a_teacher_are_those_of_its_arch(teacher, tmp_path):
 
 def test_wrong_class_count_is_refused(teacher, train):
     names = (*train.class_names, "ten")
-    with pytest.raises(InputError, match="tells 10 classes apart, digits has 11"):
+    with pytest.raises(InputError, match="has 10 classes, digits has 11"):
         classifiers.check_classes(
             teacher, dataclasses.replace(train, class_names=names)
         )
@@ -622,5 +622,26 @@ def test_a_folder_of_pictures_gets_a_teacher(folder, tmp_path):
 
 def test_every_torchvision_classifier_is_supported_or_refused():
     known = set(torchvision.models.list_models(module=torchvision.models))
-    refused = known - set(classifiers.architectures())
+    refused = known - set(network.architectures())
     assert {"googlenet", "inception_v3", "squeezenet1_0", "squeezenet1_1"} == refused
+
+
+def test_long_work_without_a_terminal_says_how_long_it_takes(monkeypatch, capsys):
+    from teacher import patience
+
+    times = iter(range(0, 1000, 20))
+    monkeypatch.setattr(patience.time, "monotonic", lambda: next(times))
+    assert list(patience.Patience("epoch 1/2", 6).over(range(6))) == [*range(6)]
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "epoch 1/2: 2 of 6, 1.3 minutes left"
+    assert len(said) == 3
+
+
+def test_an_epoch_is_kept_where_its_accuracy_cannot_be_measured(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(classifiers, "evaluate", None)
+        with pytest.raises(TypeError):
+            short_finetune(tmp_path / "broken", epochs=1)
+    resumed = short_finetune(tmp_path / "broken", epochs=1)
+    whole = short_finetune(tmp_path / "whole", epochs=1)
+    assert_same_weights(resumed.model, whole.model)

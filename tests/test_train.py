@@ -151,14 +151,8 @@ def test_a_stopped_run_resumes_to_the_same_bits(small, tmp_path, stop_after, ctr
             ({"number": 7, "signal": signal.SIGTERM}, 7),
             ({"number": 4, "signal": signal.SIGINT}, 4),
             # Within the evaluations after steps 8 and 12.
-            (
-                {"number": 3, "signal": signal.SIGTERM, "made": "pmap_eval_step"},
-                8,
-            ),
-            (
-                {"number": 5, "signal": signal.SIGTERM, "made": "pmap_eval_step"},
-                12,
-            ),
+            ({"number": 3, "signal": signal.SIGTERM, "made": "pmap_eval_step"}, 8),
+            ({"number": 5, "signal": signal.SIGTERM, "made": "pmap_eval_step"}, 12),
         ]
     ):
         parts = tmp_path / f"parts-{number}"
@@ -390,14 +384,14 @@ def test_a_fault_that_passes_leaves_no_trace(small, tmp_path, break_steps, capsy
     skipped = train_and_evaluate(small, tmp_path / "skipped")
     assert "at step 3 (learning rate" in capsys.readouterr().out
     break_steps([3, 7, 8, 9])
-    mended = train_and_evaluate(small, tmp_path / "mended")
+    repaired = train_and_evaluate(small, tmp_path / "repaired")
     assert "Once more from the checkpoint of step 5." in capsys.readouterr().out
-    assert skipped["skipped_steps"] == mended["skipped_steps"] == 1
-    assert mended["eval_ema"] == skipped["eval_ema"]
+    assert skipped["skipped_steps"] == repaired["skipped_steps"] == 1
+    assert repaired["eval_ema"] == skipped["eval_ema"]
     jax.tree.map(
         np.testing.assert_array_equal,
         same_run.final_state(tmp_path / "skipped"),
-        same_run.final_state(tmp_path / "mended"),
+        same_run.final_state(tmp_path / "repaired"),
     )
 
     def rows(run):
@@ -407,7 +401,7 @@ def test_a_fault_that_passes_leaves_no_trace(small, tmp_path, break_steps, capsy
             if row["step"] != 6  # the interval that the checkpoint of step 5 cuts
         ]
 
-    assert rows("skipped") == rows("mended")
+    assert rows("skipped") == rows("repaired")
     assert [row.get("train/skipped") for row in rows("skipped")[:2]] == [0, 1]
     assert "NaN" not in (tmp_path / "skipped" / "metrics.jsonl").read_text()
 
@@ -496,7 +490,7 @@ def test_without_tensorflow_a_run_goes_on(small, tmp_path, monkeypatch):
 
 @pytest.fixture
 def pictures(tmp_path, digits_config):
-    """An epoch on 60 pictures as people have them: streamed, and without a teacher."""
+    """An epoch on 60 images as people have them: streamed, and without a teacher."""
     random = np.random.RandomState(0)
     kinds = [("RGB", "JPG"), ("L", "png"), ("RGBA", "webp"), ("RGB", "bmp")]
     for number in range(60):
@@ -534,7 +528,7 @@ def test_a_folder_trains_to_the_same_bits_with_any_workers(
     assert alone["eval_images"] == 12
     out = capsys.readouterr().out
     assert "3 classes" in out
-    assert "train: files passed over, not pictures: 1 .heic" in out
+    assert "train: files passed over, no images: 1 .heic" in out
 
     pictures.dataset.workers = 2
     undo = stop_after(3)

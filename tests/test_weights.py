@@ -162,7 +162,7 @@ def test_gradients_of_a_step_equal_timms(variant, tmp_path):
         assert error < 1e-3, (name, error)
 
 
-# Pictures.
+# Images.
 
 
 def pictures():
@@ -192,7 +192,7 @@ def test_pictures_give_timms_logits(tmp_path, monkeypatch):
     views = np.stack([ours.view(picture) for picture in pictures()])
     mean, std = (np.reshape(data[key], (1, 1, 1, 3)) for key in ("mean", "std"))
     levels = (inputs.numpy().transpose(0, 2, 3, 1) * std + mean) * 255
-    # Of a picture longer than 16:1 only what is seen is resized: a level off at most.
+    # Of an image longer than 16:1 only what is seen is resized: a level off at most.
     long = np.array([max(p.size) > crops.LONGEST * min(p.size) for p in pictures()])
     assert 2 < long.sum() < 8
     np.testing.assert_allclose(views[~long], levels[~long], rtol=0, atol=0.01)

@@ -12,7 +12,7 @@ from deit_jax.errors import InputError
 from deit_jax.training import writers
 
 SCALARS = {"train/loss": 0.5, "eval/class/top1": 0.25}
-# Two of 5 x 7 pixels: neither side is the other, and no number of pictures.
+# Two of 5 x 7 pixels: neither side is the other, and no number of images.
 PICTURES = np.random.default_rng(0).integers(0, 256, (2, 5, 7, 3), np.uint8)
 
 

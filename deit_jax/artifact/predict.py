@@ -1,7 +1,7 @@
-"""Names what is in pictures: python predict.py PICTURE ...
+"""Names what is in images: python predict.py PICTURE ...
 
 Needs Pillow and, for model.stablehlo, jax (on any of its platforms), for model.onnx
-onnxruntime. The pixels are those of the training program, except for pictures that are
+onnxruntime. The pixels are those of the training program, except for images that are
 transparent or 16-bit (and by a level where one is over 16 times as long as wide).
 """
 
@@ -17,7 +17,7 @@ CARD = json.loads((HERE / "model.json").read_text())
 
 
 def view(path) -> np.ndarray:
-    """A picture file as the model takes it: uint8 [S, S, 3], upright, its centre."""
+    """An image file as the model takes it: uint8 [S, S, 3], upright, its centre."""
     picture = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
     size, shorter = CARD["image_size"], int(CARD["image_size"] / CARD["crop_ratio"])
     sides = [shorter * side // min(picture.size) for side in picture.size]

@@ -37,7 +37,7 @@ def read(
     """Images of the model's size, before any augmentation but the random crop.
 
     Args:
-      pictures: An `ArraySource`, or a `HostPipeline`, which crops at random.
+      images: An `ArraySource`, or a `HostPipeline`, which crops at random.
       requests: (index int [B], view int [B]); of a pipeline they are asked for ahead.
       augment_seed: Of the crops.
 

@@ -1,4 +1,4 @@
-"""Which part of a picture is seen, and its resizing on the host.
+"""Which part of an image is seen, and its resizing on the host.
 
 The boxes are computed in integers only, from integer draws, so that a training image
 is the same on every machine. Pillow, whose resizing is integer arithmetic too, does
@@ -20,7 +20,7 @@ ATTEMPTS = 10
 CROP_WORDS = 2 * ATTEMPTS + 2
 FIXED = 16  # bits after the point
 ASPECTS = 1024  # on 800 pixels, half a pixel between neighbours
-# Times the shorter side. Of a longer picture only what is seen is resized for the
+# Times the shorter side. Of a longer image only what is seen is resized for the
 # centre view: the whole, resized, could take more memory than the machine has.
 LONGEST = 16
 
@@ -33,15 +33,15 @@ def random_resized_crop_box(
     area: tuple[float, float] = (0.08, 1.0),
     aspect: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> tuple[int, int, int, int]:
-    """A random part of a picture (Szegedy et al. 2014, as torchvision computes it).
+    """A random part of an image (Szegedy et al. 2014, as torchvision computes it).
 
     Args:
       draws: uint32 [CROP_WORDS], uniform.
-      width: Of the picture, in pixels.
-      height: Of the picture, in pixels.
-      area: Bounds of the part's share of the picture; uniform between them.
+      width: Of the image, in pixels.
+      height: Of the image, in pixels.
+      area: Bounds of the part's share of the image; uniform between them.
       aspect: Bounds of its width / height; log-uniform between them. Where no attempt
-        fits into the picture, the largest central part within these bounds is taken.
+        fits into the image, the largest central part within these bounds is taken.
 
     Returns:
       (left, top, right, bottom), as `Image.crop` takes it.
@@ -89,7 +89,7 @@ def _aspects(low: float, high: float) -> tuple[int, ...]:
 def crop_and_resize(
     image: Image.Image, box: tuple[int, int, int, int], size: int
 ) -> np.ndarray:
-    """The part `box` of an RGB picture, bicubically resized: uint8 [size, size, 3].
+    """The part `box` of an RGB image, bicubically resized: uint8 [size, size, 3].
 
     Cropped first: no pixel outside of the box is seen.
     """
@@ -98,7 +98,7 @@ def crop_and_resize(
 
 
 def centre_view(image: Image.Image, size: int, crop_ratio: float) -> np.ndarray:
-    """What DeiT evaluates: the centre of an RGB picture, uint8 [size, size, 3].
+    """What DeiT evaluates: the centre of an RGB image, uint8 [size, size, 3].
 
     Args:
       image: Its shorter side is resized (bicubic) to `int(size / crop_ratio)`, and the
@@ -116,7 +116,7 @@ def centre_view(image: Image.Image, size: int, crop_ratio: float) -> np.ndarray:
     left, top = (round((side - size) / 2) for side in resized)
     if max(resized) > LONGEST * shorter:
         # The same pixels, at most one level off: the sampling positions are rounded
-        # otherwise. Pillow resizes the whole picture in this order, rows first.
+        # otherwise. Pillow resizes the whole image in this order, rows first.
         bicubic = Image.Resampling.BICUBIC
         x, y = width / resized[0], height / resized[1]
         box = max(left * x, 0), 0, min((left + size) * x, width), height

@@ -1,7 +1,7 @@
-"""Pictures that do not fit into memory: decoded, cropped and resized by workers.
+"""Images that do not fit into memory: decoded, cropped and resized by workers.
 
 The workers are processes, each with its own handles on the source. A request names its
-pictures and brings the random draws of their crops, so that order and pixels do not
+images and brings the random draws of their crops, so that order and pixels do not
 depend on the number of workers.
 
 Worker processes import this module: it must not import JAX.
@@ -28,16 +28,16 @@ from deit_jax.errors import InputError
 
 # Batches that are decoded while the one before them is used: they bound the memory.
 BATCHES_AHEAD = 2
-# Pictures a worker takes at once: few enough that closing does not wait long for them.
+# Images a worker takes at once: few enough that closing does not wait long for them.
 CHUNK = 16
 
 
 @dataclasses.dataclass(frozen=True)
-class Pictures:
+class ImageReader:
     """What a worker has to know.
 
     Attributes:
-      source: Has `pictures(indices)` and `image_shape` (`deit_jax.data.sources`).
+      source: Has `pil_images(indices)` and `image_shape` (`deit_jax.data.sources`).
       size: Pixels a side.
       area: Of `random_resized_crop_box`, as `aspect`.
       aspect: See `area`.
@@ -56,7 +56,7 @@ class Pictures:
         """Images uint8 [n, size, size, 3] and labels int32 [n]; see `HostPipeline`."""
         images = np.empty((len(indices), self.size, self.size, 3), np.uint8)
         labels = np.empty(len(indices), np.int32)
-        for row, (image, label) in enumerate(self.source.pictures(indices.tolist())):
+        for row, (image, label) in enumerate(self.source.pil_images(indices.tolist())):
             labels[row] = label
             if self.source.image_shape and image.size == (self.size, self.size):
                 images[row] = image
@@ -76,8 +76,8 @@ class HostPipeline:
     Args:
       source: A source (`deit_jax.data.sources`). It is pickled to the workers.
       size: Pixels a side of the images.
-      workers: Processes; with 0 the pictures are read in a thread of this one.
-      area: Bounds of a random crop's share of the picture.
+      workers: Processes; with 0 the images are read in a thread of this one.
+      area: Bounds of a random crop's share of the image.
       aspect: Bounds of its width / height.
       crop_ratio: The share of the centre view, see `deit_jax.data.crops.centre_view`.
 
@@ -112,19 +112,19 @@ class HostPipeline:
                 )
         self.source = source
         self._workers = workers
-        pictures = Pictures(source, size, tuple(area), tuple(aspect), crop_ratio)
+        reader = ImageReader(source, size, tuple(area), tuple(aspect), crop_ratio)
         if workers:
             # Not forked: a fork of a process in which JAX has threads can deadlock.
             self._pool = concurrent.futures.ProcessPoolExecutor(
                 workers,
                 mp_context=_Workers(),
                 initializer=_start_worker,
-                initargs=(pictures,),
+                initargs=(reader,),
             )
             self._read = _read_in_worker
         else:
-            self._pool = concurrent.futures.ThreadPoolExecutor(1, "pictures")
-            self._read = pictures.read
+            self._pool = concurrent.futures.ThreadPoolExecutor(1, "reader")
+            self._read = reader.read
 
     def __len__(self) -> int:
         return len(self.source)
@@ -143,14 +143,14 @@ class HostPipeline:
         Args:
           requests: (index int [B], draws uint32 [B, CROP_WORDS] of random crops, or
             None for centre views). They are asked for only `BATCHES_AHEAD` ahead of
-            the use. A picture that has the size already, in a source where all have
+            the use. An image that has the size already, in a source where all have
             it, is taken as it is.
 
         Yields:
           Images uint8 [B, size, size, 3] and labels int32 [B].
 
         Raises:
-          InputError: A picture is damaged (it is named), or a worker has died.
+          InputError: An image is damaged (it is named), or a worker has died.
         """
         ahead = collections.deque()
         try:
@@ -162,9 +162,9 @@ class HostPipeline:
                 yield _collect(ahead.popleft())
         except BrokenProcessPool as error:
             raise InputError(
-                f"a process that read pictures of {self.source.name} has died. If the "
+                f"a process that read images of {self.source.name} has died. If the "
                 "memory ran out, lower --config.dataset.workers or "
-                "--config.batch_size; with --config.dataset.workers=0 the pictures are "
+                "--config.batch_size; with --config.dataset.workers=0 the images are "
                 "read without other processes."
             ) from error
         finally:
@@ -173,7 +173,7 @@ class HostPipeline:
                     chunk.cancel()
 
     def close(self) -> None:
-        """Ends the workers, at once but for the pictures they have in hand."""
+        """Ends the workers, at once but for the images they have in hand."""
         self._pool.shutdown(cancel_futures=True)
 
     def _submit(self, indices: np.ndarray, draws: np.ndarray | None) -> list:
@@ -224,12 +224,12 @@ def _collect(chunks: list) -> tuple[np.ndarray, np.ndarray]:
 
 # What runs in a worker.
 
-_pictures: Pictures | None = None
+_reader: ImageReader | None = None
 
 
-def _start_worker(pictures: Pictures) -> None:
-    global _pictures
-    _pictures = pictures
+def _start_worker(reader: ImageReader) -> None:
+    global _reader
+    _reader = reader
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
@@ -241,7 +241,7 @@ def _end_with_parent() -> None:
 
 
 def _read_in_worker(indices, draws):
-    return _pictures.read(indices, draws)
+    return _reader.read(indices, draws)
 
 
 # Of each of the two splits. ImageNet at 32 px (3.9 GB) fits, at 64 px it streams; a
@@ -256,7 +256,7 @@ def fit_in_memory(source, size: int, *, limit: int = IN_MEMORY_BYTES) -> bool:
 
 
 @contextlib.contextmanager
-def open_pictures(
+def open_images(
     source, *, size: int, **options
 ) -> Iterator[sources.ArraySource | HostPipeline]:
     """In memory where the images have the model's size and fit, otherwise streamed.
@@ -264,7 +264,7 @@ def open_pictures(
     Args:
       source: A source (`deit_jax.data.sources`).
       size: Pixels a side of the model's images.
-      options: Of `HostPipeline`, for pictures that are streamed.
+      options: Of `HostPipeline`, for images that are streamed.
     """
     if fit_in_memory(source, size):
         yield sources.load_into_memory(source)

@@ -41,9 +41,9 @@ class StudentViews:
         """
         return dataclasses.replace(self, repeats=1, settings=self.settings.unmixed())
 
-    def open_pictures(self, source, *, workers: int):
-        """A context manager, see `pipeline.open_pictures`."""
-        return pipeline.open_pictures(
+    def open_images(self, source, *, workers: int):
+        """A context manager, see `pipeline.open_images`."""
+        return pipeline.open_images(
             source,
             size=self.size,
             workers=workers,
@@ -52,7 +52,7 @@ class StudentViews:
         )
 
     def read_few(self, source) -> HostPipeline:
-        """Reads single pictures of a source that may be large; a context manager."""
+        """Reads single images of a source that may be large; a context manager."""
         return HostPipeline(
             source,
             size=self.size,
@@ -67,7 +67,7 @@ class StudentViews:
         """Augments and mixes as the train step does.
 
         Args:
-          opened: What `open_pictures` or `read_few` gives.
+          opened: What `open_images` or `read_few` gives.
           requests: (index int32 [B], view int32 [B]), rows 2i and 2i + 1 partners. Each
             length B compiles once.
 

@@ -226,6 +226,6 @@ def check_examples(
             f"the teacher of {cache.directory} saw other pixels than this program "
             f"makes: {images} of {len(theirs)} images differ, in "
             f"{int(difference.any(axis=-1).sum()):,} pixels, by up to "
-            f"{difference.max()} levels. The pictures are decoded or augmented "
+            f"{difference.max()} levels. The images are decoded or augmented "
             f"otherwise here than where the cache was made. {export}"
         )

@@ -21,7 +21,7 @@ MODEL = "model.json"
 
 @dataclasses.dataclass(frozen=True)
 class ModelCard:
-    """A model, its classes, and the pictures it expects.
+    """A model, its classes, and the images it expects.
 
     Attributes:
       variant: A name of `models/variants.py`.
@@ -29,7 +29,7 @@ class ModelCard:
       class_names: One name a class, in the order of the logits.
       mean: Of the channels, for pixels in 0 .. 1.
       std: As `mean`.
-      crop_ratio: Of `data.crops.centre_view`, which brings a picture to the model's
+      crop_ratio: Of `data.crops.centre_view`, which brings an image to the model's
         size. 1 where the training images had that size: then such images are taken as
         they are, and of others nothing but the longer side is cropped.
       dtype: The compute type.

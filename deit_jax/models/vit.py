@@ -202,10 +202,7 @@ class Block(nn.Module):
 
         y = LayerNorm(name="norm1")(x)
         y = Attention(
-            self.num_heads,
-            dtype=self.dtype,
-            implementation=self.attention,
-            name="attn",
+            self.num_heads, dtype=self.dtype, implementation=self.attention, name="attn"
         )(y)
         x = x + branch_end(y, self.site)
 

@@ -155,8 +155,7 @@ def confusions(
 
 
 def calibration(
-    bins: Sequence[tuple[int, np.ndarray, np.ndarray, np.ndarray]],
-    names: Sequence[str],
+    bins: Sequence[tuple[int, np.ndarray, np.ndarray, np.ndarray]], names: Sequence[str]
 ) -> bytes:
     """Accuracy over confidence, and how often each confidence occurs.
 

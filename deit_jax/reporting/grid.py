@@ -163,7 +163,7 @@ def make_rows(
     if student.settings.mixes:
         # `source.labels` would read all of a large set.
         wanted = np.unique(partner).tolist()
-        for number, (_, label) in zip(wanted, source.pictures(wanted), strict=True):
+        for number, (_, label) in zip(wanted, source.pil_images(wanted), strict=True):
             names[number] = class_name(source, label)
 
     with student.read_few(source) as opened:

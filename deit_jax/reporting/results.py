@@ -23,7 +23,7 @@ WEIGHTS = (("eval", "raw"), ("eval_ema", "EMA"))
 
 
 def scores(groups: Sequence[Group]) -> list:
-    """Of the head that predicts, with the raw parameters: by config and by run."""
+    """Metrics of the predicting head with the raw parameters, by config and by run."""
     header = ["run", *(title for _, title, _, _ in METRICS)]
     entries = [(g, _values(g, "eval", g.head)) for g in groups]
     blocks = [
@@ -80,7 +80,7 @@ def every_head(groups: Sequence[Group]) -> list:
 
 
 def _values(g: Group, weights: str, head: str) -> dict[str, list[float]]:
-    """Of every metric, a value for each counted run."""
+    """Lists each metric with a value for each counted run."""
     found = {}
     for name, *_ in METRICS:
         values = [run.heads(weights).get(head, {}).get(name) for run in g.counted]

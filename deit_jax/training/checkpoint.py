@@ -5,7 +5,6 @@ bytes of an array that have changed since; `digests` does.
 """
 
 import json
-import math
 import os
 import re
 import shutil
@@ -15,15 +14,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict
 from orbax.checkpoint import checkpoint_managers
 
-from deit_jax import files
 from deit_jax.errors import InputError
-from deit_jax.models.params import abstract_params
-from deit_jax.training import digests, processes
+from deit_jax.training import data_identity, digests, processes
 from deit_jax.training.state import TrainState
 
 # Fields that may change between two starts: they touch neither the order of the data
@@ -44,10 +40,10 @@ FREE_FIELDS = (
     "steps_per_dispatch",
 )
 
+# What a checkpoint holds as JSON.
+PLAIN = ("config", "data", "progress")
 # The config of a checkpoint of converted weights has this field only.
 CONVERTED_FROM = "converted_from"
-# What a checkpoint holds beside the optimizer's state, under the names of users.
-WEIGHTS = {"raw": "params", "ema": "ema_params"}
 
 
 def open_checkpoints(workdir: str | os.PathLike, keep: int):
@@ -60,7 +56,7 @@ class AbsentCheckpoints:
 
     latest_step = None
 
-    def save(self, state, config, progress=None):
+    def save(self, state, config, *, data=None, progress=None):
         pass
 
     def check(self):
@@ -87,7 +83,7 @@ class Checkpoints:
         _hush_closed_event_loop()  # of a save that fails
         self._manager = ocp.CheckpointManager(
             self.directory,
-            item_names=("state", "config", "progress", "digests"),
+            item_names=("state", "config", "data", "progress", "digests"),
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=checkpoint_managers.LatestN(keep),
                 cleanup_tmp_directories=True,  # of a killed save
@@ -104,12 +100,18 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(
-        self, state: TrainState, config: Mapping, progress: Mapping | None = None
+        self,
+        state: TrainState,
+        config: Mapping,
+        *,
+        data: Mapping | None = None,
+        progress: Mapping | None = None,
     ) -> None:
         """Saves `state` under its step; a step that is there already is left alone.
 
         Args:
-          config: Of the run.
+          config: The run's config as a nested dict.
+          data: What the run is trained on (`data_identity.describe`).
           progress: What else the run goes on from (`Progress.resume_state`), for JSON.
         """
         step = int(state.step)
@@ -118,41 +120,34 @@ class Checkpoints:
         # On the host: the next step donates the device's buffers, and a host state can
         # be restored to any number of devices.
         state = jax.device_get(state)
-        progress = dict(progress or {})
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state),
-                config=ocp.args.JsonSave(config),
-                progress=ocp.args.JsonSave(progress),
-                digests=ocp.args.JsonSave(
-                    digests.of_arrays(state)
-                    | {
-                        "config": digests.of_json(config),
-                        "progress": digests.of_json(progress),
-                    }
-                ),
-            ),
-        )
+        plain = {"config": config, "data": dict(data or {})}
+        plain["progress"] = dict(progress or {})
+        sums = {name: digests.of_json(value) for name, value in plain.items()}
+        items = {name: ocp.args.JsonSave(value) for name, value in plain.items()}
+        items["digests"] = ocp.args.JsonSave(digests.of_arrays(state) | sums)
+        items["state"] = ocp.args.StandardSave(state)
+        self._manager.save(step, args=ocp.args.Composite(**items))
 
-    def restore(self, state: TrainState, config: Mapping) -> tuple[TrainState, dict]:
-        """The newest checkpoint that is whole.
+    def restore(
+        self, state: TrainState, config: Mapping, data: Mapping | None = None
+    ) -> tuple[TrainState, dict]:
+        """Restores the newest checkpoint that is whole.
 
-        Newer ones, which are damaged, are renamed to `<step>.damaged`, and this is
-        said.
+        Newer ones, which are damaged, are renamed to `<step>.damaged`, with a message.
 
         Returns:
           A host state shaped like `state`, and the `progress` saved with it.
 
         Raises:
           InputError: `config` differs from the checkpoint's in a field that would make
-            this another run, or all checkpoints are damaged; they stay as they are.
+            this another run, the data differ, or all checkpoints are damaged; they stay
+            as they are.
         """
         state = jax.device_get(state)
         damaged = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
-                restored = self._read(step, state, config)
+                restored = self._read(step, state, config, data)
             except (InputError, MemoryError):
                 raise
             except Exception as error:  # tensorstore and orbax raise anything
@@ -169,20 +164,21 @@ class Checkpoints:
             "--workdir."
         )
 
-    def _read(self, step: int, state: TrainState, config: Mapping):
+    def _read(self, step: int, state: TrainState, config: Mapping, data):
         folder = self.directory / str(step)
         # Those of older versions have the state and the config only.
-        names = [n for n in ("config", "progress", "digests") if (folder / n).exists()]
+        names = [*PLAIN, "digests"]
+        names = [name for name in names if (folder / name).exists()]
         read = self._manager.restore(
-            step,
-            args=ocp.args.Composite(**{n: ocp.args.JsonRestore() for n in names}),
+            step, args=ocp.args.Composite(**{n: ocp.args.JsonRestore() for n in names})
         )
-        plain = {n: read[n] for n in ("config", "progress") if n in names}
+        plain = {name: read[name] for name in PLAIN if name in names}
         found = {name: digests.of_json(value) for name, value in plain.items()}
         if "digests" in names:
             written = read["digests"]
-            digests.check({n: written.get(n) for n in ("config", "progress")}, found)
-        check_resumable(plain["config"], config, where=str(self.directory.parent))
+            digests.check({name: written.get(name) for name in plain}, found)
+        where = str(self.directory.parent)
+        check_resumable(plain["config"], config, plain.get("data"), data, where=where)
         restored = self._manager.restore(
             step, args=ocp.args.Composite(state=ocp.args.StandardRestore(state))
         )["state"]
@@ -215,29 +211,45 @@ class Checkpoints:
         self._manager.close()
 
 
-def resumable_step(workdir: str | os.PathLike, config: Mapping) -> int | None:
-    """The newest checkpoint's step, None without one; nothing is written or moved.
+def resumable_step(
+    workdir: str | os.PathLike, config: Mapping, data: Mapping | None = None
+) -> int | None:
+    """The newest checkpoint's step, None without one; writes and moves nothing.
 
     Raises:
       InputError: As `Checkpoints.restore`.
     """
     if not steps(workdir):
         return None
-    where, others = _find(workdir, None)
+    where, others = find(workdir, None)
     try:
-        saved = ocp.JsonCheckpointHandler().restore(where / "config")
+        saved, saved_data = (
+            ocp.JsonCheckpointHandler().restore(where / name)
+            if (where / name).exists()
+            else None
+            for name in ("config", "data")
+        )
     except Exception as error:
-        raise _damaged(where, others, error) from error
-    check_resumable(saved, config, where=str(workdir))
+        raise damaged_error(where, others, error) from error
+    check_resumable(saved, config, saved_data, data, where=str(workdir))
     return int(where.name)
 
 
-def check_resumable(saved: Mapping, config: Mapping, *, where: str) -> None:
-    """Refuses to go on with a run whose config has become another one's.
+def check_resumable(
+    saved: Mapping,
+    config: Mapping,
+    saved_data: Mapping | None = None,
+    data: Mapping | None = None,
+    *,
+    where: str,
+) -> None:
+    """Refuses to resume a run with another config or on other data.
+
+    Where the data are known by their content, their place is free.
 
     Raises:
-      InputError: Names every field that differs, with both values; or `saved` is that
-        of converted weights.
+      InputError: Names every field that differs, with both values, or what has changed
+        in the data; or `saved` is the config of converted weights.
     """
     if CONVERTED_FROM in saved:
         raise InputError(
@@ -247,81 +259,24 @@ def check_resumable(saved: Mapping, config: Mapping, *, where: str) -> None:
     # Through JSON, where a tuple is a list, as in the saved one.
     config = json.loads(json.dumps(config))
     old, new = flatten_dict(saved, sep="."), flatten_dict(config, sep=".")
+    free = FREE_FIELDS
+    if saved_data and data:
+        data_identity.check(saved_data, data, where=where)
+        free += data_identity.PLACES
     changed = [
         f"  {field}: {old.get(field, 'absent')!r} -> {new.get(field, 'absent')!r}"
         for field in sorted(old.keys() | new.keys())
-        if old.get(field) != new.get(field) and not field.startswith(FREE_FIELDS)
+        if old.get(field) != new.get(field) and not field.startswith(free)
     ]
     if changed:
         raise InputError(
             f"{where} holds a run with another config:\n" + "\n".join(changed) + "\n"
-            "Take these changes back to resume it, or give another --workdir."
+            "Revert these changes to resume it, or give another --workdir."
         )
-
-
-def load_params(
-    workdir: str | os.PathLike, model, *, weights: str = "raw", step: int | None = None
-) -> tuple[dict, int]:
-    """Parameters of a run directory, without the optimizer's state.
-
-    Args:
-      model: The `VisionTransformer` whose parameters they are to be.
-      weights: `raw`, or `ema` for their moving average.
-      step: Of the checkpoint; None is the newest.
-
-    Returns:
-      The parameters as NumPy arrays, and their step.
-
-    Raises:
-      InputError: There is no such checkpoint, it has no moving average, its parameters
-        are not those of `model`, or it is damaged.
-    """
-    if weights not in WEIGHTS:
-        raise InputError(f"weights={weights!r}: expected {' or '.join(WEIGHTS)}.")
-    where, others = _find(workdir, step)
-    key = WEIGHTS[weights]
-    # Not a manager or a checkpointer: they would tell of all that is not restored.
-    reader = ocp.PyTreeCheckpointHandler()
-    abstract = abstract_params(model)
-    try:
-        tree = _metadata(where)
-        _check_params(tree[key], abstract, model, str(where))
-        # NumPy arrays as targets: nothing is put on a device here.
-        target = {key: jax.tree.map(lambda x: np.empty(x.shape, x.dtype), abstract)}
-        restored = reader.restore(
-            where / "state",
-            args=ocp.args.PyTreeRestore(
-                target,
-                restore_args=ocp.checkpoint_utils.construct_restore_args(target),
-                partial_restore=True,
-            ),
-        )
-        _check_digests(where, restored)
-    except InputError:
-        raise
-    except Exception as error:  # tensorstore and orbax raise anything
-        raise _damaged(where, others, error) from error
-    return restored[key], int(where.name)
-
-
-def weights_in(
-    workdir: str | os.PathLike, *, step: int | None = None
-) -> tuple[str, ...]:
-    """The `WEIGHTS` that a checkpoint holds: `raw`, and `ema` where the run has one.
-
-    Raises:
-      InputError: There is no such checkpoint, or it is damaged.
-    """
-    where, others = _find(workdir, step)
-    try:
-        tree = _metadata(where)
-        return tuple(name for name, key in WEIGHTS.items() if tree[key] is not None)
-    except Exception as error:
-        raise _damaged(where, others, error) from error
 
 
 def steps(workdir: str | os.PathLike) -> list[int]:
-    """Those of the checkpoints of a run directory, ascending; it may not exist."""
+    """The steps of a run directory's checkpoints, ascending; it may not exist."""
     directory = Path(workdir).absolute() / "checkpoints"
     if not directory.is_dir():
         return []
@@ -333,7 +288,7 @@ def steps(workdir: str | os.PathLike) -> list[int]:
     )
 
 
-def _find(workdir, step: int | None) -> tuple[Path, list[int]]:
+def find(workdir, step: int | None) -> tuple[Path, list[int]]:
     """The folder of a checkpoint, the newest for None, and the steps of the others."""
     directory = Path(workdir).absolute() / "checkpoints"
     if not directory.is_dir():
@@ -351,24 +306,7 @@ def _find(workdir, step: int | None) -> tuple[Path, list[int]]:
     return directory / str(step), [other for other in found if other != step]
 
 
-def _check_digests(where: Path, restored: Mapping) -> None:
-    """Raises ValueError where some of the state is not what was written."""
-    folder = where / "digests"
-    if not folder.exists():  # of an older version
-        return
-    written = files.read_json(folder / "metadata")
-    files.check(written, {...: str}, "digests")
-    found = digests.of_arrays(restored)
-    digests.check({name: written.get(name) for name in found}, found)
-
-
-def _metadata(where: Path) -> dict:
-    """Shape and type of all that a checkpoint holds, as a tree; raises anything."""
-    state = where / "state"
-    return ocp.PyTreeCheckpointHandler().metadata(state).tree
-
-
-def _damaged(where: Path, others: list[int], error: Exception) -> InputError:
+def damaged_error(where: Path, others: list[int], error: Exception) -> InputError:
     more = f"There are others: {', '.join(map(str, others))}" if others else "No other"
     return InputError(f"the checkpoint {where} is damaged: {_reason(error)} {more}.")
 
@@ -381,10 +319,10 @@ def _reason(error: Exception) -> str:
 
 
 def _hush_closed_event_loop() -> None:
-    """Keeps what orbax gives up after a first error from the terminal.
+    """Hides what orbax's abandoned reads print after a first error.
 
-    They end in tensorstore's threads, where each of them would print that the event
-    loop, which is closed by then, is closed.
+    Each of them ends in a thread of tensorstore and complains that the event loop is
+    closed.
     """
     previous = sys.unraisablehook
     if getattr(previous, "hushes", False):
@@ -396,35 +334,3 @@ def _hush_closed_event_loop() -> None:
 
     hook.hushes = True
     sys.unraisablehook = hook
-
-
-def _check_params(found, expected, model, where: str) -> None:
-    if found is None:
-        raise InputError(
-            f"{where} has no moving average of the parameters (the run's ema.decay was "
-            "0, or they are converted): take the raw ones, --weights=raw."
-        )
-    found = flatten_dict(found, sep=".")
-    for name, array in found.items():
-        # Unpacked, one chunk of a file of a few bytes can be of any size.
-        if math.prod(array.storage.chunk_shape) > max(math.prod(array.shape), 1):
-            raise ValueError(f"{name} has chunks that are larger than itself")
-        if not np.issubdtype(array.dtype, np.floating):
-            raise ValueError(f"{name} is {array.dtype}")
-    found = {name: tuple(array.shape) for name, array in found.items()}
-    expected = {k: tuple(v.shape) for k, v in flatten_dict(expected, sep=".").items()}
-    if found == expected:
-        return
-    lines = [
-        f"  {name}: {found.get(name, 'absent')}, expected "
-        f"{expected.get(name, 'no such parameter')}"
-        for name in sorted(found.keys() | expected.keys())
-        if found.get(name) != expected.get(name)
-    ]
-    more = f"\n  ... and {len(lines) - 10} more" if len(lines) > 10 else ""
-    raise InputError(
-        f"{where} holds the parameters of another model than the one its model.json "
-        f"describes ({model.num_classes} classes, {model.image_size} px):\n"
-        + "\n".join(lines[:10])
-        + more
-    )

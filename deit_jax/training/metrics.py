@@ -72,7 +72,7 @@ def tables(logits: np.ndarray, labels: np.ndarray) -> dict[str, dict | list]:
         for name, values in (("precision", precision), ("recall", recall), ("f1", f1))
     }
     per_class["auc"] = _listed(one_vs_rest_auc(scores, labels))
-    per_class["support"] = support.tolist()
+    per_class["support"] = support.astype(int).tolist()
     found = {
         "per_class": per_class,
         "calibration": _calibration(scores.max(axis=1), predicted == labels),

@@ -275,7 +275,7 @@ def _last_words() -> subprocess.Popen:
 def _exit_code(error: BaseException, child: subprocess.Popen) -> int:
     """Prints `error`, and returns the exit code for it."""
     code = 1
-    if isinstance(error, SystemExit):  # what the user can mend has been printed
+    if isinstance(error, SystemExit):  # a message has been printed
         code = error.code if isinstance(error.code, int) else 1
         child.communicate(TOLD)
         if is_first():

@@ -50,7 +50,7 @@ SHOWN = (
 # Of `metrics.tables`.
 PER_CLASS = {name: [(float, NULL)] for name in ("precision", "recall", "f1", "auc")}
 TABLES = {
-    "per_class": PER_CLASS | {"support": [int]},
+    "per_class": PER_CLASS | {"support": [float]},
     "calibration": {
         "count": [int],
         "confidence": [(float, NULL)],

@@ -93,7 +93,7 @@ def preprocessor_config(card: ModelCard) -> dict:
     """The `preprocessor_config.json` of `card`.
 
     It names BiT's image processor: only its kind resizes the shorter side and crops the
-    centre in every version; those of ViT and DeiT squash a picture to a square. Where
+    centre in every version; those of ViT and DeiT squash an image to a square. Where
     the margin is odd its centre can lie one pixel beside ours: it rounds down, timm
     and torchvision to the even neighbour.
     """

@@ -197,8 +197,8 @@ def _read_json(path: Path) -> dict:
         return content
     except (OSError, ValueError) as error:
         raise InputError(
-            f"{path} is damaged: {error}. Mend it, or remove it: then what it says is "
-            "assumed, aloud."
+            f"{path} is damaged: {error}. Fix or remove it; "
+            "without it defaults are assumed and printed."
         ) from error
 
 
@@ -234,7 +234,7 @@ def _choose(found, variant, is_hugging_face: bool, config, where, notes) -> str:
         family = "deit"
         notes.append(
             f"{' and '.join(found.variants)} are one architecture, and timm prepares "
-            "pictures differently for them: deit_* is taken (convert's --variant says "
+            "images differently for them: deit_* is taken (convert's --variant says "
             "otherwise)"
         )
     return next(name for name in found.variants if name.startswith(family + "_"))

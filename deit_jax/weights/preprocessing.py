@@ -1,4 +1,4 @@
-"""What a model expects of its pictures, as other programs write it down."""
+"""What a model expects of its images, as other programs write it down."""
 
 import dataclasses
 import math
@@ -30,7 +30,7 @@ def of_variant(variant: str) -> Preprocessing:
         std,
         timm.CROP_RATIO[VARIANTS[variant]["image_size"]],
         (
-            "nothing was found about the preparation of pictures: mean and std of "
+            "nothing was found about the preparation of images: mean and std of "
             f"timm's {family}_* are taken (convert's --mean, --std and --crop_ratio "
             "change that)",
         ),
@@ -38,7 +38,7 @@ def of_variant(variant: str) -> Preprocessing:
 
 
 def from_timm(config: Mapping) -> Preprocessing:
-    """Of a `pretrained_cfg`: `mean`, `std`, `crop_pct`, `interpolation`, `crop_mode`.
+    """Reads a `pretrained_cfg`: mean, `std`, `crop_pct`, `interpolation`, `crop_mode`.
 
     What is missing or wrong is found by `check`.
     """
@@ -53,7 +53,7 @@ def from_timm(config: Mapping) -> Preprocessing:
 
 
 def from_hugging_face(config: Mapping) -> Preprocessing:
-    """Of a `preprocessor_config.json`.
+    """Reads a `preprocessor_config.json`.
 
     `image_mean`, `image_std`, and the ratio of `crop_size` to `size`, where
     `do_center_crop` is set. What is missing or wrong is found by `check`.
@@ -75,8 +75,8 @@ def from_hugging_face(config: Mapping) -> Preprocessing:
     ratio = crop_ratio(crop, resized) if crop and resized else None
     if not (isinstance(size, Mapping) and "shortest_edge" in size):
         notes.append(
-            "transformers resizes a picture straight to a square there; here the "
-            "shorter side is resized and the centre cropped, so that pictures that "
+            "transformers resizes an image straight to a square there; here the "
+            "shorter side is resized and the centre cropped, so that images that "
             "are not square look a little different"
         )
     return Preprocessing(mean, std, ratio, tuple(notes))
@@ -126,7 +126,7 @@ def check(found: Preprocessing, where: str) -> Preprocessing:
 
 
 def _side(size) -> int | None:
-    """Of a `size` or `crop_size`: a number, or a dict with a square or an edge."""
+    """Reads a `size` or `crop_size`: a number, or a dict with a square or an edge."""
     if isinstance(size, Mapping):
         height = size.get("height", size.get("shortest_edge"))
         size = height if size.get("width", height) == height else None
@@ -142,4 +142,4 @@ def _is_near(value, expected: float) -> bool:
 
 
 def _resized_otherwise(how: str) -> str:
-    return f"pictures were resized by {how} interpolation there, here by bicubic"
+    return f"images were resized by {how} interpolation there, here by bicubic"

@@ -5,8 +5,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from deit_jax import files
 from deit_jax.errors import InputError
-from deit_jax.files import replace_file
 from deit_jax.models.model_card import MODEL, ModelCard
 from deit_jax.weights import hugging_face, tensor_files, timm
 
@@ -51,7 +51,7 @@ def save(
     state_dict = timm.from_flax(params)
     if layout == "hf":
         state_dict = hugging_face.from_timm(state_dict)
-    try:
+    with files.writing(out):
         if out.suffix.lower() == ".safetensors":
             out.parent.mkdir(parents=True, exist_ok=True)
             tensor_files.write_safetensors(out, state_dict)
@@ -67,9 +67,5 @@ def save(
             else {"config.json": timm.config(card)}
         )
         for name, content in configs.items():
-            replace_file(out / name, json.dumps(content, indent=1) + "\n")
+            files.replace_file(out / name, json.dumps(content, indent=1) + "\n")
         return [out / "model.safetensors", *(out / name for name in configs)]
-    except OSError as error:
-        raise InputError(
-            f"--out={out} cannot be written: {error.strerror or error}. Give another."
-        ) from error

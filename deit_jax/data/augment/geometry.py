@@ -124,7 +124,7 @@ def rotation(degrees: float) -> tuple[int, int]:
 
 
 def rotation_matrix(cos, sin, height: int, width: int) -> Int32[Array, "6"]:
-    """Of `warp`, about the centre of the image."""
+    """The coefficients of `warp`, about the centre of the image."""
     one = 1 << COORDINATE_BITS
     c = (one * width - cos * width - sin * height) >> 1
     f = (one * height + sin * width - cos * height) >> 1

@@ -17,8 +17,8 @@ class Augmentation:
     In the order in which it is applied; the defaults change nothing.
 
     Attributes:
-      crop_area: Random crops of pictures that differ from the model's size: bounds of
-        their share of the picture.
+      crop_area: Random crops of images that differ from the model's size: bounds of
+        their share of the image.
       crop_aspect: And of their width / height.
       crop_padding: Images of the model's size: black pixels added on each side before
         the size is cropped back at random.
@@ -97,7 +97,7 @@ class Augmentation:
 RANDOM_CROP = {"crop_area": (0.08, 1.0), "crop_aspect": (3 / 4, 4 / 3)}
 MIX = {"mixup": 0.8, "cutmix": 1.0}
 RECIPES = {
-    # Nothing: of a picture larger than the model's size, the centre.
+    # Nothing: of an image larger than the model's size, the centre.
     "none": {},
     # Crop and flip alone, what is usual on CIFAR.
     "crop_flip": RANDOM_CROP | {"crop_padding": 4, "flip": True},

@@ -1,14 +1,14 @@
 """Labelled images with random access.
 
 A source has `len(source)`, `source[i] -> {"image": uint8 [H, W, 3], "label": int}`,
-`source.pictures(indices)` (yields Pillow images, RGB and upright, with their labels),
+`source.pil_images(indices)` (yields Pillow images, RGB and upright, with their labels),
 `source.name`, `source.split`, `source.num_classes`, `source.class_names`,
 `source.labels` (int32 [N]), `source.image_shape` ((H, W, 3), or None where sizes
 differ) and `source.fingerprint`: the sha256 of everything that makes the data set what
 it is. A teacher cache belongs to one fingerprint.
 
 There are two kinds. `ArraySource` lies in memory. `EncodedSource`
-(`deit_jax.data.sources.encoded`) reads encoded pictures from disk, and pickles to its
+(`deit_jax.data.sources.encoded`) reads encoded images from disk, and pickles to its
 paths; `load_into_memory` makes the first of the second.
 """
 
@@ -63,7 +63,7 @@ class ArraySource:
     def __getitem__(self, index: int) -> dict:
         return {"image": self.images[index], "label": int(self.labels[index])}
 
-    def pictures(self, indices: Sequence[int]) -> Iterator[tuple[Image.Image, int]]:
+    def pil_images(self, indices: Sequence[int]) -> Iterator[tuple[Image.Image, int]]:
         """Yields each image as a Pillow image, with its label."""
         for index in indices:
             yield Image.fromarray(self.images[index]), int(self.labels[index])
@@ -78,7 +78,7 @@ def load(name: str, split: str, *, data_dir: str | None = None):
         - `digits`: scikit-learn's 1,797 handwritten digits, which need no download;
         - `cifar10`, `cifar100`, `imagenet2012` or another image classification set of
           TFDS (`deit_jax.data.sources.tfds`);
-        - `folder:/path`: pictures in class folders (`deit_jax.data.sources.folder`).
+        - `folder:/path`: images in class folders (`deit_jax.data.sources.folder`).
       split: `train` or `test`, or a slice in TFDS syntax: `train[:1200]`,
         `train[80%:]`.
       data_dir: Where TFDS keeps its sets; None is TFDS's own default.
@@ -98,18 +98,18 @@ def load(name: str, split: str, *, data_dir: str | None = None):
 
 
 def load_into_memory(source: ArraySource | EncodedSource) -> ArraySource:
-    """Decodes all pictures of a source that has an `image_shape`.
+    """Decodes all images of a source that has an `image_shape`.
 
     Name, split and fingerprint stay the same. CIFAR-10's 50,000 images take 154 MB.
 
     Raises:
-      InputError: Sizes differ, or a picture is damaged; it is named.
+      InputError: Sizes differ, or an image is damaged; it is named.
     """
     if isinstance(source, ArraySource):
         return source
     if source.image_shape is None:
         raise InputError(
-            f"the pictures of {source.name} differ in size, so they cannot lie in "
+            f"the images of {source.name} differ in size, so they cannot lie in "
             "memory as one array."
         )
     images = np.empty((len(source), *source.image_shape), np.uint8)
@@ -121,7 +121,7 @@ def load_into_memory(source: ArraySource | EncodedSource) -> ArraySource:
             image = decode_rgb(encoded, source.where(index))
             if image.shape != source.image_shape:
                 raise InputError(
-                    f"{source.where(index)} is {image.shape}, all pictures of "
+                    f"{source.where(index)} is {image.shape}, all images of "
                     f"{source.name} should be {source.image_shape}."
                 )
             images[index], labels[index] = image, label

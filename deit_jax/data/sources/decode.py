@@ -1,9 +1,9 @@
-"""Decoding an encoded picture to upright RGB.
+"""Decoding an encoded image to upright RGB.
 
 Pillow is the one decoder, for every kind of source, so that the same bytes give the
 same pixels everywhere.
 
-- The EXIF orientation is applied: the picture stands as its photographer held it.
+- The EXIF orientation is applied: the image stands as its photographer held it.
 - Transparent pixels are composited on white, as a browser shows them; Pillow's plain
   conversion would uncover whatever colour lies hidden under the transparency.
 - 16-bit grey is scaled (65,535 becomes 255); Pillow's plain conversion would clip at
@@ -38,16 +38,16 @@ UPRIGHT = {
 
 
 def open_rgb(encoded: bytes, where: str) -> Image.Image:
-    """The picture in `encoded` as an upright Pillow image of mode RGB.
+    """The image in `encoded` as an upright Pillow image of mode RGB.
 
     Args:
       encoded: A whole JPEG, PNG, WebP, GIF, BMP or TIFF file; the content decides
         which, not a name.
-      where: What an error message calls the picture: its path, or its data set, split
+      where: What an error message calls the image: its path, or its data set, split
         and position.
 
     Raises:
-      InputError: It is empty, truncated, no picture, larger than Pillow's limit
+      InputError: It is empty, truncated, no image, larger than Pillow's limit
         against decompression bombs (about 179 million pixels), or its levels have no
         known range (floating point, 32-bit integers).
     """
@@ -59,7 +59,7 @@ def open_rgb(encoded: bytes, where: str) -> Image.Image:
             return _rgb(_upright(image))
     except UnidentifiedImageError as error:
         raise InputError(
-            f"{where} is not a picture ({FORMATS_NAMED}), or its beginning is damaged. "
+            f"{where} is not an image ({FORMATS_NAMED}), or its beginning is damaged. "
             "Replace or remove it."
         ) from error
     except Image.DecompressionBombError as error:
@@ -72,7 +72,7 @@ def open_rgb(encoded: bytes, where: str) -> Image.Image:
 
 
 def decode_rgb(encoded: bytes, where: str) -> np.ndarray:
-    """The picture in `encoded` as uint8 [H, W, 3]; see `open_rgb`."""
+    """The image in `encoded` as uint8 [H, W, 3]; see `open_rgb`."""
     return np.array(open_rgb(encoded, where))
 
 
@@ -90,7 +90,7 @@ def _rgb(image: Image.Image) -> Image.Image:
             raise ValueError(
                 "32-bit levels have no known range; save it as 8 or 16 bit"
             )
-        levels = levels.astype(np.uint32)  # in place: a picture can be huge
+        levels = levels.astype(np.uint32)  # in place: an image can be huge
         levels += 128
         levels //= 257
         image = Image.fromarray(levels.astype(np.uint8))

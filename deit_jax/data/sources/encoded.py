@@ -1,4 +1,4 @@
-"""Labelled pictures that stay encoded on disk until they are asked for."""
+"""Labelled images that stay encoded on disk until they are asked for."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,21 +11,21 @@ from deit_jax.data.sources.decode import open_rgb
 
 @dataclasses.dataclass(eq=False, repr=False)
 class EncodedSource:
-    """A source (see `deit_jax.data.sources`) over encoded pictures.
+    """A source (see `deit_jax.data.sources`) over encoded images.
 
-    It pickles to its paths, never to its pictures: a worker process opens the files
+    It pickles to its paths, never to its images: a worker process opens the files
     itself.
 
     Attributes:
       name: The name it was opened by.
       split: The split that was opened, in TFDS syntax.
       class_names: One name a class, in the order of the labels.
-      records: Where the pictures lie: `len(records)`; `records.labels`, int32 [N];
+      records: Where the images lie: `len(records)`; `records.labels`, int32 [N];
         `records.read(indices)`, of each (encoded bytes, label), from any thread;
-        `records.where(index)`, what an error message calls the picture.
+        `records.where(index)`, what an error message calls the image.
       fingerprint: sha256 (hex); see `deit_jax.data.sources.tfds` and `folder_source`.
       image_shape: (H, W, 3) where the data set fixes it, None where sizes differ.
-      passed_over: How many files were not taken for pictures, by ending (`.heic`) or
+      passed_over: How many files were not taken for images, by ending (`.heic`) or
         as `hidden`.
     """
 
@@ -50,18 +50,18 @@ class EncodedSource:
         return len(self.records)
 
     def __getitem__(self, index: int) -> dict:
-        image, label = self.picture(index)
+        image, label = self.pil_image(index)
         return {"image": np.array(image), "label": label}
 
-    def picture(self, index: int) -> tuple[Image.Image, int]:
-        """The upright RGB picture, not resized, and its label.
+    def pil_image(self, index: int) -> tuple[Image.Image, int]:
+        """The upright RGB image, not resized, and its label.
 
         Raises:
-          InputError: The file is missing, damaged or no picture; it is named.
+          InputError: The file is missing, damaged or no image; it is named.
         """
-        return next(self.pictures([range(len(self))[index]]))
+        return next(self.pil_images([range(len(self))[index]]))
 
-    def pictures(self, indices: Sequence[int]) -> Iterator[tuple[Image.Image, int]]:
+    def pil_images(self, indices: Sequence[int]) -> Iterator[tuple[Image.Image, int]]:
         """As `picture`, of each of `indices`.
 
         A set of TFDS reads all of them at once: a reading takes half a millisecond.
@@ -71,13 +71,13 @@ class EncodedSource:
             yield open_rgb(encoded, self.where(index)), label
 
     def encoded(self, index: int) -> bytes:
-        """The picture as it lies on disk."""
+        """The image as it lies on disk."""
         [(encoded, _)] = self.records.read([range(len(self))[index]])
         return encoded
 
     def where(self, index: int) -> str:
-        """What an error message calls the picture."""
+        """What an error message calls the image."""
         return self.records.where(range(len(self))[index])
 
     def __repr__(self) -> str:
-        return f"{self.name} {self.split} ({len(self):,} pictures)"
+        return f"{self.name} {self.split} ({len(self):,} images)"

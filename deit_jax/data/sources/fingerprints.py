@@ -6,7 +6,7 @@ import numpy as np
 
 # Hashing runs at about 0.5 GB/s: up to here every byte counts, at every start.
 WHOLE_BYTES = 2**30
-# Beyond, this many evenly spaced pictures are read (ImageNet: about 110 MB).
+# Beyond, this many evenly spaced images are read (ImageNet: about 110 MB).
 SAMPLE = 1024
 BLOCK = 512
 
@@ -28,10 +28,10 @@ def fingerprint(*parts) -> str:
 
 
 def positions(length: int, total_bytes: int) -> np.ndarray:
-    """The pictures that a fingerprint reads: all of a small set, a sample of a large.
+    """The images that a fingerprint reads: all of a small set, a sample of a large.
 
     Args:
-      length: Pictures in the set.
+      length: Images in the set.
       total_bytes: Of their encoded form, about.
 
     Returns:
@@ -43,14 +43,14 @@ def positions(length: int, total_bytes: int) -> np.ndarray:
 
 
 def scan(records, indices: np.ndarray) -> tuple[np.ndarray, str]:
-    """Reads pictures once, for their labels and the sha256 of their encoded bytes.
+    """Reads images once, for their labels and the sha256 of their encoded bytes.
 
     Args:
       records: See `deit_jax.data.sources.encoded`.
       indices: int [n].
 
     Returns:
-      labels int32 [n] and the sha256 (hex) of labels and encoded pictures.
+      labels int32 [n] and the sha256 (hex) of labels and encoded images.
     """
     labels, sums = [], hashlib.sha256()
     for block in blocks(indices):

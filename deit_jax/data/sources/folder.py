@@ -1,14 +1,14 @@
-"""A folder of pictures: `root/train/<class>/*` and `root/val/<class>/*`.
+"""A folder of images: `root/train/<class>/*` and `root/val/<class>/*`.
 
-The classes are the folders in `train`, sorted by name. Pictures lie in a class folder
-or deeper; files that are no pictures and hidden ones are passed over and counted.
+The classes are the folders in `train`, sorted by name. Images lie in a class folder
+or deeper; files that are no images and hidden ones are passed over and counted.
 Links are followed, also those that leave the root: many data sets are folders of links,
 and whoever can make one in a folder could copy what it points to. Pipes and devices are
 passed over, whatever their names.
 
-Pictures are ordered by a hash of `<class>/<file>`, not by class, so that a slice such
-as `train[:90%]` holds every class in about its share, on every machine; a picture
-that is added later moves no other picture's place in the order.
+Images are ordered by a hash of `<class>/<file>`, not by class, so that a slice such
+as `train[:90%]` holds every class in about its share, on every machine; an image
+that is added later moves no other image's place in the order.
 
 The fingerprint covers split, class names, relative paths, sizes and the bytes of the
 files: of all of them up to 1 GiB, beyond that of 1,024 evenly spaced ones. It does not
@@ -36,14 +36,14 @@ PREFIX = "folder:"
 ENDINGS = frozenset(
     [".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff"]
 )
-# Of an encoded picture: Pillow's limit of pixels, uncompressed, takes 0.5 GB.
+# Of an encoded image: Pillow's limit of pixels, uncompressed, takes 0.5 GB.
 MAX_BYTES = 2**30
-# Made by macOS, Windows, Synology: pictures in them are thumbnails or leftovers.
+# Made by macOS, Windows, Synology: images in them are thumbnails or leftovers.
 SYSTEM_FOLDERS = frozenset(("__MACOSX", "$RECYCLE.BIN", "@eaDir"))
 # Whichever exists stands in for the other: people have one of them.
 EVALUATION_SPLITS = ("val", "test")
 LAYOUT = (
-    "A folder of pictures is laid out as train/<class>/*.jpg and val/<class>/*.jpg "
+    "A folder of images is laid out as train/<class>/*.jpg and val/<class>/*.jpg "
     "(or test/)"
 )
 SLICES = (
@@ -58,7 +58,7 @@ class FolderRecords:
 
     Attributes:
       directory: Where the paths start.
-      paths: Relative to it, one a picture.
+      paths: Relative to it, one an image.
       labels: int32 [N].
     """
 
@@ -71,14 +71,14 @@ class FolderRecords:
 
     def read(self, indices) -> Iterator[tuple[bytes, int]]:
         for index in indices:
-            yield read_picture(self.where(index)), int(self.labels[index])
+            yield read_image_file(self.where(index)), int(self.labels[index])
 
     def where(self, index: int) -> str:
         return os.path.join(self.directory, self.paths[index])
 
 
 def open_folder(name: str, split: str) -> EncodedSource:
-    """Opens a split of a folder of pictures.
+    """Opens a split of a folder of images.
 
     Args:
       name: `folder:` and the path of the root; a relative one starts at the working
@@ -89,7 +89,7 @@ def open_folder(name: str, split: str) -> EncodedSource:
 
     Raises:
       InputError: The root or the split is missing, there are fewer than two classes,
-        a class has no picture, or the split's classes are not those of `train`.
+        a class has no image, or the split's classes are not those of `train`.
     """
     root = Path(name.removeprefix(PREFIX)).expanduser()
     train, splits = _splits(root, name)
@@ -109,11 +109,11 @@ def open_folder(name: str, split: str) -> EncodedSource:
     _check_names(train, class_names)
     found = []  # (order, relative path, label, size)
     for label, class_name in enumerate(class_names):
-        pictures = list(find_pictures(directory, class_name, passed_over))
+        pictures = list(find_image_files(directory, class_name, passed_over))
         if not pictures:
             others = _counted(passed_over)
             raise InputError(
-                f"the class folder {directory / class_name} holds no picture "
+                f"the class folder {directory / class_name} holds no image "
                 f"({', '.join(sorted(ENDINGS))}). "
                 + (f"Passed over so far: {others}. " if others else "")
                 + "Fill it, convert its files, or remove the class from every split."
@@ -149,9 +149,7 @@ def open_folder(name: str, split: str) -> EncodedSource:
 def _splits(root: Path, name: str) -> tuple[Path, list[str]]:
     """The training folder and the names of the splits that exist."""
     if not name.removeprefix(PREFIX):
-        raise InputError(
-            f"{PREFIX!r} needs a path: {PREFIX}/path/to/pictures. {LAYOUT}."
-        )
+        raise InputError(f"{PREFIX!r} needs a path: {PREFIX}/path/to/images. {LAYOUT}.")
     if not root.is_dir():
         what = "is a file; unpack it" if root.exists() else "does not exist"
         raise InputError(
@@ -185,7 +183,7 @@ def _resolve(root: Path, split: str, splits: list[str]) -> str:
                 return other + split[len(base) :]
         raise InputError(
             f"{root} has neither val nor test to evaluate on. Make one, or take a "
-            f"slice of the training pictures:\n  {SLICES}"
+            f"slice of the training images:\n  {SLICES}"
         )
     if base not in splits:
         raise InputError(
@@ -228,16 +226,16 @@ def _subfolders(directory: Path) -> tuple[str, ...]:
         return tuple(sorted(e.name for e in entries if _is_dir(e) and not _hidden(e)))
 
 
-def find_pictures(
+def find_image_files(
     directory: Path, relative: str, passed_over: collections.Counter
 ) -> Iterator[tuple[str, int]]:
-    """Finds the pictures in a folder and the folders below it.
+    """Finds the images in a folder and the folders below it.
 
     A folder that several links lead to, or that contains itself, is looked into once.
 
     Args:
       relative: The folder, seen from `directory`.
-      passed_over: Counts, by ending, the files that are no pictures.
+      passed_over: Counts, by ending, the files that are no images.
 
     Yields:
       (path relative to `directory`, size in bytes); those of one folder by name.
@@ -270,8 +268,8 @@ def find_pictures(
         folders += reversed(below)
 
 
-def read_picture(path: str | os.PathLike) -> bytes:
-    """The bytes of an encoded picture.
+def read_image_file(path: str | os.PathLike) -> bytes:
+    """The bytes of an encoded image.
 
     Raises:
       InputError: It cannot be read, is no regular file, or has more than `MAX_BYTES`.

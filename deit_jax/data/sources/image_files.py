@@ -1,4 +1,4 @@
-"""Pictures named by their paths: what prediction and attention maps look at."""
+"""Images named by their paths: what prediction and attention maps look at."""
 
 import collections
 import os
@@ -8,15 +8,15 @@ from pathlib import Path
 from PIL import Image
 
 from deit_jax.data.sources.decode import open_rgb
-from deit_jax.data.sources.folder import ENDINGS, find_pictures, read_picture
+from deit_jax.data.sources.folder import ENDINGS, find_image_files, read_image_file
 from deit_jax.errors import InputError
 
 
 def find(paths: Sequence[str | os.PathLike]) -> tuple[list[str], dict[str, int]]:
-    """The pictures at `paths`, sorted, each once.
+    """The images at `paths`, sorted, each once.
 
     Args:
-      paths: Files, taken whatever their names, and folders, in which the pictures
+      paths: Files, taken whatever their names, and folders, in which the images
         (`folder_source.ENDINGS`) are found at any depth; hidden and foreign files in
         them are passed over.
 
@@ -24,33 +24,33 @@ def find(paths: Sequence[str | os.PathLike]) -> tuple[list[str], dict[str, int]]
       The files, and how many were passed over, by ending.
 
     Raises:
-      InputError: A path does not exist, or a folder holds no picture.
+      InputError: A path does not exist, or a folder holds no image.
     """
     found, passed_over = set(), collections.Counter()
     for path in map(Path, paths):
         if path.is_dir():
             here = [
                 os.path.normpath(path / relative)
-                for relative, _ in find_pictures(path, "", passed_over)
+                for relative, _ in find_image_files(path, "", passed_over)
             ]
             if not here:
                 others = ", ".join(f"{n} {e}" for e, n in passed_over.most_common(5))
                 raise InputError(
-                    f"the folder {path} holds no picture ({', '.join(sorted(ENDINGS))})"
+                    f"the folder {path} holds no image ({', '.join(sorted(ENDINGS))})"
                     + (f"; passed over: {others}." if others else ", it is empty.")
                 )
             found.update(here)
         elif path.exists():
             found.add(str(path))
         else:
-            raise InputError(f"{path} does not exist. Expected a picture or a folder.")
+            raise InputError(f"{path} does not exist. Expected an image or a folder.")
     return sorted(found), dict(passed_over)
 
 
 def read(path: str) -> Image.Image:
-    """The picture in the file `path`: RGB and upright.
+    """The image in the file `path`: RGB and upright.
 
     Raises:
       InputError: It cannot be read or decoded; the message names it.
     """
-    return open_rgb(read_picture(path), path)
+    return open_rgb(read_image_file(path), path)

@@ -4,7 +4,7 @@ Reading needs no TensorFlow; preparing a set on first use does. Sets are prepare
 array_record, which has random access.
 
 The fingerprint covers name, version, split, length, class names, labels and encoded
-pictures: of all of them where TFDS gives at most 1 GiB for the split, of 1,024 evenly
+images: of all of them where TFDS gives at most 1 GiB for the split, of 1,024 evenly
 spaced ones beyond that, with the sizes of the shards. It does not depend on the
 data_dir.
 """
@@ -40,7 +40,7 @@ class TfdsRecords:
     Args:
       directory: Of the prepared set: `<data_dir>/<name>/<version>`.
       split: With an absolute slice: `train[0:45000]`.
-      keys: The features that hold picture and label.
+      keys: The features that hold image and label.
       length: Examples in the split.
       num_classes: Labels are in 0 .. num_classes - 1.
       name: What an error message calls the set.
@@ -196,7 +196,7 @@ def _builder(name: str, data_dir: str | None):
 
 
 def _keys(name: str, features) -> tuple[str, str]:
-    """The features that hold picture and label."""
+    """The features that hold image and label."""
     import tensorflow_datasets as tfds
 
     found = dict(features.items()) if hasattr(features, "items") else {}
@@ -214,7 +214,7 @@ def _keys(name: str, features) -> tuple[str, str]:
     image = found[images[0]]
     if np.dtype(image.np_dtype) not in (np.uint8, np.uint16):
         raise InputError(
-            f"the pictures of {name} are {np.dtype(image.np_dtype)}, expected uint8 or "
+            f"the images of {name} are {np.dtype(image.np_dtype)}, expected uint8 or "
             "uint16."
         )
     return images[0], labels[0]

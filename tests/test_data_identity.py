@@ -1,0 +1,111 @@
+"""A run belongs to its data: contents are compared, and paths are free."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from configs import vit
+from deit_jax import dry_run
+from deit_jax.errors import InputError
+from deit_jax.train import train_and_evaluate
+from deit_jax.training import data_identity
+
+DATA = {
+    "teacher": "t",
+    "train": {"fingerprint": "a", "images": 48, "class_names": ["cat", "dog", "owl"]},
+    "eval": {"fingerprint": "b", "images": 12, "class_names": ["cat", "dog", "owl"]},
+}
+
+
+def changed(teacher="t", **train):
+    fields = DATA["train"] | ({"fingerprint": "c"} | train if train else {})
+    return DATA | {"train": fields, "teacher": teacher}
+
+
+@pytest.mark.parametrize(
+    ("ours", "words"),
+    [
+        (changed(class_names=["bear", "cat", "dog", "owl"], images=64),
+         ["classes added: bear", "training images: 48 -> 64 (16 added)"]),
+        (changed(class_names=["cat", "dog"], images=32),
+         ["classes removed: owl", "training images: 48 -> 32 (16 removed)"]),
+        (changed(class_names=["ape", "cat", "dog"]), ["classes renamed: owl -> ape"]),
+        (changed(class_names=["dog", "cat", "owl"]),
+         ["the classes are in another order"]),
+        (changed(images=50), ["training images: 48 -> 50 (2 added)"]),
+        (changed(fingerprint="d"), ["as many as before, but other files, names or"]),
+        (changed(teacher="u"), ["the teacher's cache holds other logits"]),
+    ],
+)  # fmt: skip
+def test_what_has_changed_is_said_in_words(ours, words):
+    with pytest.raises(InputError) as refused:
+        data_identity.check(DATA, ours, where="runs/a")
+    for word in ("another --workdir", "--config.init_from=runs/a", *words):
+        assert word in str(refused.value)
+
+
+def test_the_same_contents_are_the_same_data():
+    data_identity.check(DATA, changed(), where="runs/a")
+
+
+@pytest.fixture
+def config(folder):
+    config = vit.get_config("folder")
+    config.dataset.name = folder
+    config.dataset.workers = 0
+    config.model.variant = "vit_nano_patch8_32"
+    config.batch_size = 8
+    config.epochs = 1.0
+    config.augment.recipe = "none"
+    config.eval.batch_size = 8
+    return config
+
+
+def files(run):
+    return {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+
+
+def test_a_run_resumes_on_its_data_alone_wherever_they_lie(config, tmp_path, capsys):
+    root = Path(config.dataset.name.removeprefix("folder:"))
+    run = tmp_path / "run"
+    train_and_evaluate(config, run)
+    # The same contents by another path.
+    moved = shutil.copytree(root, tmp_path / "moved")
+    for path in (f"{root}/", moved):
+        config.dataset.name = f"folder:{path}"
+        train_and_evaluate(config, run)
+        assert "holds this run, finished" in capsys.readouterr().out
+
+    bear, renamed = moved / "train" / "bear", moved / "train" / "zebra"
+    before = files(run)
+    for change, undo, words in (
+        (
+            lambda: [shutil.copytree(moved / s / "dark", moved / s / "bear")
+                     for s in ("train", "val")],
+            lambda: [shutil.rmtree(moved / s / "bear") for s in ("train", "val")],
+            "classes added: bear",
+        ),
+        (
+            lambda: [(moved / s / "bright").rename(moved / s / "zebra")
+                     for s in ("train", "val")],
+            lambda: [(moved / s / "zebra").rename(moved / s / "bright")
+                     for s in ("train", "val")],
+            "classes renamed: bright -> zebra",
+        ),
+        (
+            lambda: shutil.copy(next((moved / "train" / "dark").iterdir()),
+                                moved / "train" / "dark" / "more.jpg"),
+            lambda: (moved / "train" / "dark" / "more.jpg").unlink(),
+            "training images: 32 -> 33 (1 added)",
+        ),
+    ):  # fmt: skip
+        change()
+        for start in (train_and_evaluate, dry_run.show):
+            with pytest.raises(InputError, match=words):
+                start(config, run)
+        undo()
+    assert not bear.exists() and not renamed.exists()
+    left = files(run)
+    assert left.keys() == before.keys()
+    assert all(left[p] == before[p] for p in left if p.name != "run.lock")
