@@ -64,6 +64,7 @@ def reference(recipe="deit"):
     return made
 
 
+@pytest.mark.slow
 def test_batch_size_and_position_do_not_matter():
     index, view = rows()
     order = np.random.default_rng(1).permutation(COUNT // 2)
@@ -86,6 +87,7 @@ def test_partners_may_come_in_either_order():
     )
 
 
+@pytest.mark.slow
 def test_all_branches_at_once_give_the_chosen_ones():
     """What GPUs and TPUs compute, against the one pair after the other of CPUs."""
     index, view = (x[:512].reshape(-1, 2) for x in rows())
@@ -95,6 +97,7 @@ def test_all_branches_at_once_give_the_chosen_ones():
     np.testing.assert_array_equal(at_once, reference()[view, index])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 2, 4])
 def test_the_train_step_sees_the_same_images(devices, monkeypatch):
     """Fused with all the rest of the step, on any number of devices."""
@@ -167,6 +170,7 @@ def test_golden_images(recipe, golden):
     assert hashlib.sha256(made.tobytes()).hexdigest()[:16] == golden
 
 
+@pytest.mark.slow
 def test_another_view_index_or_seed_gives_another_image():
     made = reference()
     assert (made[0] != made[1]).any(axis=(1, 2, 3)).mean() > 0.99
@@ -220,6 +224,7 @@ def test_inputs_are_normalised_images_and_one_hot_labels():
     np.testing.assert_array_equal(seen.teacher_logits, batch["teacher_logits"])
 
 
+@pytest.mark.slow
 def test_mixed_labels_weigh_what_is_seen_of_each_image():
     batch, seen = inputs_of("deit", label_smoothing=0.1)
     _, mixes = compiled("deit")(batch["image"], batch["index"], batch["view"])
@@ -234,6 +239,7 @@ def test_mixed_labels_weigh_what_is_seen_of_each_image():
     np.testing.assert_array_equal(seen.teacher_logits, batch["teacher_logits"])
 
 
+@pytest.mark.slow
 def test_linear_mixing_gives_the_mixture_of_two_answers():
     from deit_jax.distillation import losses
 

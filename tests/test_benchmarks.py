@@ -73,6 +73,7 @@ def test_the_table_holds_mean_and_standard_deviation(flags):
     assert figures["same, exact"]["eval/mean"] == [0.53, 0.55]
 
 
+@pytest.mark.slow
 def test_the_cost_of_augmentation_is_measured():
     seconds = augmentation.measure("vit_nano_patch8_32", 4, "crop_flip", rounds=2)
     assert set(seconds) == {"augmentation", "step with", "step without"}

@@ -199,6 +199,7 @@ def test_parameters_alone_come_back(run, weights):
     assert saved_params.weights_in(path) == ("raw", "ema")
 
 
+@pytest.mark.slow
 def test_parameters_of_a_training_run(tmp_path, digits_config):
     digits_config.epochs = 0.1
     digits_config.checkpoint.every_steps = 2

@@ -53,6 +53,7 @@ def test_the_ratio_is_the_median_against_the_faster_mode():
     assert [parts for _, parts in order] == 6 * [False] + 3 * [True]
 
 
+@pytest.mark.slow
 def test_both_sides_in_processes_of_their_own(tmp_path, capsys):
     """At one step of the smallest model; what is written is what is read here."""
     result = train_step.main(
@@ -90,6 +91,7 @@ def test_unknown_names_are_refused(flag, capsys):
     assert f"{flag.partition('=')[0]}: no " in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_side_that_fails_says_why(tmp_path):
     with pytest.raises(SystemExit, match="invalid choice: 'fastest'"):
         compare.child(

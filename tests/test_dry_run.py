@@ -19,6 +19,7 @@ def tiny(digits_config):
     return config
 
 
+@pytest.mark.slow
 def test_a_plan_is_what_the_run_does(tiny, tmp_path, capsys):
     planned = dry_run.show(tiny, tmp_path / "runs" / "a", config_file="a.py")
     assert not (tmp_path / "runs").exists()

@@ -64,6 +64,7 @@ def test_one_set_of_weights(run, logits, weights):
     assert result[section]["mean"]["loss"] == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_gives_its_summary_again(tmp_path, digits_config):
     digits_config.epochs = 0.2
     digits_config.dataset.eval_split = "test[:50]"

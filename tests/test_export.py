@@ -175,6 +175,7 @@ def test_is_run_by_a_machine_without_this_package(run, artifact, tmp_path):
         np.testing.assert_allclose(percent, 100 * expected, atol=0.051)
 
 
+@pytest.mark.slow
 def test_onnx_equals_the_run(tmp_path, caplog):
     pytest.importorskip("jax2onnx", reason='pip install -e ".[onnx]"')
     run_directories.make(tmp_path / "run", DISTILLED, dtype="bfloat16")

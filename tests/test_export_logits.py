@@ -144,6 +144,7 @@ def test_plain_cache_holds_the_forward_pass(teacher, train, held_out, tmp_path):
     assert beyond < 1e-4 < gap < FLOAT16
 
 
+@pytest.mark.slow
 def test_cache_holds_the_answers_to_mixed_and_to_unmixed_images(
     teacher, train, held_out, tmp_path
 ):
@@ -632,6 +633,7 @@ def run_command(module, *arguments):
     )
 
 
+@pytest.mark.slow
 def test_commands_from_data_to_cache(tmp_path):
     trained = run_command(
         "finetune",
@@ -676,6 +678,7 @@ def test_commands_from_data_to_cache(tmp_path):
 KILLS = 3
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_it_ends_in_the_same_bytes(
     teacher, held_out, tmp_path
 ):

@@ -1,6 +1,8 @@
 import faults
+import pytest
 
 
+@pytest.mark.slow
 def test_nothing_is_lost(tmp_path):
     """As `python -m tests.faults` at large: docs/reliability.md."""
     injected = faults.Faults(tmp_path, seed=2)

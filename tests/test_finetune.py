@@ -89,6 +89,7 @@ def source(tmp_path):
     return make
 
 
+@pytest.mark.slow
 def test_starts_from_the_weights_and_resumes_without_them(
     source, cache, tmp_path, monkeypatch, capsys
 ):
@@ -140,6 +141,7 @@ def test_starts_from_the_weights_and_resumes_without_them(
         train.train_and_evaluate(config, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_pictures_at_another_size_and_back_to_digits(
     source, cache, folder, tmp_path, capsys
 ):

@@ -88,6 +88,7 @@ def test_the_cases_are_the_papers_models_in_half_precision():
         assert case.augmented != name.endswith("_plain")
 
 
+@pytest.mark.slow
 def test_half_precision_on_both_sides(one_torch_thread):
     """Trained by the peer, applied by both."""
     found = timm_peer.measure(HALF, mode="eager", rounds=1, steps=1, parts=True)

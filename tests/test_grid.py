@@ -87,6 +87,7 @@ def places(picture, image):
     ]
 
 
+@pytest.mark.slow
 def test_each_cell_is_the_image_of_the_train_step():
     index, chosen = [4, 0, 11], [5, 2]
     picture = grid.draw(MIXED, source(), index=index, views=chosen, title="noise")

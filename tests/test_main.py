@@ -55,6 +55,7 @@ def test_an_input_error_is_one_message(tmp_path):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_short_run(tmp_path):
     done = main(
         DIGITS,
@@ -67,6 +68,7 @@ def test_a_short_run(tmp_path):
     assert "teacher resnet50" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_dry_run_leaves_nothing(tmp_path):
     done = main(DIGITS, "--dry_run", f"--workdir={tmp_path / 'run'}")
     assert done.returncode == 0, done.stderr

@@ -111,6 +111,7 @@ def live(teacher, images):
     )
 
 
+@pytest.mark.slow
 def test_the_cache_is_what_the_teacher_says_of_the_train_steps_images(
     teacher, source, cache, tmp_path, seen
 ):

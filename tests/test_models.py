@@ -272,6 +272,7 @@ def test_parameters_have_timms_names_and_shapes(variant):
 # Numbers: initialisation, gradients, bfloat16, what is sown.
 
 
+@pytest.mark.slow
 def test_initial_values():
     params = init(create("deit_tiny_distilled_patch4_32", num_classes=1000))["params"]
     flat = traverse_util.flatten_dict(params, sep="/")
@@ -296,6 +297,7 @@ def test_initial_values():
                 assert np.abs(value).max() > 2.2 * 0.02, name
 
 
+@pytest.mark.slow
 def test_the_gradient_reaches_every_parameter():
     model = create(NANO, num_classes=10, dropout=0.1, drop_path=0.1)
     images, keys = random_images(8, 32), random_keys(8)
@@ -366,6 +368,7 @@ def cudnn_model():
     )
 
 
+@pytest.mark.slow
 def test_cudnn_is_asked_for_the_same_attention(cudnn_model, monkeypatch):
     """What it is given, computed by XLA: layout and scale."""
     images = random_images(4, 32)
@@ -419,6 +422,7 @@ def test_cudnn_is_in_the_program_for_gpus(cudnn_model, monkeypatch, devices):
     assert len(re.findall(r"@__cudnn\$fmhaSoftmaxBackward\(", text)) == 2
 
 
+@pytest.mark.slow
 def test_remat_computes_the_blocks_again_and_has_the_same_gradients():
     images, keys = random_images(16, 32), random_keys(16)
 

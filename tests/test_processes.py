@@ -127,6 +127,7 @@ def losses(run):
     }
 
 
+@pytest.mark.slow
 def test_two_processes_see_the_images_of_one(directory, two):
     config = one_process.make_config(directory / "cache")
     expected = one_process.train_images(config, 3)
@@ -137,6 +138,7 @@ def test_two_processes_see_the_images_of_one(directory, two):
         np.testing.assert_array_equal(images, expected)
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(directory, one, two):
     expected, got = losses(directory / "one"), losses(directory / "two-0")
     assert list(expected) == list(got) == list(range(1, one_process.STEPS + 1))
@@ -146,6 +148,7 @@ def test_two_processes_train_as_one(directory, one, two):
     assert expected[1] != expected[10]
 
 
+@pytest.mark.slow
 def test_two_processes_hold_the_images_and_do_several_steps(directory, one):
     ended = run_two(
         directory / "cache", directory / "held", *[["--on_device"]] * 2, devices=2
@@ -179,6 +182,7 @@ def test_only_the_first_process_writes(directory, two):
     assert "step" not in second
 
 
+@pytest.mark.slow
 def test_a_death_ends_the_others_and_the_run_goes_on(directory, one):
     """On two devices until the seventh step, then on four."""
     survivor, dead = run_two(
@@ -199,6 +203,7 @@ def test_a_death_ends_the_others_and_the_run_goes_on(directory, one):
     )
 
 
+@pytest.mark.slow
 def test_tasks_of_slurm_with_other_configs_are_refused(directory):
     # JAX takes its port from the number of the job.
     job = free_port(*range(61440, 65536, 7)) - 61440

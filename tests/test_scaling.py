@@ -43,6 +43,7 @@ def test_collectives_are_counted_with_their_bytes():
     assert scaling.collectives("%f = f32[2]{0} fusion(%all-reduce.1)") == {}
 
 
+@pytest.mark.slow
 def test_two_devices_share_one_gradient(tmp_path, capsys):
     path = tmp_path / "scaling.json"
     flags = [f"--variant={VARIANT}", "--batch_size=2", "--no-augmented"]

@@ -110,6 +110,7 @@ def gradient_of(new_state):
     return traces[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 2, 4])
 def test_pmap_gives_the_loss_and_gradient_of_jit(devices):
     mapped, mapped_metrics = run(devices)
@@ -128,6 +129,7 @@ def test_parameters_after_five_sgd_steps(devices):
     assert_close(mapped.ema_params, single.ema_params)
 
 
+@pytest.mark.slow
 def test_replicas_stay_equal():
     """With an output axis for each device, so that a forgotten pmean would show."""
     model, tx, start = build()
@@ -147,6 +149,7 @@ def test_replicas_stay_equal():
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [0, 2])
 def test_accumulation_gives_the_gradient_of_the_whole_batch(devices):
     whole, whole_metrics = run(devices, drop=0.3)
@@ -164,6 +167,7 @@ def test_drop_masks_do_not_depend_on_the_number_of_devices():
     assert abs(metrics["loss"] - undropped["loss"]) > 1e-4
 
 
+@pytest.mark.slow
 def test_drop_masks_change_with_step_and_seed():
     model, tx, start = build(drop=0.3)
     batch = make_batch(0)
@@ -201,6 +205,7 @@ def test_only_the_first_step_compiles():
         jax.monitoring.unregister_event_duration_listener(listen)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 2])
 def test_several_steps_at_once_from_resident_images(devices):
     """As one by one, with the images in the batch; what the host sends is explicit."""

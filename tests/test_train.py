@@ -88,6 +88,7 @@ def stop_after(monkeypatch):
     return arm
 
 
+@pytest.mark.slow
 def test_a_run_leaves_what_the_readme_says(small, tmp_path, capsys):
     summary = train_and_evaluate(small, tmp_path / "run", config_file="a.py")
     run = tmp_path / "run"
@@ -131,6 +132,7 @@ def test_a_run_leaves_what_the_readme_says(small, tmp_path, capsys):
     assert "top-1" in out
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_trained_again(small, tmp_path, capsys, stop_after):
     first = train_and_evaluate(small, tmp_path / "run")
     stop_after(0)
@@ -138,6 +140,7 @@ def test_a_finished_run_is_not_trained_again(small, tmp_path, capsys, stop_after
     assert "finished" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_stopped_run_resumes_to_the_same_bits(small, tmp_path, stop_after, ctrl_c):
     # Evaluations are at 4, 8, 12 and checkpoints at 5, 10, 12. What is logged every 3
     # steps is the mean of steps before and after them.
@@ -168,6 +171,7 @@ def test_a_stopped_run_resumes_to_the_same_bits(small, tmp_path, stop_after, ctr
         assert not same_run.differences(whole, parts)
 
 
+@pytest.mark.slow
 def test_several_steps_a_dispatch(small, tmp_path, stop_after, capsys):
     """The same training; stopped and resumed to the same bits as if it never was."""
     small.checkpoint.every_steps = 6
@@ -229,6 +233,7 @@ def test_streamed_pictures_are_not_held_by_devices(small, tmp_path):
         train_and_evaluate(small, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_run_killed_before_its_summary_gets_it(small, tmp_path, monkeypatch):
     train_and_evaluate(small, tmp_path / "run")
     whole = tmp_path / "whole"
@@ -262,6 +267,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "--lazy", path], check=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk_stops_the_run_which_goes_on_later(
     small, tmp_path, small_disk, monkeypatch
 ):
@@ -309,6 +315,7 @@ def test_a_start_that_is_refused_leaves_nothing(small, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_another_config_does_not_resume(small, tmp_path, stop_after):
     undo = stop_after(6)
     with pytest.raises(KeyboardInterrupt):
@@ -322,6 +329,7 @@ def test_another_config_does_not_resume(small, tmp_path, stop_after):
     assert "log" not in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["hard", "cosine", "none"])
 def test_every_kind_trains(small, tmp_path, kind):
     small.distillation.kind = kind
@@ -332,6 +340,7 @@ def test_every_kind_trains(small, tmp_path, kind):
     assert ("mean" in summary["eval"]) == (kind != "none")
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run(small, tmp_path, capsys):
     small.optimizer.learning_rate = 1e30
     small.optimizer.clip_norm = 0.0
@@ -376,6 +385,7 @@ def break_steps(monkeypatch):
     return arm
 
 
+@pytest.mark.slow
 def test_a_fault_that_passes_leaves_no_trace(small, tmp_path, break_steps, capsys):
     """A step is skipped; and three in a row are taken again from the checkpoint."""
     small.optimizer.max_consecutive_skips = 3
@@ -406,6 +416,7 @@ def test_a_fault_that_passes_leaves_no_trace(small, tmp_path, break_steps, capsy
     assert "NaN" not in (tmp_path / "skipped" / "metrics.jsonl").read_text()
 
 
+@pytest.mark.slow
 def test_without_a_checkpoint_there_is_no_way_back(small, tmp_path, break_steps):
     small.optimizer.max_consecutive_skips = 1
     break_steps([2])
@@ -477,6 +488,7 @@ def test_a_truncated_cache_is_refused(small, tmp_path):
     assert "teacher.export_logits" in str(caught.value)
 
 
+@pytest.mark.slow
 def test_without_tensorflow_a_run_goes_on(small, tmp_path, monkeypatch):
     import sys
 
@@ -520,6 +532,7 @@ def pictures(tmp_path, digits_config):
     return config
 
 
+@pytest.mark.slow
 def test_a_folder_trains_to_the_same_bits_with_any_workers(
     pictures, tmp_path, capsys, stop_after
 ):

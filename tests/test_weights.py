@@ -92,6 +92,7 @@ def assert_same_params(actual, expected):
     jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", [224, 384])
 @pytest.mark.parametrize("size", ["tiny", "small", "base"])
 @pytest.mark.parametrize("model", ["vit_{}", "deit_{}_distilled"])
@@ -122,6 +123,7 @@ def test_logits_equal_those_of_timm_and_transformers(model, size, side, tmp_path
     assert again.card.variant == variant
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "variant",
     [
@@ -175,6 +177,7 @@ def pictures():
         yield Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
 
 
+@pytest.mark.slow
 def test_pictures_give_timms_logits(tmp_path, monkeypatch):
     name = "deit_tiny_distilled_patch16_224"
     theirs = timm.create_model(name)
