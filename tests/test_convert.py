@@ -16,7 +16,8 @@ from deit_jax import convert, trained_model
 from deit_jax.errors import InputError
 from deit_jax.models import model_card
 from deit_jax.models.params import abstract_params
-from deit_jax.training.checkpoint import CONVERTED_FROM, Checkpoints, load_params
+from deit_jax.training.checkpoint import CONVERTED_FROM, Checkpoints
+from deit_jax.training.saved_params import load_params
 from deit_jax.training.state import TrainState
 from deit_jax.weights import save, tensor_files
 from deit_jax.weights.load import load

@@ -1,4 +1,4 @@
-"""`summary.json`: what a finished run has come to, and how it is printed."""
+"""`summary.json`: the results of a finished run, and how they are printed."""
 
 import importlib.metadata
 import json
@@ -10,7 +10,6 @@ from pathlib import Path
 from deit_jax import files
 from deit_jax.errors import InputError
 from deit_jax.files import NULL, replace_file
-from deit_jax.training import metrics
 from deit_jax.training.progress import clock
 
 SUMMARY = "summary.json"
@@ -35,7 +34,7 @@ FIELDS = {
     "devices": [str],
     "absent_classes": [str],
     "versions": {...: str},
-    "tables": {...: {...: {}}},
+    "tables": {...: {...: dict}},
 }
 SHOWN = (
     "variant",
@@ -47,16 +46,6 @@ SHOWN = (
     "images_per_sec",
     "eval",
 )
-# Of `metrics.tables`.
-PER_CLASS = {name: [(float, NULL)] for name in ("precision", "recall", "f1", "auc")}
-TABLES = {
-    "per_class": PER_CLASS | {"support": [float]},
-    "calibration": {
-        "count": [int],
-        "confidence": [(float, NULL)],
-        "accuracy": [(float, NULL)],
-    },
-}
 # Of the final table: the metric, its title and its format.
 COLUMNS = (
     ("loss", "loss", ".4f"),
@@ -110,35 +99,13 @@ def read(workdir: Path) -> dict | None:
 
 
 def check(summary: dict) -> None:
-    """Refuses, with ValueError, a summary that no run has written, of any version."""
+    """Refuses, with ValueError, what is no summary of a run of any version."""
     files.check(summary, {})
     files.check(summary, {name: FIELDS[name] for name in FIELDS if name in summary})
-    if summary.get("eval_images", 0) < 0:
-        raise ValueError("eval_images is less than 0")
-    teacher = summary.get("teacher") or {}
-    files.check(teacher.get("top1", 0), float, "teacher.top1")
     for weights in ("eval", "eval_ema"):
         for head, values in summary.get(weights, {}).items():
             if isinstance(values, dict):
                 files.check(values, {...: float}, f"{weights}.{head}")
-    for weights, heads in summary.get("tables", {}).items():
-        for head, tables in heads.items():
-            if tables:
-                where = f"tables.{weights}.{head}"
-                _check_tables(tables, len(summary.get("class_names", ())), where)
-
-
-def _check_tables(tables: dict, num_classes: int, where: str) -> None:
-    matrix = {"confusion": [[int]]} if "confusion" in tables else {}
-    files.check(tables, TABLES | matrix, where)
-    lists = [(values, num_classes) for values in tables["per_class"].values()]
-    lists += [(values, metrics.BINS) for values in tables["calibration"].values()]
-    if matrix:
-        lists += [
-            (row, num_classes) for row in (tables["confusion"], *tables["confusion"])
-        ]
-    if any(len(values) != length for values, length in lists):
-        raise ValueError(f"{where} has a list of another length than it should have")
 
 
 def show(summary: dict, workdir: Path) -> None:
