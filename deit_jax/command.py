@@ -2,10 +2,12 @@
 
 import contextlib
 import difflib
+import errno
 import os
 import platform
 import re
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -18,6 +20,14 @@ from deit_jax.training.signals import Stopped
 # again later". 128 + the signal would be a process that died and saved nothing.
 STOPPED = 75
 
+# Flags and fields of a config that are paths.
+PATH_FLAGS = {"workdir", "out", "src", "data_dir", "logits_out", "teacher", "check"}
+PATH_FIELDS = (
+    ("", "init_from"),
+    ("dataset", "name"),
+    ("dataset", "data_dir"),
+    ("distillation", "logits_dir"),
+)
 TUNABLES = "GLIBC_TUNABLES"
 COMPILED = "JAX_COMPILATION_CACHE_DIR"
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
@@ -41,8 +51,7 @@ def run(main, *, takes: str | None = None) -> None:
     _in_huge_pages()
     _keep_compiled_programs()
 
-    # The name of a file may be no text, and is printed all the same.
-    sys.stdout.reconfigure(errors="backslashreplace")
+    _open_closed_streams()
 
     def guarded(argv):
         with reported():
@@ -71,6 +80,29 @@ def reported() -> Iterator[None]:
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         sys.exit(130)
+    except OSError as error:
+        if error.errno != errno.EMFILE:
+            raise
+        fail("too many open files: raise the limit, e.g. ulimit -n 1024")
+    except (RuntimeError, AssertionError) as error:
+        # Some of what JAX says of a missing device has no text at all.
+        last = traceback.extract_tb(error.__traceback__)[-1].filename
+        if not last.endswith("xla_bridge.py"):
+            raise
+        platforms = os.environ.get("JAX_PLATFORMS", "")
+        about = str(error).partition(" (set JAX_PLATFORMS")[0]
+        fail(
+            f"JAX finds no device for JAX_PLATFORMS={platforms}. {about} Unset it, or "
+            "install JAX for that device (README, Install)."
+        )
+
+
+def _open_closed_streams() -> None:
+    """Sends output that was closed (`>&-`) nowhere; prints names that are no text."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - as long as we run
+        getattr(sys, name).reconfigure(errors="backslashreplace")
 
 
 def _in_huge_pages() -> None:
@@ -142,6 +174,10 @@ def _parse_flags(argv):
         rest = flags.FLAGS(argv)
         if "config" in flags.FLAGS and flags.FLAGS.config is not None:
             flags.FLAGS.config.keys()  # a file that does not load is reported here only
+            _expand_home(flags.FLAGS.config)
+        for name in PATH_FLAGS & set(flags.FLAGS):
+            if isinstance(flags.FLAGS[name].value, str):
+                flags.FLAGS[name].value = os.path.expanduser(flags.FLAGS[name].value)
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)  # orbax tells of every save
         return rest
@@ -151,6 +187,16 @@ def _parse_flags(argv):
         fail(_unknown_field(argv, error))
     except OSError as error:
         fail(f"cannot read the config file: {_shorten(str(error))}")
+
+
+def _expand_home(config) -> None:
+    """Replaces `~` in the fields of a config that are paths: no shell has done it."""
+    for section, name in PATH_FIELDS:
+        fields = config[section] if section else config
+        value = fields.get(name)
+        if isinstance(value, str):
+            kind, folder, path = value.rpartition("folder:")
+            fields[name] = kind + folder + os.path.expanduser(path)
 
 
 def _shorten(text: str) -> str:

@@ -106,7 +106,7 @@ def export(
     return (
         f"{trained.card.variant}, {trained.weights} parameters of step {trained.step}, "
         f"{len(model):,} bytes of {format}: {out}\n"
-        f"try it: python {out / PREDICT.name} PICTURE ..."
+        f"try it: python {out / PREDICT.name} IMAGE ..."
     )
 
 

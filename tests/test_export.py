@@ -14,6 +14,7 @@ import run_directories
 from PIL import Image
 
 from deit_jax import export, trained_model
+from deit_jax.data.sources import image_files
 from deit_jax.errors import InputError
 
 ROOT = Path(__file__).parent.parent
@@ -71,7 +72,7 @@ def artifact(run, tmp_path_factory):
     out = tmp_path_factory.mktemp("artifact")
     done = command(f"--workdir={run}", f"--out={out}")
     assert (done.returncode, done.stderr) == (0, "")
-    assert f"try it: python {out}/predict.py PICTURE ...\n" in done.stdout
+    assert f"try it: python {out}/predict.py IMAGE ...\n" in done.stdout
     return out
 
 
@@ -237,3 +238,37 @@ def test_a_failed_export_leaves_nothing(tmp_path):
 def test_the_command_refuses_at_once(flags, message):
     done = command(*flags, JAX_PLATFORMS="none")  # JAX would fail
     assert (done.returncode, done.stderr) == (2, f"error: {message}\n")
+
+
+def test_the_program_takes_folders_and_goes_on_after_a_broken_file(
+    run, artifact, tmp_path
+):
+    images = tmp_path / "images" / "deeper"
+    images.mkdir(parents=True)
+    random = np.random.default_rng(0)
+    Image.fromarray(random.integers(0, 2**16, (40, 50), np.uint16)).save(
+        images / "sixteen.png"
+    )
+    rgba = random.integers(0, 256, (40, 50, 4), np.uint8)
+    Image.fromarray(rgba, "RGBA").save(images / "clear.PNG")
+    (images / "broken.jpg").write_bytes(b"no image")
+    program = [sys.executable, str(artifact / "predict.py")]
+    environment = os.environ | {"PYTHONIOENCODING": "cp1252:strict"}
+
+    def start(*paths):
+        return subprocess.run(
+            [*program, *paths], env=environment, capture_output=True, text=True
+        )
+
+    done = start(str(tmp_path / "images"))
+    assert done.returncode == 1
+    assert f"error: {images / 'broken.jpg'}: " in done.stderr
+    predict = artifact_program(artifact)
+    trained = trained_model.load(run)
+    for name in ("sixteen.png", "clear.PNG"):
+        assert str(images / name) in done.stdout
+        seen = trained.view(image_files.read(str(images / name)))
+        np.testing.assert_array_equal(predict.view(images / name), seen)
+    done = start()
+    assert done.returncode == 2
+    assert "python predict.py IMAGE_OR_FOLDER ..." in done.stdout

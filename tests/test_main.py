@@ -81,3 +81,59 @@ def test_default_workdir_names_config_and_data_set():
     assert default_workdir("configs/deit.py", "cifar10") == "runs/deit-cifar10"
     assert default_workdir("configs/study.py:vit", "digits") == "runs/study-vit-digits"
     assert default_workdir("a.py:folder", "folder:/my pets") == "runs/a-folder_my_pets"
+
+
+ENVIRONMENTS = {
+    "no home": ({"HOME": None}, [], 0, "Dry run: nothing was trained"),
+    "no GPU": ({"JAX_PLATFORMS": "cuda"}, [], 2, "no device for JAX_PLATFORMS=cuda"),
+    "a misspelt device": ({"JAX_PLATFORMS": "cpuu"}, [], 2, "JAX_PLATFORMS=cpuu"),
+    "a C locale": (
+        {"LC_ALL": "C", "PYTHONUTF8": "0"},
+        ["--workdir=Ünïcode"],
+        0,
+        "Dry run: nothing was trained",
+    ),
+    "a home in a path": (
+        {"HOME": "/nowhere"},
+        ["--config.distillation.logits_dir=~/logits"],
+        2,
+        "no teacher cache at /nowhere/logits",
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "arguments", "code", "message"),
+    ENVIRONMENTS.values(),
+    ids=ENVIRONMENTS,
+)
+def test_unusual_environments_work_or_end_in_one_line(
+    tmp_path, changes, arguments, code, message
+):
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", **changes}
+    environment = {k: v for k, v in environment.items() if v is not None}
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "deit_jax.main", "--dry_run"),
+            *("--config=configs/deit.py:digits", f"--workdir={tmp_path}/run"),
+            "--config.distillation.kind=soft",
+            *arguments,
+        ],
+        cwd=Path(__file__).parent.parent,
+        env=environment,
+        text=True,
+        capture_output=True,
+    )
+    assert done.returncode == code, done.stderr
+    assert message in (done.stdout if code == 0 else done.stderr)
+    assert "Traceback" not in done.stderr
+
+
+def test_a_closed_stdout_is_no_error(tmp_path):
+    command = (
+        f"{sys.executable} -m deit_jax.main --dry_run --config=configs/deit.py:digits "
+        f"--workdir={tmp_path}/run >&-"
+    )
+    root = Path(__file__).parent.parent
+    done = subprocess.run(command, shell=True, cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -1,8 +1,9 @@
-"""Names what is in images: python predict.py PICTURE ...
+"""Names what is in images: python predict.py IMAGE_OR_FOLDER ...
 
 Needs Pillow and, for model.stablehlo, jax (on any of its platforms), for model.onnx
-onnxruntime. The pixels are those of the training program, except for images that are
-transparent or 16-bit (and by a level where one is over 16 times as long as wide).
+onnxruntime. The pixels are those of the training program (but for a level where an
+image is over 16 times as long as wide). A file that cannot be read is reported, the
+others go on, and the exit code is 1.
 """
 
 import json
@@ -13,17 +14,26 @@ import numpy as np
 from PIL import Image, ImageOps
 
 HERE = Path(__file__).parent
-CARD = json.loads((HERE / "model.json").read_text())
+CARD = json.loads((HERE / "model.json").read_text(encoding="utf-8"))
+ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+BLOCK = 64  # images at once
 
 
 def view(path) -> np.ndarray:
     """An image file as the model takes it: uint8 [S, S, 3], upright, its centre."""
-    picture = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+    image = ImageOps.exif_transpose(Image.open(path))
+    if image.mode.startswith("I"):  # 16 bits
+        levels = (np.asarray(image).astype(np.uint32) + 128) // 257
+        image = Image.fromarray(levels.astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    image = image.convert("RGB")
     size, shorter = CARD["image_size"], int(CARD["image_size"] / CARD["crop_ratio"])
-    sides = [shorter * side // min(picture.size) for side in picture.size]
+    sides = [shorter * side // min(image.size) for side in image.size]
     left, top = (round((side - size) / 2) for side in sides)
-    picture = picture.resize(sides, Image.Resampling.BICUBIC)
-    return np.asarray(picture.crop((left, top, left + size, top + size)))
+    image = image.resize(sides, Image.Resampling.BICUBIC)
+    return np.asarray(image.crop((left, top, left + size, top + size)))
 
 
 def load():
@@ -41,9 +51,40 @@ def load():
     return jax.jit(jax.export.deserialize(path.read_bytes()).call)
 
 
+def find(paths) -> list[Path]:
+    """The files at `paths`, and the images in the folders among them."""
+    found = []
+    for path in map(Path, paths):
+        inside = (p for p in path.rglob("*") if p.suffix.lower() in ENDINGS)
+        found += sorted(inside) if path.is_dir() else [path]
+    return found
+
+
+def main(paths) -> int:
+    if not paths:
+        print(__doc__)
+        return 2
+    model, files, broken = load(), find(paths), 0
+    for first in range(0, len(files), BLOCK):
+        views = {}
+        for file in files[first : first + BLOCK]:
+            try:
+                views[file] = view(file)
+            except Exception as error:  # Pillow raises anything
+                broken += 1
+                print(f"error: {file}: {error}", file=sys.stderr)
+        if not views:
+            continue
+        rows = model(np.stack([*views.values()]))["probabilities"]
+        for file, row in zip(views, np.asarray(rows), strict=True):
+            best = (
+                f"{row[c]:.1%} {CARD['class_names'][c]}" for c in (-row).argsort()[:5]
+            )
+            print(file, *best, sep="  ")
+    return int(broken > 0)
+
+
 if __name__ == "__main__":
-    files = sys.argv[1:]
-    probabilities = load()(np.stack([view(file) for file in files]))["probabilities"]
-    for file, row in zip(files, np.asarray(probabilities), strict=True):
-        best = (f"{row[c]:.1%} {CARD['class_names'][c]}" for c in (-row).argsort()[:5])
-        print(file, *best, sep="  ")
+    for stream in (sys.stdout, sys.stderr):  # a console may lack a class name's letters
+        stream.reconfigure(errors="backslashreplace")
+    sys.exit(main(sys.argv[1:]))
