@@ -9,7 +9,8 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from deit_jax import experiment
-from deit_jax.data import batches
+from deit_jax.data import batches, image_check
+from deit_jax.data.sources import folder
 from deit_jax.errors import InputError
 from deit_jax.experiment import Experiment
 from deit_jax.models import cost
@@ -20,7 +21,8 @@ from deit_jax.training import checkpoint, processes, run_directory, step, summar
 def show(config, workdir, *, config_file: str = "<config>") -> dict[str, int]:
     """Prints the plan of `train.train_and_evaluate` with the same arguments.
 
-    It opens the data and the teacher's cache, reads a first batch and what training
+    It opens the data and the teacher's cache, decodes every image of a folder, reads a
+    first batch and what training
     starts from, and compiles the train step for the devices at hand.
 
     Returns:
@@ -39,6 +41,8 @@ def show(config, workdir, *, config_file: str = "<config>") -> dict[str, int]:
         start = checkpoint.resumable_step(workdir, run.saved_config, run.data)
         if start is None:
             run.starting_state()
+    if processes.is_first():
+        _check_images(run)
     train_state = jax.eval_shape(run.initial_state)
     batch = _first_dispatch(run)
     figures = {
@@ -65,6 +69,14 @@ def show(config, workdir, *, config_file: str = "<config>") -> dict[str, int]:
         print("\nThe run is finished: there is nothing to train.")
     print("\nDry run: nothing was trained and nothing written.", flush=True)
     return figures
+
+
+def _check_images(run: Experiment) -> None:
+    """Decodes every image of a folder, which nobody has looked at before."""
+    for source in (run.train_source, run.eval_source):
+        if source.name.startswith(folder.PREFIX):
+            print(image_check.describe_classes(source), flush=True)
+            image_check.check_images(source)
 
 
 def _first_dispatch(run: Experiment) -> dict:

@@ -108,6 +108,11 @@ class Experiment:
         digest = self.teacher and self.teacher.digest
         return data_identity.describe(self.train_source, self.eval_source, digest)
 
+    @property
+    def streams_eval(self) -> bool:
+        """Whether evaluation images are decoded when needed, not at the start."""
+        return not fit_in_memory(self.eval_source, self.student.size)
+
     def identity(self) -> dict:
         """What all processes of a run must have in common, for JSON."""
         fields = flatten_dict(self.saved_config, sep=".")

@@ -8,7 +8,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from deit_jax import experiment, files
-from deit_jax.data import batches
+from deit_jax.data import batches, image_check
 from deit_jax.data.pipeline import HostPipeline
 from deit_jax.errors import InputError
 from deit_jax.experiment import Experiment
@@ -28,6 +28,8 @@ from deit_jax.training import (
 from deit_jax.training.evaluation import Evaluator
 from deit_jax.training.progress import Progress
 
+# A damaged evaluation image is found now and not after an epoch, or in a short time.
+CHECK_SECONDS = 10
 GRID = 6  # images and views in the image of the augmentation
 ADVICE = (
     "Lower --config.optimizer.learning_rate, lengthen the warm-up, or set "
@@ -117,8 +119,11 @@ def _start(run: Experiment, workdir: Path):
       `Progress.resume_state` that was saved with it, or None.
     """
     state, sentences, resume_state = run.initial_state(), [], None
-    if processes.is_first() and run.start and not checkpoint.steps(workdir):
-        state, sentences = run.starting_state()
+    if processes.is_first() and not checkpoint.steps(workdir):
+        if run.start:
+            state, sentences = run.starting_state()
+        if run.streams_eval:
+            image_check.check_images(run.eval_source, seconds=CHECK_SECONDS)
     for sentence in sentences:
         print(sentence, flush=True)
     checkpoints = checkpoint.open_checkpoints(workdir, run.keep)

@@ -17,9 +17,9 @@ from deit_jax.data.student_views import StudentViews
 from deit_jax.distillation import cache_writer, match, teacher_cache
 from deit_jax.distillation.encoding import Encoding
 from deit_jax.errors import InputError
+from deit_jax.patience import Patience
 from teacher import classifier as classifiers
 from teacher.blocks import seen_whole
-from teacher.patience import Patience
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -24,11 +24,11 @@ from torch.nn import functional
 from deit_jax import command
 from deit_jax.data import sources
 from deit_jax.errors import InputError
+from deit_jax.patience import Patience
 from teacher import classifier as classifiers
 from teacher import network
 from teacher import weights as weight_files
 from teacher.blocks import augmented_batches
-from teacher.patience import Patience
 
 CHECKPOINT = "checkpoint.pt"
 SMALL_IMAGE = 64  # pixels: images up to it keep their size if none is given

@@ -12,10 +12,20 @@ from deit_jax.errors import InputError
 from deit_jax.train import train_and_evaluate
 from deit_jax.training import data_identity
 
-DATA = {
+DATA: dict = {
     "teacher": "t",
-    "train": {"fingerprint": "a", "images": 48, "class_names": ["cat", "dog", "owl"]},
-    "eval": {"fingerprint": "b", "images": 12, "class_names": ["cat", "dog", "owl"]},
+    "train": {
+        "fingerprint": "a",
+        "order": None,
+        "images": 48,
+        "class_names": ["cat", "dog", "owl"],
+    },
+    "eval": {
+        "fingerprint": "b",
+        "order": None,
+        "images": 12,
+        "class_names": ["cat", "dog", "owl"],
+    },
 }
 
 
@@ -47,7 +57,14 @@ def test_what_has_changed_is_said_in_words(ours, words):
 
 
 def test_the_same_contents_are_the_same_data():
-    data_identity.check(DATA, changed(), where="runs/a")
+    assert data_identity.check(DATA, changed(), where="runs/a") == []
+
+
+def test_files_that_were_changed_in_their_places_are_noted():
+    saved = DATA | {"train": DATA["train"] | {"order": "o"}}
+    ours = changed(fingerprint="d", order="o")
+    [note] = data_identity.check(saved, ours, where="runs/a")
+    assert note.startswith("training images were changed in their places")
 
 
 @pytest.fixture

@@ -627,7 +627,7 @@ def test_every_torchvision_classifier_is_supported_or_refused():
 
 
 def test_long_work_without_a_terminal_says_how_long_it_takes(monkeypatch, capsys):
-    from teacher import patience
+    from deit_jax import patience
 
     times = iter(range(0, 1000, 20))
     monkeypatch.setattr(patience.time, "monotonic", lambda: next(times))

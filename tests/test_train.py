@@ -573,7 +573,7 @@ def test_a_damaged_picture_ends_the_run_by_its_name(pictures, tmp_path):
 
 
 @pytest.mark.parametrize("broken", ["train", "val"])
-def test_an_error_costs_no_finished_step(pictures, tmp_path, broken, capfd):
+def test_an_error_costs_no_finished_step(pictures, tmp_path, broken, monkeypatch):
     """A damaged image ends the run; repaired, the run goes on to the same bits."""
     pictures.epochs = 2.0
     pictures.checkpoint.every_steps = 0
@@ -588,6 +588,7 @@ def test_an_error_costs_no_finished_step(pictures, tmp_path, broken, capfd):
     path = Path(source.where(index))
     content = path.read_bytes()
     path.write_bytes(content[:100])
+    monkeypatch.setattr("deit_jax.train.CHECK_SECONDS", -1)  # it would be found at once
     with pytest.raises(InputError) as ended:
         train_and_evaluate(pictures, tmp_path / "run")
     assert str(path) in str(ended.value)

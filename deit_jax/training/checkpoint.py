@@ -261,7 +261,8 @@ def check_resumable(
     old, new = flatten_dict(saved, sep="."), flatten_dict(config, sep=".")
     free = FREE_FIELDS
     if saved_data and data:
-        data_identity.check(saved_data, data, where=where)
+        for note in data_identity.check(saved_data, data, where=where):
+            print(note, flush=True)
         free += data_identity.PLACES
     changed = [
         f"  {field}: {old.get(field, 'absent')!r} -> {new.get(field, 'absent')!r}"

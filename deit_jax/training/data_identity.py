@@ -14,32 +14,46 @@ def describe(train_source, eval_source, teacher_digest: str | None) -> dict:
     """The record of a run's data, for JSON.
 
     Returns:
-      `train` and `eval`, each {fingerprint, images, class_names}, and `teacher`, the
-      digest of its cache or None.
+      `train` and `eval`, each {fingerprint, order, images, class_names}, and `teacher`,
+      the digest of its cache or None.
     """
     record: dict = {"teacher": teacher_digest}
     for name, source in (("train", train_source), ("eval", eval_source)):
         record[name] = {
             "fingerprint": source.fingerprint,
+            "order": getattr(source, "order", None),
             "images": len(source),
             "class_names": list(source.class_names),
         }
     return record
 
 
-def check(saved: Mapping, ours: Mapping, *, where: str) -> None:
+def check(saved: Mapping, ours: Mapping, *, where: str) -> list[str]:
     """Refuses to resume a run on other data.
+
+    Files that were changed in their places, such as a damaged image that was replaced,
+    shift no label: they are noted and not refused.
 
     Args:
       saved: `describe` of the run in `where`.
       ours: `describe` of what this start has opened.
 
+    Returns:
+      Notes for the user.
+
     Raises:
       InputError: Says in words what has changed, and what can be done.
     """
+    repaired = [
+        split
+        for split in SPLITS
+        if saved[split]["fingerprint"] != ours[split]["fingerprint"]
+        and saved[split].get("order") == ours[split]["order"] is not None
+    ]
     changes = [
         change
         for split in SPLITS
+        if split not in repaired
         for change in _changes(split, saved[split], ours[split])
     ]
     if not changes and saved["teacher"] != ours["teacher"]:
@@ -51,6 +65,11 @@ def check(saved: Mapping, ours: Mapping, *, where: str) -> None:
             + "\nRestore the data to resume it. To train on these, give another "
             f"--workdir; with --config.init_from={where} it starts from this model."
         )
+    return [
+        f"{SPLITS[split]} images were changed in their places since the run was saved; "
+        "it goes on with them as they are"
+        for split in repaired
+    ]
 
 
 def _changes(split: str, theirs: Mapping, ours: Mapping) -> list[str]:

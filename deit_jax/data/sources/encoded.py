@@ -24,6 +24,8 @@ class EncodedSource:
         `records.read(indices)`, of each (encoded bytes, label), from any thread;
         `records.where(index)`, what an error message calls the image.
       fingerprint: sha256 (hex); see `deit_jax.data.sources.tfds` and `folder_source`.
+      order: sha256 (hex) of class names, files and labels, but for what is in the
+        files; None where only `fingerprint` says so.
       image_shape: (H, W, 3) where the data set fixes it, None where sizes differ.
       passed_over: How many files were not taken for images, by ending (`.heic`) or
         as `hidden`.
@@ -34,6 +36,7 @@ class EncodedSource:
     class_names: tuple[str, ...]
     records: object
     fingerprint: str
+    order: str | None = None
     image_shape: tuple[int, int, int] | None = None
     passed_over: Mapping[str, int] = dataclasses.field(default_factory=dict)
 

@@ -17,10 +17,12 @@ change when the folder is copied elsewhere.
 
 import collections
 import dataclasses
+import errno
 import hashlib
 import os
 import shlex
 import stat
+import time
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,6 +40,9 @@ ENDINGS = frozenset(
 )
 # Of an encoded image: Pillow's limit of pixels, uncompressed, takes 0.5 GB.
 MAX_BYTES = 2**30
+# What a network disk says that is away for a moment, and a file that is not there yet.
+TRANSIENT = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOENT)
+RETRY_SECONDS = (0.3, 0.6, 1.2)
 # Made by macOS, Windows, Synology: images in them are thumbnails or leftovers.
 SYSTEM_FOLDERS = frozenset(("__MACOSX", "$RECYCLE.BIN", "@eaDir"))
 # Whichever exists stands in for the other: people have one of them.
@@ -127,21 +132,17 @@ def open_folder(name: str, split: str) -> EncodedSource:
     read = fingerprints.positions(len(paths), sum(sizes))
     _, sums = fingerprints.scan(records, read)
     portable = "\n".join(path.replace(os.sep, "/") for path in paths)
+    names = os.fsencode("\n".join(class_names))
+    order = (split, names, os.fsencode(portable), records.labels)
     return EncodedSource(
         name=name,
         split=split,
         class_names=class_names,
         records=records,
         fingerprint=fingerprints.fingerprint(
-            "folder",
-            "1",
-            split,
-            os.fsencode("\n".join(class_names)),
-            os.fsencode(portable),
-            records.labels,
-            np.array(sizes, np.int64),
-            sums,
+            "folder", "1", *order, np.array(sizes, np.int64), sums
         ),
+        order=fingerprints.fingerprint(*order),
         passed_over=dict(passed_over),
     )
 
@@ -269,24 +270,32 @@ def find_image_files(
 
 
 def read_image_file(path: str | os.PathLike) -> bytes:
-    """The bytes of an encoded image.
+    """The bytes of an encoded image; a disk that is away for a moment is waited for.
 
     Raises:
       InputError: It cannot be read, is no regular file, or has more than `MAX_BYTES`.
     """
-    try:
-        about = os.stat(path)
-        if not stat.S_ISREG(about.st_mode):
-            raise InputError(f"{path} is no regular file. Replace or remove it.")
-        if about.st_size > MAX_BYTES:
-            raise InputError(
-                f"{path} has {about.st_size:,} bytes, more than {MAX_BYTES:,}. Scale "
-                "it down, compress or remove it."
-            )
-        with open(path, "rb") as file:
-            return file.read()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
+    for pause in (*RETRY_SECONDS, None):
+        try:
+            return _read_once(path)
+        except OSError as error:
+            if pause is None or error.errno not in TRANSIENT:
+                raise InputError(f"{path} cannot be read: {error.strerror}.") from error
+            time.sleep(pause)
+    raise AssertionError  # the last pause is None
+
+
+def _read_once(path: str | os.PathLike) -> bytes:
+    about = os.stat(path)
+    if not stat.S_ISREG(about.st_mode):
+        raise InputError(f"{path} is no regular file. Replace or remove it.")
+    if about.st_size > MAX_BYTES:
+        raise InputError(
+            f"{path} has {about.st_size:,} bytes, more than {MAX_BYTES:,}. Scale it "
+            "down, compress or remove it."
+        )
+    with open(path, "rb") as file:
+        return file.read()
 
 
 def _stat(entry: os.DirEntry) -> os.stat_result:
