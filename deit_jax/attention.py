@@ -57,21 +57,13 @@ def draw(
 
     from deit_jax import trained_model
     from deit_jax.data.sources import image_files
-    from deit_jax.models.attention_maps import attention_maps
-    from deit_jax.training.step import normalise
 
     found, _ = image_files.find(paths)
     trained = trained_model.load(workdir, weights=weights, step=step)
     out = Path(out)
     with files.writing(out):
         out.mkdir(parents=True, exist_ok=True)
-    card = trained.card
-
-    @jax.jit
-    def look(params, images):
-        normalised = normalise(images, card.mean, card.std)
-        return attention_maps(trained.model, params, normalised)
-
+    look = _compiled(trained)
     unreadable = 0
     for file, name in zip(found, _names(found), strict=True):
         try:
@@ -87,7 +79,7 @@ def draw(
             maps.heads[0],
             maps.rollout[0],
             {
-                head: _top(values[0], card.class_names)
+                head: _top(values[0], trained.card.class_names)
                 for head, values in logits.items()
             },
             title=Path(file).name,
@@ -98,6 +90,21 @@ def draw(
     if unreadable:
         print(f"{unreadable:,} of {len(found):,} files unreadable", file=sys.stderr)
     return unreadable
+
+
+def _compiled(trained):
+    """(params, uint8 [1, S, S, 3]) -> `attention_maps`."""
+    import jax
+
+    from deit_jax.models.attention_maps import attention_maps
+    from deit_jax.training.step import normalise
+
+    @jax.jit
+    def look(params, images):
+        normalised = normalise(images, trained.card.mean, trained.card.std)
+        return attention_maps(trained.model, params, normalised)
+
+    return look
 
 
 def plot(

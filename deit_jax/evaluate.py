@@ -56,13 +56,10 @@ def evaluate(
     """
     if batch_size < 1:
         raise InputError(f"--batch_size={batch_size}: expected at least 1.")
-    import jax
-
     from deit_jax import trained_model
     from deit_jax.data.pipeline import open_images
     from deit_jax.models import model_card
     from deit_jax.training import evaluation, processes, saved_params
-    from deit_jax.training.step import pmap_eval_step
 
     processes.refuse("deit_jax.evaluate")
     card = model_card.read(workdir)
@@ -72,7 +69,6 @@ def evaluate(
     )
 
     labels = source.labels if labels_of is None else labels_of[source.labels]
-
     kinds = saved_params.weights_in(workdir, step=step)
     if weights != "both":
         kinds = (weights,)
@@ -80,25 +76,14 @@ def evaluate(
         SECTIONS[kind]: trained_model.load(workdir, weights=kind, step=step)
         for kind in kinds
     }
-    any_of_them = next(iter(trained.values()))
-    devices = jax.local_devices()
     with open_images(
         source, size=card.image_size, workers=workers, crop_ratio=card.crop_ratio
-    ) as pictures:
-        results = evaluation.evaluate(
-            pmap_eval_step(
-                devices, model=any_of_them.model, mean=card.mean, std=card.std
-            ),
-            {section: one.params for section, one in trained.items()},
-            pictures,
-            batch_size=batch_size,
-            devices=len(devices),
-            labels_of=labels_of,
-        )
+    ) as images:
+        results = _score(trained, images, batch_size, labels_of)
     return {
         "workdir": str(workdir),
         "variant": card.variant,
-        "step": any_of_them.step,
+        "step": next(iter(trained.values())).step,
         "dataset": source.name,
         "split": source.split,
         "images": len(source),
@@ -106,6 +91,25 @@ def evaluate(
         "absent_classes": evaluation.absent_classes(labels, card.class_names),
         **results,
     }
+
+
+def _score(trained: dict, images, batch_size: int, labels_of) -> dict:
+    """The metrics of each `TrainedModel` over all images."""
+    import jax
+
+    from deit_jax.training import evaluation
+    from deit_jax.training.step import pmap_eval_step
+
+    one, devices = next(iter(trained.values())), jax.local_devices()
+    mean, std = one.card.mean, one.card.std
+    return evaluation.evaluate(
+        pmap_eval_step(devices, model=one.model, mean=mean, std=std),
+        {section: model.params for section, model in trained.items()},
+        images,
+        batch_size=batch_size,
+        devices=len(devices),
+        labels_of=labels_of,
+    )
 
 
 def _open_source(workdir, dataset, split, data_dir):

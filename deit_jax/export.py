@@ -68,14 +68,7 @@ def export(
     """
     out = Path(out).absolute()
     _refuse_occupied(out)
-    if format not in FILES:
-        raise InputError(f"--format={format}: expected {' or '.join(FILES)}.")
-    if format == "onnx" and importlib.util.find_spec("jax2onnx") is None:
-        raise InputError(
-            "--format=onnx needs jax2onnx, which is not installed: "
-            'pip install -e ".[onnx]"'
-        )
-
+    _check_format(format)
     # Flags are refused without waiting for JAX.
     import jax
 
@@ -179,6 +172,16 @@ def _symbolic_images(size: int):
 
     (b,) = jax.export.symbolic_shape("b")
     return jax.ShapeDtypeStruct((b, size, size, 3), "uint8")
+
+
+def _check_format(format: str) -> None:
+    if format not in FILES:
+        raise InputError(f"--format={format}: expected {' or '.join(FILES)}.")
+    if format == "onnx" and importlib.util.find_spec("jax2onnx") is None:
+        raise InputError(
+            "--format=onnx needs jax2onnx, which is not installed: "
+            'pip install -e ".[onnx]"'
+        )
 
 
 def _refuse_occupied(out: Path) -> None:

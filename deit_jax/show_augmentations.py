@@ -47,20 +47,8 @@ def show(
       InputError: The config does not resolve, an image or view does not exist, or the
         file cannot be written.
     """
-    for name, value, low in (
-        ("images", images, 1),
-        ("views", views, 1),
-        ("first_view", first_view, 0),
-    ):
-        if value < low:
-            raise InputError(f"--{name}={value}: expected at least {low}.")
-    if first_view + views - 1 > LAST_VIEW:
-        raise InputError(
-            f"--first_view={first_view} with --views={views}: views end at {LAST_VIEW}."
-        )
     out = Path(out)
-    if out.suffix.lower() != ".png":
-        raise InputError(f"--out={out}: expected a file name that ends in .png.")
+    _check_flags(out, images, views, first_view)
 
     # Flags are refused without waiting for JAX.
     from deit_jax.data import sources
@@ -91,6 +79,22 @@ def show(
         f"augmentation {config.augment.recipe}, seed {student.augment_seed}: "
         f"{student.settings}"
     )
+
+
+def _check_flags(out: Path, images: int, views: int, first_view: int) -> None:
+    for name, value, low in (
+        ("images", images, 1),
+        ("views", views, 1),
+        ("first_view", first_view, 0),
+    ):
+        if value < low:
+            raise InputError(f"--{name}={value}: expected at least {low}.")
+    if first_view + views - 1 > LAST_VIEW:
+        raise InputError(
+            f"--first_view={first_view} with --views={views}: views end at {LAST_VIEW}."
+        )
+    if out.suffix.lower() != ".png":
+        raise InputError(f"--out={out}: expected a file name that ends in .png.")
 
 
 def parse_indices(texts: Sequence[str] | None) -> list[int] | None:

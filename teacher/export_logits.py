@@ -148,15 +148,7 @@ def main(_) -> None:
         print(json.dumps(estimate(job)))
         return
     if values.verify:
-        cache = teacher_cache.open_cache(out)
-        largest, beyond = verify(job, cache, values.verify)
-        good = beyond <= values.tolerance  # not a number is not
-        verdict = "within" if good else "ABOVE"
-        print(
-            f"max |cached - live| = {largest:.3g}, {beyond:.3g} more than float16 "
-            f"rounds, {verdict} the tolerance of {values.tolerance:g}"
-        )
-        sys.exit(int(not good))
+        sys.exit(verified(job, out, values.verify, values.tolerance))
     views = parse_views(values.only_views, job.num_views)
     done = export(job, out, views=views, allow_weak_teacher=values.allow_weak_teacher)
     if done:
@@ -166,6 +158,17 @@ def main(_) -> None:
             f"these views are in {out}. When the others are there too, repeat the "
             "command without --only_views: it finishes the cache."
         )
+
+
+def verified(job: Export, out: str, count: int, tolerance: float) -> int:
+    """Prints what `verify` finds; returns the exit code."""
+    largest, beyond = verify(job, teacher_cache.open_cache(out), count)
+    good = beyond <= tolerance  # not a number is not
+    print(
+        f"max |cached - live| = {largest:.3g}, {beyond:.3g} more than float16 rounds, "
+        f"{'within' if good else 'ABOVE'} the tolerance of {tolerance:g}"
+    )
+    return int(not good)
 
 
 def parse_views(text: str | None, num_views: int) -> range | None:

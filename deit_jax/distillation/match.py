@@ -143,25 +143,31 @@ def check(
             "ones. " + _fix_mixing(stated["mixing"], student) + " or make another "
             "cache." + cache.how_to_fix(source.name, config)
         )
-    ours, theirs = _fields(expected), _fields(stated)
-    differing = [
-        f"  {name}: {theirs.get(name)!r} in the cache, {ours.get(name)!r} in this run"
-        for name in sorted(ours.keys() | theirs.keys())
-        if ours.get(name) != theirs.get(name)
-    ]
-    if differing:
-        raise InputError(
-            f"the teacher of {cache.directory} saw other images than this run's:\n"
-            + "\n".join(differing)
-            + "\nSet the config's fields as they are in the cache, or make a cache for "
-            "this run." + cache.how_to_fix(source.name, config)
-        )
+    _check_fields(cache, expected, source.name, config)
     if stated["count"] < num_views:
         raise InputError(
             f"the teacher cache {cache.directory} holds {stated['count']} views, and "
             f"distillation.num_views={num_views} are asked for. Set "
             f"--config.distillation.num_views={stated['count']}, or export more."
             + cache.how_to_fix(source.name, config)
+        )
+
+
+def _check_fields(cache: TeacherCache, expected: dict, name: str, config: str) -> None:
+    """Refuses a cache whose images follow from other fields than this run's."""
+    ours, theirs = _fields(expected), _fields(cache.manifest["views"])
+    differing = [
+        f"  {field}: {theirs.get(field)!r} in the cache, {ours.get(field)!r} in this "
+        "run"
+        for field in sorted(ours.keys() | theirs.keys())
+        if ours.get(field) != theirs.get(field)
+    ]
+    if differing:
+        raise InputError(
+            f"the teacher of {cache.directory} saw other images than this run's:\n"
+            + "\n".join(differing)
+            + "\nSet the config's fields as they are in the cache, or make a cache for "
+            "this run." + cache.how_to_fix(name, config)
         )
 
 

@@ -48,8 +48,31 @@ def adapt(
     """
     _check_trunk(source, target)
     adapted = {name: value for name, value in params.items() if name not in NOT_TRUNK}
-    changes = []
+    tokens, changes = _adapt_tokens(params, source, target)
+    adapted |= tokens
+    side = target.image_size // target.patch_size
+    before = source.image_size // source.patch_size
+    adapted["pos_embed"] = position.resize(
+        adapted["pos_embed"], side, prefix=1 + target.distilled, method=position_resize
+    )
+    if side != before:
+        changes.append(
+            f"position embeddings are resized from {before} x {before} to {side} x "
+            f"{side} patches ({position_resize})"
+        )
+    adapted["head"] = match_classes(params["head"], fresh["head"], classes)
+    if target.distilled:
+        theirs = params["head_dist" if source.distilled else "head"]
+        adapted["head_dist"] = match_classes(theirs, fresh["head_dist"], classes)
+        if not source.distilled and any(c is not None for c in classes):
+            # To a copy of the class token it answers as the class head does.
+            changes.append("the distillation head is a copy of the class head")
+    return adapted, changes
 
+
+def _adapt_tokens(params: dict, source, target) -> tuple[dict, list[str]]:
+    """`pos_embed` and maybe `dist_token` for the tokens of `target`, and changes."""
+    adapted, changes = {}, []
     tokens, patches = np.split(
         np.asarray(params["pos_embed"]), [1 + source.distilled], axis=1
     )
@@ -69,27 +92,7 @@ def adapt(
     elif source.distilled:
         tokens = tokens[:, :1]
         changes.append("the distillation token, its position and its head are dropped")
-
-    old, new = (model.image_size // model.patch_size for model in (source, target))
-    adapted["pos_embed"] = position.resize(
-        np.concatenate([tokens, patches], axis=1),
-        new,
-        prefix=1 + target.distilled,
-        method=position_resize,
-    )
-    if old != new:
-        changes.append(
-            f"position embeddings are resized from {old} x {old} to {new} x {new} "
-            f"patches ({position_resize})"
-        )
-
-    adapted["head"] = match_classes(params["head"], fresh["head"], classes)
-    if target.distilled:
-        theirs = params["head_dist" if source.distilled else "head"]
-        adapted["head_dist"] = match_classes(theirs, fresh["head_dist"], classes)
-        if not source.distilled and any(c is not None for c in classes):
-            # To a copy of the class token it answers as the class head does.
-            changes.append("the distillation head is a copy of the class head")
+    adapted["pos_embed"] = np.concatenate([tokens, patches], axis=1)
     return adapted, changes
 
 

@@ -27,7 +27,6 @@ def sections(groups: Sequence[Group]) -> list[Section]:
 
 
 def _overview(groups: Sequence[Group]) -> list:
-    runs = [run for g in groups for run in g.runs]
     rows = []
     for g in groups:
         for run in g.runs:
@@ -46,7 +45,12 @@ def _overview(groups: Sequence[Group]) -> list:
                     str(run.seed),
                 ]
             )
-    blocks = [Table(["run", "model", "data and splits", "state", "seed"], rows, 4)]
+    table = Table(["run", "model", "data and splits", "state", "seed"], rows, 4)
+    return [table, *_warnings(groups, [run for g in groups for run in g.runs])]
+
+
+def _warnings(groups: Sequence[Group], runs) -> list[Text]:
+    blocks = []
     if unfinished := [run.name for run in runs if not run.finished]:
         blocks.append(
             Text(

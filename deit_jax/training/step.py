@@ -122,11 +122,7 @@ def train_step(
       `jax.tree.leaves`; and `skipped`, 1 where loss or `grad_norm` is not finite: such
       a step changes nothing of the state but its number, on all devices alike.
     """
-    local = batch["label"].shape[0]
-    first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * local
-    step_key = jax.random.fold_in(stream_key(Stream.DROP, seed), state.step)
-    positions = first + jnp.arange(local)
-    drop_keys = jax.vmap(jax.random.fold_in, (None, 0))(step_key, positions)
+    drop_keys = _drop_keys(seed, state.step, batch["label"].shape[0], axis_name)
 
     def mean_loss(params, batch, drop_keys):
         images, targets, teacher_logits = inputs(batch)
@@ -142,33 +138,11 @@ def train_step(
         return metrics["loss"], metrics
 
     gradient = jax.grad(mean_loss, has_aux=True)
-    if accumulation == 1:
-        grads, metrics = gradient(state.params, batch, drop_keys)
-    else:
-        parts = jax.tree.map(
-            lambda x: x.reshape(accumulation, -1, *x.shape[1:]), (batch, drop_keys)
-        )
-        shapes = jax.eval_shape(
-            gradient, state.params, *jax.tree.map(lambda x: x[0], parts)
-        )
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-
-        def add_part(total, part):
-            return jax.tree.map(jnp.add, total, gradient(state.params, *part)), None
-
-        total, _ = jax.lax.scan(add_part, zeros, parts)
-        grads, metrics = jax.tree.map(lambda x: x / accumulation, total)
+    grads, metrics = _in_parts(gradient, accumulation, state.params, batch, drop_keys)
     if axis_name is not None:
         grads, metrics = jax.lax.pmean((grads, metrics), axis_name)
 
-    def update(state: TrainState, grads) -> TrainState:
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        ema_params = state.ema_params
-        if ema_params is not None:
-            ema_params = optax.incremental_update(params, ema_params, 1 - ema_decay)
-        return state.replace(params=params, opt_state=opt_state, ema_params=ema_params)
-
+    update = functools.partial(_update, optimizer=optimizer, ema_decay=ema_decay)
     grad_norm = optax.tree.norm(grads)
     finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)
     new_state = _update_if(finite, update, state, grads)
@@ -178,6 +152,40 @@ def train_step(
         "grad_norms": jnp.stack([*map(optax.tree.norm, jax.tree.leaves(grads))]),
     }
     return new_state.replace(step=state.step + 1), metrics
+
+
+def _drop_keys(seed: int, step, local: int, axis_name: str | None) -> jax.Array:
+    """A key for each image of this device, by its place in the global batch: [b]."""
+    first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * local
+    step_key = jax.random.fold_in(stream_key(Stream.DROP, seed), step)
+    positions = first + jnp.arange(local)
+    return jax.vmap(jax.random.fold_in, (None, 0))(step_key, positions)
+
+
+def _in_parts(gradient: Callable, accumulation: int, params, batch, drop_keys):
+    """The mean of `gradient` over parts of the batch, computed one after the other."""
+    if accumulation == 1:
+        return gradient(params, batch, drop_keys)
+    parts = jax.tree.map(
+        lambda x: x.reshape(accumulation, -1, *x.shape[1:]), (batch, drop_keys)
+    )
+    shapes = jax.eval_shape(gradient, params, *jax.tree.map(lambda x: x[0], parts))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+    def add_part(total, part):
+        return jax.tree.map(jnp.add, total, gradient(params, *part)), None
+
+    total, _ = jax.lax.scan(add_part, zeros, parts)
+    return jax.tree.map(lambda x: x / accumulation, total)
+
+
+def _update(state: TrainState, grads, *, optimizer, ema_decay: float) -> TrainState:
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema_params = state.ema_params
+    if ema_params is not None:
+        ema_params = optax.incremental_update(params, ema_params, 1 - ema_decay)
+    return state.replace(params=params, opt_state=opt_state, ema_params=ema_params)
 
 
 def _update_if(

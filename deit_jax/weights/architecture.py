@@ -60,24 +60,7 @@ def infer(
         f"{'with' if distilled else 'without'} a distillation token"
     )
 
-    found = [
-        name
-        for name, sizes in VARIANTS.items()
-        if (sizes["width"], sizes["depth"], sizes["patch_size"], sizes["distilled"])
-        == (width, depth, patch_size, distilled)
-    ]
-    if not found:
-        there = "\n".join(
-            f"  {size}: {sizes['width']} wide, {sizes['depth']} deep, patches of "
-            + " or ".join(
-                f"{patch} px" for patch in sorted({p for p, _ in GRIDS[size]})
-            )
-            for size, sizes in SIZES.items()
-        )
-        raise InputError(
-            f"{where} holds a model that is not in this package: {words}. There are, "
-            f"with and without the token:\n{there}"
-        )
+    found = _variants(width, depth, patch_size, distilled, words, where)
     tokens = num_positions - 1 - distilled
     grid = math.isqrt(max(tokens, 0))
     if grid * grid != tokens or not 0 < grid <= LARGEST_GRID:
@@ -99,6 +82,29 @@ def infer(
         num_classes,
         f"{words}, {image_size} px",
     )
+
+
+def _variants(width, depth, patch_size, distilled, words: str, where: str) -> list[str]:
+    """The variants of these sizes."""
+    found = [
+        name
+        for name, sizes in VARIANTS.items()
+        if (sizes["width"], sizes["depth"], sizes["patch_size"], sizes["distilled"])
+        == (width, depth, patch_size, distilled)
+    ]
+    if not found:
+        there = "\n".join(
+            f"  {size}: {sizes['width']} wide, {sizes['depth']} deep, patches of "
+            + " or ".join(
+                f"{patch} px" for patch in sorted({p for p, _ in GRIDS[size]})
+            )
+            for size, sizes in SIZES.items()
+        )
+        raise InputError(
+            f"{where} holds a model that is not in this package: {words}. There are, "
+            f"with and without the token:\n{there}"
+        )
+    return found
 
 
 def _shape(shapes, name: str, meaning: str, where: str) -> tuple[int, ...]:

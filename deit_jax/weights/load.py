@@ -125,19 +125,26 @@ def load(
         origin=str(path),
     )
 
-    # All shapes are checked before anything is read.
+    params = _read_params(tensors, shapes, card, is_hugging_face, where)
+    return Loaded(params, card, tuple(notes))
+
+
+def _read_params(
+    tensors, shapes, card: ModelCard, is_hugging_face: bool, where
+) -> dict:
+    """Reads the tensors when all shapes are those of the card's model."""
     state_dict = timm.from_flax(_placeholders(card))
     if is_hugging_face:
         state_dict = hugging_face.from_timm(state_dict)
     expected = {name: value.shape for name, value in state_dict.items()}
-    _check_shapes(shapes, expected, chosen, where)
+    _check_shapes(shapes, expected, card.variant, where)
     state_dict = {name: tensor.read() for name, tensor in tensors.items()}
     for name, value in state_dict.items():
         if not np.isfinite(value).all():
             raise InputError(f"{where}: {name} has values that are not finite.")
     if is_hugging_face:
         state_dict = hugging_face.to_timm(state_dict)
-    return Loaded(timm.to_flax(state_dict), card, tuple(notes))
+    return timm.to_flax(state_dict)
 
 
 def _open(path: str) -> _Source:
