@@ -17,6 +17,7 @@ study goes on where it was.
 """
 
 import argparse
+import itertools
 import json
 import subprocess
 import sys
@@ -101,22 +102,25 @@ def train_command(flags, model: str, seed: int, workdir: Path) -> list[str]:
 
 
 def exports(flags) -> dict[str, list[str]]:
-    """Those that are not there yet; the large one in a part for each core."""
+    """Exports that are not there yet; the large one is shared between the cores."""
     commands = {}
     for model in MODELS[1:]:
         if (cache(flags, model) / "manifest.json").exists():
             continue
-        parts = flags.cores if model == "deit_augment" else 1
-        for part in range(parts):
-            shard = [f"--shard={part}/{parts}"] if parts > 1 else []
-            name = f"export-{model}" + (f"-{part}" if shard else "")
-            commands[name] = export_command(flags, model, *shard)
+        views = VIEWS[flags.scale]
+        parts = min(flags.cores, views) if model == "deit_augment" else 1
+        ends = [part * views // parts for part in range(parts + 1)]
+        for part, (start, stop) in enumerate(itertools.pairwise(ends)):
+            share = [f"--only_views={start}:{stop}"] if parts > 1 else []
+            name = f"export-{model}" + (f"-{part}" if share else "")
+            commands[name] = export_command(flags, model, *share)
     return commands
 
 
-def joins(flags) -> dict[str, list[str]]:
+def finishes(flags) -> dict[str, list[str]]:
+    """Exports whose views are there, but not yet a cache."""
     return {
-        f"join-{model}": export_command(flags, model, "--join")
+        f"finish-{model}": export_command(flags, model)
         for model in MODELS[1:]
         if not (cache(flags, model) / "manifest.json").exists()
     }
@@ -232,7 +236,7 @@ def main() -> None:
     if flags.budget:
         return
     cores.run(exports(flags), flags.out)
-    cores.run(joins(flags), flags.out)
+    cores.run(finishes(flags), flags.out)
     cores.run(runs(flags), flags.out)
     subprocess.run(report_command(flags), check=True)
 

@@ -42,8 +42,10 @@ def test_the_large_export_has_a_part_for_each_core(settings):
         "export-deit_augment-0",
         "export-deit_augment-1",
     ]
-    assert "--shard=1/2" in planned["export-deit_augment-1"]
-    assert not any("--shard" in argument for argument in planned["export-deit"])
+    views = study.VIEWS[settings.scale]
+    share = f"--only_views={views // 2}:{views}"
+    assert share in planned["export-deit_augment-1"]
+    assert not any("--only_views" in argument for argument in planned["export-deit"])
     settings.cores = 1
     assert list(study.exports(settings)) == ["export-deit", "export-deit_augment"]
 
@@ -51,7 +53,7 @@ def test_the_large_export_has_a_part_for_each_core(settings):
 def test_what_is_done_is_not_done_again(settings):
     finish(study.cache(settings, "deit"), "manifest.json")
     assert all(name.startswith("export-deit_aug") for name in study.exports(settings))
-    assert list(study.joins(settings)) == ["join-deit_augment"]
+    assert list(study.finishes(settings)) == ["finish-deit_augment"]
     finish(study.workdir(settings, "vit", 0), "summary.json")
     assert list(study.runs(settings)) == [
         "deit-seed0",

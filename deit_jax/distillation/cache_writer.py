@@ -65,14 +65,14 @@ def read_record(directory: str | os.PathLike, view: int, manifest: Mapping) -> d
       InputError: The view belongs to another export, or its record is damaged.
     """
     path = _record_path(directory, view)
-    if not path.exists():
-        return {}
     fix = f"Delete {path.stem}* there, or give another --out."
     try:
         record = files.read_json(path)
         files.check(record, RECORD)
         if not 0 <= record["entries_done"] <= entries_per_view(manifest):
             raise ValueError(f"{record['entries_done']:,} entries are done")
+    except FileNotFoundError:  # maybe since another process has finished the cache
+        return {}
     except (OSError, ValueError) as error:
         raise InputError(f"{path} is damaged ({error}). {fix}") from error
     if record["identity"] != _digest(manifest):
