@@ -94,10 +94,10 @@ ENVIRONMENTS = {
         "Dry run: nothing was trained",
     ),
     "a home in a path": (
-        {"HOME": "/nowhere"},
+        {"HOME": "{tmp_path}"},
         ["--config.distillation.logits_dir=~/logits"],
         2,
-        "no teacher cache at /nowhere/logits",
+        "no teacher cache at {tmp_path}/logits",
     ),
 }
 
@@ -111,7 +111,12 @@ def test_unusual_environments_work_or_end_in_one_line(
     tmp_path, changes, arguments, code, message
 ):
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", **changes}
-    environment = {k: v for k, v in environment.items() if v is not None}
+    environment = {
+        name: value.replace("{tmp_path}", str(tmp_path))
+        for name, value in environment.items()
+        if value is not None
+    }
+    message = message.replace("{tmp_path}", str(tmp_path))
     done = subprocess.run(
         [
             *(sys.executable, "-m", "deit_jax.main", "--dry_run"),

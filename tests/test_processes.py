@@ -20,7 +20,7 @@ from deit_jax import train
 from deit_jax.data import sources
 from deit_jax.errors import InputError
 from deit_jax.evaluate import evaluate
-from deit_jax.training import processes, writers
+from deit_jax.training import checkpoint, processes, run_directory, writers
 
 ROOT = Path(__file__).parent.parent
 
@@ -273,10 +273,21 @@ def test_what_launchers_say(environment, number, monkeypatch):
             evaluate("nowhere")
 
 
-def test_what_the_first_process_has_is_absent_in_the_others(monkeypatch):
-    assert processes.on_first(dict, a=1) == {"a": 1}
+@pytest.mark.parametrize(
+    ("module", "present", "absent", "opened"),
+    [
+        (run_directory, "RunDirectory", "AbsentDirectory", lambda m: m.open_directory),
+        (checkpoint, "Checkpoints", "AbsentCheckpoints", lambda m: m.open_checkpoints),
+    ],
+)
+def test_what_the_first_process_has_is_absent_in_the_others(
+    module, present, absent, opened, tmp_path, monkeypatch
+):
     monkeypatch.setattr(processes, "is_first", lambda: False)
-    with processes.on_first(open, "nowhere") as nothing:
-        nothing.write(1, text="any")
-    assert not nothing.latest_step
-    assert [*nothing.rates] == []
+    made = opened(module)(tmp_path / "run", 1)
+    assert type(made) is getattr(module, absent)
+    # All that the loop asks of it; a restore follows from a step that is there.
+    public = {name for name in vars(getattr(module, present)) if name[0] != "_"}
+    assert public - {"restore"} <= set(dir(made))
+    made.close()
+    assert not (tmp_path / "run").exists()
