@@ -51,7 +51,7 @@ def check_images(source, *, seconds: float | None = None) -> int:
 
 def _damage(source, index: int) -> str | None:
     try:
-        source.pil_image(index)
+        list(source.pil_images([index]))
     except InputError as error:
         return str(error)
     return None
