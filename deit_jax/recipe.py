@@ -8,9 +8,9 @@ import functools
 import math
 import operator
 from collections.abc import Sequence
-from numbers import Real
 
 import jax
+import numpy as np
 import optax
 
 from deit_jax import pretrained
@@ -141,11 +141,11 @@ def check(config) -> None:
 
 def channel_values(config) -> dict[str, tuple[float, float, float]]:
     """`mean` and `std` with a value for each channel."""
-    return {
-        name: (value,) * 3 if isinstance(value, Real) else tuple(map(float, value))
-        for name in ("mean", "std")
-        for value in [config.dataset[name]]
-    }
+    values = {}
+    for name in ("mean", "std"):
+        given = np.ravel(config.dataset[name]).astype(float)
+        values[name] = tuple(np.broadcast_to(given, 3).tolist())
+    return values
 
 
 def student_views(config, source) -> StudentViews:

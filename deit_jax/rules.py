@@ -81,7 +81,9 @@ def channels(rule: Rule) -> Rule:
     """Three values, or one for all three channels."""
     return Rule(
         f"one value or three, each {rule.expected}",
-        lambda value: rule.accepts(value) or row(rule, rule, rule).accepts(value),
+        lambda value: any(
+            one.accepts(value) for one in (rule, row(rule), row(rule, rule, rule))
+        ),
     )
 
 

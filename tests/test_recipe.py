@@ -120,9 +120,10 @@ def test_a_rule_says_in_words_what_it_allows(field, expected):
     assert recipe.RULES[field].expected == expected
 
 
-def test_one_mean_or_std_stands_for_all_channels():
+@pytest.mark.parametrize("mean", [0.25, (0.25,), [0.25] * 3])
+def test_one_mean_or_std_stands_for_all_channels(mean):
     config = deit.get_config("digits")
-    put(config, "dataset.mean", 0.25)
+    put(config, "dataset.mean", mean)
     assert recipe.channel_values(config) == {"mean": (0.25,) * 3, "std": (0.376,) * 3}
 
 
