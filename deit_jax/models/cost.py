@@ -4,11 +4,12 @@
 def forward_flops(model) -> int:
     """Floating-point operations of one image's forward pass.
 
-    Of the matrix products, two for each multiplication with its addition, from the
-    shapes: the same for every device and version of JAX. Norms, softmax and GELU add
-    12 % to the nano model, 6 % to the tiny one and less to larger ones. Papers often
-    count multiplications with additions as one, which is half of this (DeiT-Ti: 1.3 G
-    there, 2.5 G here). A training step costs about three times as much.
+    It counts the matrix products by their shapes, two operations for each
+    multiplication with its addition: the same for every device and version of JAX.
+    Norms, softmax and GELU add 12 % to the nano model, 6 % to the tiny one and less to
+    larger ones. Papers often count multiplications with additions as one, which is half
+    of this (DeiT-Ti: 1.3 G there, 2.5 G here). A training step costs about three times
+    as much.
 
     Args:
       model: A `VisionTransformer`.

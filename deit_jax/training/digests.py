@@ -1,7 +1,7 @@
-"""SHA-256 of what a checkpoint holds, to know what a disk gives back.
+"""SHA-256 of what a checkpoint holds, to notice what a disk has changed.
 
-Of the values and not of the files: whatever lies between them, the layout of orbax
-included, is covered, and the digests are part of the checkpoint that they describe.
+The digests are taken of the values and not of the files, so that everything between the
+two is covered, the layout of orbax included. They are part of the checkpoint.
 """
 
 import hashlib
