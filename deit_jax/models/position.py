@@ -35,7 +35,7 @@ def resize(
     """
     if method not in METHODS:
         raise InputError(
-            f"unknown model.position_resize={method!r}. Known: {', '.join(METHODS)}."
+            f"unknown transfer.position_resize={method!r}. Known: {', '.join(METHODS)}."
         )
     pos_embed = np.asarray(pos_embed, np.float32)
     tokens, patches = pos_embed[:, :prefix], pos_embed[:, prefix:]
