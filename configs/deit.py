@@ -155,8 +155,9 @@ def _base() -> ConfigDict:
     # Rematerialisation: the backward pass computes each block again, for less memory
     # on GPUs and TPUs (none on CPUs, where XLA computes them too early).
     config.model.remat = False
-    # xla, or cudnn: flash attention of NVIDIA GPUs, in bfloat16.
-    config.model.attention = "xla"
+    # auto, or xla; in bfloat16 also cudnn, NVIDIA's flash attention, and pallas, a
+    # kernel for TPUs. auto takes them where they are.
+    config.model.attention = "auto"
     # Stochastic depth: the rate of the last block (Huang et al. 2016).
     config.model.drop_path = 0.1
     # Initial standard deviation of the position embeddings, 0.02 in DeiT. Larger ones

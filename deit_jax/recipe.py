@@ -60,7 +60,7 @@ RULES = {
     "model.variant": TEXT,  # variants.create lists the names
     "model.dtype": choice(variants.DTYPES),
     "model.remat": FLAG,
-    "model.attention": choice(variants.ATTENTIONS),
+    "model.attention": choice(("auto", *variants.ATTENTIONS)),
     "model.drop_path": RATE,
     "model.dropout": RATE,
     "model.position_std": number(0),
@@ -211,19 +211,8 @@ def cadence(config, plan: BatchPlan) -> Cadence:
 def model(
     config, num_classes: int, devices: Sequence[jax.Device] = ()
 ) -> VisionTransformer:
-    """The student; refuses cuDNN's attention where `devices` do not have it."""
+    """The student, laid out for `devices`; refuses attention that they do not have."""
     fields = config.model
-    if fields.attention == "cudnn" and fields.dtype != "bfloat16":
-        raise InputError(
-            f"model.attention='cudnn' with model.dtype={fields.dtype!r}: cuDNN "
-            "computes attention in 16 bits. Set --config.model.dtype=bfloat16."
-        )
-    platforms = [device.client.platform_version for device in devices[:1]]
-    if fields.attention == "cudnn" and any("cuda" not in name for name in platforms):
-        raise InputError(
-            f"model.attention='cudnn' on {devices[0].device_kind}: it needs an NVIDIA "
-            "GPU. Leave it out."
-        )
     return variants.create(
         fields.variant,
         num_classes=num_classes,
@@ -233,8 +222,33 @@ def model(
         position_std=fields.position_std,
         dtype=fields.dtype,
         remat=fields.remat,
-        attention=fields.attention,
+        attention=_attention(fields, devices),
+        tpu_layout=any(device.platform == "tpu" for device in devices),
     )
+
+
+def _attention(fields, devices: Sequence[jax.Device]) -> str:
+    """`model.attention` for these devices; `auto` is what moves the fewest bytes."""
+    fused = "xla"
+    if devices and "NVIDIA" in devices[0].device_kind:
+        fused = "cudnn"
+    elif devices and devices[0].platform == "tpu":
+        fused = "pallas"
+    asked = fields.attention
+    if asked == "auto":
+        return fused if fields.dtype == "bfloat16" else "xla"
+    if asked != "xla" and fields.dtype != "bfloat16":
+        raise InputError(
+            f"model.attention={asked!r} with model.dtype={fields.dtype!r}: it computes "
+            "in 16 bits. Set --config.model.dtype=bfloat16, or leave it out."
+        )
+    if asked not in ("xla", fused) and devices:
+        wanted = {"cudnn": "an NVIDIA GPU", "pallas": "a TPU"}[asked]
+        raise InputError(
+            f"model.attention={asked!r} on {devices[0].device_kind}: it needs "
+            f"{wanted}. Leave it out."
+        )
+    return asked
 
 
 def model_card(config, train_source, eval_source, size: int) -> ModelCard:

@@ -12,7 +12,7 @@ from flax import linen as nn
 from flax import traverse_util
 
 from deit_jax.errors import InputError
-from deit_jax.models import vit
+from deit_jax.models import tpu_attention, vit
 from deit_jax.models.variants import VARIANTS, create
 from deit_jax.weights.timm import to_flax
 
@@ -392,6 +392,70 @@ def test_cudnn_is_asked_for_the_same_attention(cudnn_model, monkeypatch):
     for head, logits in expected.items():
         np.testing.assert_allclose(found[head], logits, atol=0.02)
         assert np.std(logits) > 0.1
+
+
+def test_the_layout_for_tpus_gives_the_same_logits_and_gradients():
+    model = create(NANO, num_classes=10, dropout=0.1, drop_path=0.1)
+    images, keys = random_images(4, 32), random_keys(4)
+
+    def loss(model, variables):
+        logits = model.apply(variables, images, drop_keys=keys)
+        return sum(jnp.sin(values).sum() for values in logits.values())
+
+    expected, found = (
+        jax.value_and_grad(functools.partial(loss, m))(nano_variables())
+        for m in (model, model.clone(tpu_layout=True))
+    )
+    jax.tree.map(
+        lambda e, f: np.testing.assert_allclose(f, e, rtol=1e-4, atol=2e-5),
+        expected,
+        found,
+    )
+
+
+@pytest.mark.parametrize("tokens, width, heads", [(18, 96, 3), (5, 128, 2)])
+def test_attention_for_tpus_is_attention(tokens, width, heads):
+    rng = np.random.default_rng(0)
+    qkv = jnp.asarray(rng.normal(0, 2, (3, tokens, 3 * width)), jnp.float32)
+    weights = jnp.asarray(rng.normal(size=(3, tokens, width)), jnp.float32)
+
+    def plain(qkv):
+        parts = qkv.reshape(3, tokens, 3, heads, width // heads)
+        q, k, v = (parts[:, :, n] for n in range(3))
+        return jax.nn.dot_product_attention(q, k, v).reshape(weights.shape)
+
+    def kernel(qkv):
+        return tpu_attention.attend(qkv, heads, interpret=True)
+
+    for attend in (plain, kernel):
+        value, pull_back = jax.vjp(attend, qkv)
+        results = (value, *pull_back(weights))
+        if attend is plain:
+            expected = results
+    for e, f in zip(expected, results, strict=True):
+        np.testing.assert_allclose(f, e, atol=1e-5)
+
+
+def test_attention_for_tpus_is_in_the_program_and_in_the_logits(monkeypatch):
+    images, keys = random_images(4, 32), random_keys(4)
+    model = create(NANO, num_classes=10, dtype="bfloat16", tpu_layout=True)
+    fused = model.clone(attention="pallas")
+
+    def loss(variables):
+        logits = fused.apply(variables, images, drop_keys=keys)
+        return sum(jnp.sin(values).sum() for values in logits.values())
+
+    traced = jax.jit(jax.grad(loss)).trace(nano_variables())
+    text = traced.lower(lowering_platforms=("tpu",)).as_text()
+    # One call forward and one backward of each block.
+    assert text.count("@tpu_custom_call") == 2 * fused.depth
+    attend = tpu_attention.attend
+    monkeypatch.setattr(
+        tpu_attention, "attend", lambda qkv, heads: attend(qkv, heads, True)
+    )
+    expected, found = (m.apply(nano_variables(), images) for m in (model, fused))
+    for head, logits in expected.items():
+        np.testing.assert_allclose(found[head], logits, atol=0.02)
 
 
 @pytest.mark.parametrize("devices", [1, 2])

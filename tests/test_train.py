@@ -207,8 +207,12 @@ def test_several_steps_a_dispatch(small, tmp_path, stop_after, capsys):
             0,
             "steps_per_dispatch=0: expected a whole number at least 1",
         ),
-        ("attention", "cudnn", "cuDNN computes attention in 16 bits"),
-        ("attention", "flash", "model.attention='flash': expected one of xla, cudnn"),
+        ("attention", "cudnn", "it computes in 16 bits"),
+        (
+            "attention",
+            "flash",
+            "model.attention='flash': expected one of auto, xla, cudnn, pallas",
+        ),
     ],
 )
 def test_ways_to_compute_that_are_refused(small, tmp_path, field, value, message):

@@ -35,7 +35,7 @@ VARIANTS: dict[str, dict] = {
 LARGEST_GRID = 1024  # patches a side
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-ATTENTIONS = ("xla", "cudnn")
+ATTENTIONS = ("xla", "cudnn", "pallas")
 
 
 def create(
@@ -49,14 +49,15 @@ def create(
     dtype: str = "float32",
     remat: bool = False,
     attention: str = "xla",
+    tpu_layout: bool = False,
 ) -> VisionTransformer:
     """Build a model of the table `VARIANTS`; its parameters come from `model.init`.
 
     `image_size` is the side in pixels, by default the one in the variant's name;
     `drop_path` and `dropout` are rates in [0, 1); `position_std` is the initial
     standard deviation of the position embeddings; `dtype` is that of the products;
-    with `remat` the backward pass computes the blocks again; `attention` is `xla` or
-    `cudnn`, see `vit.Attention`.
+    with `remat` the backward pass computes the blocks again; `attention` is one of
+    `ATTENTIONS`, see `vit.Attention`; `tpu_layout` see `vit.Block`.
 
     Raises InputError for an unknown variant, dtype or attention, a rate out of range,
     or an image size that the patch does not divide or that has more than `LARGEST_GRID`
@@ -80,6 +81,7 @@ def create(
         dtype=DTYPES[dtype],
         remat=remat,
         attention=attention,
+        tpu_layout=tpu_layout,
         **shape,
     )
 

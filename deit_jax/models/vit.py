@@ -29,20 +29,7 @@ trunc_normal = nn.initializers.truncated_normal(0.02 / TRUNCATED_STD)
 uniform_fan_in = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
-class Dense(nn.Dense):
-    """Linen's, with all leading axes as one.
-
-    The gradient of the kernel of a three-dimensional input has a transposed copy of
-    the output's gradient in it, which on CPU doubles its time.
-    """
-
-    kernel_init: nn.initializers.Initializer = trunc_normal
-
-    def __call__(self, x: Float[Array, "*rows d"]) -> Float[Array, "*rows features"]:
-        y = super().__call__(x.reshape(-1, x.shape[-1]))
-        return y.reshape(*x.shape[:-1], self.features)
-
-
+Dense = partial(nn.Dense, kernel_init=trunc_normal)
 # Statistics and result in float32 whatever the model's dtype.
 LayerNorm = partial(nn.LayerNorm, epsilon=1e-6, dtype=jnp.float32)
 
@@ -52,43 +39,47 @@ SITES_PER_BLOCK = 5
 
 
 def drop(
-    x: Float[Array, "b n d"],
+    x: Float[Array, "*rows d"],
     drop_keys: Key[Array, " b"] | None,
     *,
     site: int,
     rate: float,
     whole: bool = False,
-) -> Float[Array, "b n d"]:
+) -> Float[Array, "*rows d"]:
     """Zero entries of `x` with probability `rate`; scale the kept by 1 / (1 - rate).
 
     With `whole` an image is kept or zeroed as one, which on a residual branch is
     stochastic depth (Huang et al. 2016, arXiv 1603.09382); without, it is dropout.
-    No keys, or a rate of 0, return `x` as it is.
+    No keys, or a rate of 0, return `x` as it is. The rows of `x` are the tokens of one
+    image after the other.
 
     Linen's own rngs are left aside on purpose: here a mask depends on the image's key
     and the site only, hence not on the batch around it or the number of devices.
     """
     if drop_keys is None or rate == 0:
         return x
-    shape = (1, 1) if whole else x.shape[1:]
+    images = x.reshape(drop_keys.shape[0], -1, x.shape[-1])
+    shape = (1, 1) if whole else images.shape[1:]
 
     def keep_one(key):
         return jax.random.bernoulli(jax.random.fold_in(key, site), 1 - rate, shape)
 
-    return jnp.where(jax.vmap(keep_one)(drop_keys), x / (1 - rate), 0)
+    kept = jnp.where(jax.vmap(keep_one)(drop_keys), images / (1 - rate), 0)
+    return kept.reshape(x.shape)
 
 
-@jax.custom_vjp
-def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def gelu(x: Float[Array, "*shape"], recompute: bool = False) -> Float[Array, "*shape"]:
     """x times the normal distribution function of x, by erf, not the tanh formula.
 
-    Hendrycks and Gimpel 2016, arXiv 1606.08415. The gradient is computed with the
-    value: where the backward pass begins with x, XLA evaluates erf a second time.
+    Hendrycks and Gimpel 2016, arXiv 1606.08415. The slope is computed with the value:
+    where the backward pass begins with x, XLA evaluates erf a second time. With
+    `recompute` it does so, which saves memory traffic where erf costs nothing.
     """
-    return _gelu_forward(x)[0]
+    return _value_and_slope(x)[0]
 
 
-def _gelu_forward(x):
+def _value_and_slope(x):
     # In float32 whatever the type: the products on either side are what costs.
     wide = x.astype(jnp.float32)
     below = 0.5 * (1 + jax.lax.erf(wide * math.sqrt(0.5)))
@@ -96,7 +87,20 @@ def _gelu_forward(x):
     return (wide * below).astype(x.dtype), (below + wide * density).astype(x.dtype)
 
 
-gelu.defvjp(_gelu_forward, lambda slope, g: (slope * g,))
+def _gelu_forward(x, recompute):
+    if not recompute:
+        return _value_and_slope(x)
+    # Else XLA skips the rounding to 16 bits and keeps x in float32.
+    x = jax.lax.optimization_barrier(x)
+    return _value_and_slope(x)[0], x
+
+
+def _gelu_backward(recompute, kept, g):
+    slope = _value_and_slope(kept)[1] if recompute else kept
+    return (slope * g,)
+
+
+gelu.defvjp(_gelu_forward, _gelu_backward)
 
 
 class PatchEmbed(nn.Module):
@@ -129,8 +133,9 @@ class Attention(nn.Module):
     """Multi-head self-attention.
 
     `xla` sows its weights, [B, H, N, N], as `attention`. `cudnn` is cuDNN's flash
-    attention (Dao et al. 2022, arXiv 2205.14135), in bfloat16 on NVIDIA GPUs; there are
-    no such weights then, in memory or otherwise.
+    attention (Dao et al. 2022, arXiv 2205.14135), in bfloat16 on NVIDIA GPUs, and
+    `pallas` is `tpu_attention`, in bfloat16 on TPUs; there are no such weights then, in
+    memory or otherwise. The images' tokens are rows, [B N, D] or [B, N, D].
     """
 
     num_heads: int
@@ -138,11 +143,16 @@ class Attention(nn.Module):
     implementation: str = "xla"
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
-        b, n, d = x.shape
+    def __call__(self, x: Float[Array, "*rows d"], b: int) -> Float[Array, "*rows d"]:
+        *rows, d = x.shape
         head_dim = d // self.num_heads
         qkv = Dense(3 * d, dtype=self.dtype, name="qkv")(x)
-        qkv = qkv.reshape(b, n, 3, self.num_heads, head_dim)  # timm's order
+        if self.implementation == "pallas" and not self.is_initializing():
+            from deit_jax.models import tpu_attention  # Pallas takes long to import
+
+            x = tpu_attention.attend(qkv.reshape(b, -1, 3 * d), self.num_heads)
+            return Dense(d, dtype=self.dtype, name="proj")(x.reshape(*rows, d))
+        qkv = qkv.reshape(b, -1, 3, self.num_heads, head_dim)  # timm's order
         q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]  # each [B, N, H, D / H]
         if self.implementation == "cudnn" and not self.is_initializing():
             x = jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
@@ -155,7 +165,7 @@ class Attention(nn.Module):
             weights = jax.nn.softmax(logits)  # [B, H, N, N], float32
             self.sow("intermediates", "attention", weights)
             x = jnp.einsum("bhnm,bmhd->bnhd", weights.astype(self.dtype), v)
-        return Dense(d, dtype=self.dtype, name="proj")(x.reshape(b, n, d))
+        return Dense(d, dtype=self.dtype, name="proj")(x.reshape(*rows, d))
 
 
 class Mlp(nn.Module):
@@ -165,14 +175,15 @@ class Mlp(nn.Module):
     dropout: float = 0.0
     site: int = 0
     dtype: Any = jnp.float32
+    tpu_layout: bool = False
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b n d"], drop_keys: Key[Array, " b"] | None = None
-    ) -> Float[Array, "b n d"]:
+        self, x: Float[Array, "*rows d"], drop_keys: Key[Array, " b"] | None = None
+    ) -> Float[Array, "*rows d"]:
         d = x.shape[-1]
         x = Dense(self.hidden, dtype=self.dtype, name="fc1")(x)
-        x = gelu(x)
+        x = gelu(x, self.tpu_layout)
         x = drop(x, drop_keys, site=self.site, rate=self.dropout)
         return Dense(d, dtype=self.dtype, name="fc2")(x)
 
@@ -182,6 +193,11 @@ class Block(nn.Module):
 
     The stream stays float32 whatever `dtype` is, as under torch's autocast: only the
     products inside the branches are rounded.
+
+    All tokens are rows of one matrix, [B N, D]: on a CPU the gradient of a kernel would
+    have a transposed copy in it otherwise, and on a GPU XLA would put the batch
+    innermost, where a norm takes several loops. With `tpu_layout` they stay [B, N, D]:
+    a TPU's tiles of eight rows make the fold a copy.
     """
 
     num_heads: int
@@ -191,11 +207,16 @@ class Block(nn.Module):
     site: int = 0  # the first of this block's SITES_PER_BLOCK
     dtype: Any = jnp.float32
     attention: str = "xla"
+    tpu_layout: bool = False
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "b n d"], drop_keys: Key[Array, " b"] | None = None
     ) -> Float[Array, "b n d"]:
+        shape = x.shape
+        if not self.tpu_layout:
+            x = x.reshape(-1, shape[-1])
+
         def branch_end(y, site):
             y = drop(y, drop_keys, site=site, rate=self.dropout)
             return drop(y, drop_keys, site=site + 1, rate=self.drop_path, whole=True)
@@ -203,7 +224,7 @@ class Block(nn.Module):
         y = LayerNorm(name="norm1")(x)
         y = Attention(
             self.num_heads, dtype=self.dtype, implementation=self.attention, name="attn"
-        )(y)
+        )(y, shape[0])
         x = x + branch_end(y, self.site)
 
         y = LayerNorm(name="norm2")(x)
@@ -212,9 +233,10 @@ class Block(nn.Module):
             dropout=self.dropout,
             site=self.site + 2,
             dtype=self.dtype,
+            tpu_layout=self.tpu_layout,
             name="mlp",
         )(y, drop_keys)
-        return x + branch_end(y, self.site + 3)
+        return (x + branch_end(y, self.site + 3)).reshape(shape)
 
 
 class VisionTransformer(nn.Module):
@@ -244,6 +266,7 @@ class VisionTransformer(nn.Module):
     dtype: Any = jnp.float32
     remat: bool = False
     attention: str = "xla"
+    tpu_layout: bool = False
 
     @property
     def heads(self) -> tuple[str, ...]:
@@ -296,6 +319,7 @@ class VisionTransformer(nn.Module):
                 site=1 + SITES_PER_BLOCK * i,
                 dtype=self.dtype,
                 attention=self.attention,
+                tpu_layout=self.tpu_layout,
                 name=f"blocks_{i}",
             )(x, drop_keys)
 

@@ -1,0 +1,325 @@
+"""GPUs and TPUs that are not there: XLA compiles for them, and what it made is read.
+
+A compiled program says how many bytes it moves, what it keeps, and what its collectives
+send; it cannot be run or timed. The packages of a target stay out of the environment
+that trains, where a CUDA plugin would look for a GPU at each start: `make programs`.
+"""
+
+import collections
+import dataclasses
+import importlib.metadata
+import importlib.util
+import math
+import os
+import re
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+from jax.experimental import topologies
+
+from deit_jax.errors import InputError
+
+# What XLA asks of a GPU; the fields that differ are filled in.
+GPU = """
+gpu_device_info {{ threads_per_block_limit: 1024 threads_per_warp: 32
+ shared_memory_per_block: 49152 shared_memory_per_core: {core_memory}
+ threads_per_core_limit: 2048 core_count: {cores} fpus_per_core: {units}
+ block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+ memory_bandwidth: {bandwidth} l2_cache_size: {cache} clock_rate_ghz: {clock}
+ device_memory_size: {memory} shared_memory_per_block_optin: {block_memory}
+ cuda_compute_capability {{ major: {capability} }}
+ registers_per_core_limit: 65536 registers_per_block_limit: 65536 }}
+platform_name: "CUDA" dnn_version_info {{ major: 9 minor: 10 patch: 0 }}
+device_description_str: "{kind}"
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """One chip by its data sheet.
+
+    Attributes:
+      flops: Products of bfloat16 a second.
+      bandwidth: Bytes of its memory a second.
+      memory: Bytes.
+      topology: Of TPUs: number of chips -> XLA's name for so many.
+      gpu: Of GPUs: the fields of `GPU` that the others do not say.
+    """
+
+    flops: float
+    bandwidth: float
+    memory: float
+    topology: dict[int, str] | None = None
+    gpu: dict | None = None
+
+
+TARGETS = {
+    "h100": Target(
+        989e12,
+        3.35e12,
+        80e9,
+        gpu={
+            "kind": "NVIDIA H100 80GB HBM3",
+            "capability": 9,
+            "cores": 132,
+            "units": 128,
+            "clock": 1.98,
+            "cache": 52428800,
+            "core_memory": 233472,
+            "block_memory": 232448,
+        },
+    ),
+    "a100": Target(
+        312e12,
+        2.04e12,
+        80e9,
+        gpu={
+            "kind": "NVIDIA A100-SXM4-80GB",
+            "capability": 8,
+            "cores": 108,
+            "units": 64,
+            "clock": 1.41,
+            "cache": 41943040,
+            "core_memory": 167936,
+            "block_memory": 166912,
+        },
+    ),
+    "v4": Target(275e12, 1.23e12, 32e9, {4: "v4:2x2x1", 8: "v4:2x2x2"}),
+    "v5e": Target(197e12, 0.82e12, 16e9, {4: "v5e:2x2", 8: "v5e:2x4"}),
+    "v6e": Target(918e12, 1.64e12, 32e9, {4: "v6e:2x2", 8: "v6e:2x4"}),
+}
+
+
+def devices(name: str, chips: int = 1) -> list[jax.Device]:
+    """Devices of a target, to compile for.
+
+    Call it before JAX looks for devices: it sets what the compilers read from the
+    environment, and leaves the CPU as the only device to run on.
+
+    Raises:
+      InputError: There is no such target, or its compiler is not installed.
+    """
+    if name not in TARGETS or chips not in (1, 4, 8):
+        raise InputError(
+            f"no target {name!r} with {chips} chips; there are "
+            f"{', '.join(TARGETS)} with 1, 4 or 8, e.g. v5e:4"
+        )
+    _check_packages(name)
+    target = TARGETS[name]
+    jax.config.update("jax_platforms", "cpu")
+    if target.gpu:
+        os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
+        # There is no GPU to tune on: products by cuBLAS's default algorithms.
+        os.environ["XLA_FLAGS"] = (
+            os.environ.get("XLA_FLAGS", "") + " --xla_gpu_autotune_level=0 "
+            f"--xla_gpu_enable_triton_gemm=false --xla_gpu_cuda_data_dir={_cuda()}"
+        )
+        text = GPU.format(
+            bandwidth=int(target.bandwidth), memory=int(target.memory), **target.gpu
+        )
+        topology = topologies.get_topology_desc(
+            "", platform="cuda", target_config=text, topology=f"1x1x{chips}"
+        )
+    else:
+        os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
+        topology = topologies.get_topology_desc(
+            platform="tpu", topology_name=target.topology[max(4, chips)]
+        )
+    return list(topology.devices)[:chips]
+
+
+def _check_packages(name: str) -> None:
+    version = jax.__version__
+    if TARGETS[name].gpu:
+        modules = ("jax_plugins.xla_cuda13", "jax_cuda13_plugin", "nvidia.cu13")
+        packages = f"jax-cuda13-plugin=={version} jax-cuda13-pjrt=={version} "
+        packages += "nvidia-cuda-nvcc"
+    else:
+        wanted = importlib.metadata.requires("jax")
+        packages = next(r for r in wanted if r.startswith("libtpu")).partition(";")[0]
+        modules = ("libtpu",)
+    if not all(_found(module) for module in modules):
+        raise InputError(
+            f"compiling for {name} needs packages that must stay out of the "
+            f"environment that trains. Run\n  pip install --no-deps --target=DIR "
+            f"{packages.strip()}\nand this command again with PYTHONPATH=DIR before it"
+        )
+
+
+def _found(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def _cuda() -> Path:
+    """The folder whose bin/ has ptxas."""
+    places = importlib.util.find_spec("nvidia.cu13").submodule_search_locations
+    return next(
+        (p for p in map(Path, places) if (p / "bin/ptxas").exists()), Path(places[0])
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What a compiled program does on each chip, read from its HLO.
+
+    Attributes:
+      flops: Floating-point operations as XLA counts them, of products and others.
+      moved: {(kind, where): bytes read and written} of each kind of instruction, by
+        the name of the code that it came from.
+      xla_bytes: XLA's own count of the bytes, which only TPUs have.
+      temporaries: Bytes that are allocated beside arguments and results.
+      memory: Bytes of arguments, results and temporaries together.
+      collectives: {kind: [count, bytes of the results]}.
+      seconds: It took to compile.
+    """
+
+    flops: float
+    moved: collections.Counter
+    xla_bytes: float | None
+    temporaries: int
+    memory: int
+    collectives: dict[str, list[int]]
+    seconds: float
+
+    @property
+    def bytes(self) -> float:
+        """Bytes that it reads and writes: XLA's own count where there is one."""
+        return self.xla_bytes or sum(self.moved.values())
+
+    def roofline(self, target: Target) -> float:
+        """Seconds it takes at least, by products or by memory."""
+        return max(self.flops / target.flops, self.bytes / target.bandwidth)
+
+
+def compile_program(lowered: jax.stages.Lowered) -> Program:
+    """Compiles for the devices that `lowered` belongs to, and reads what came out."""
+    began = time.monotonic()
+    compiled = lowered.compile()
+    seconds = time.monotonic() - began
+    memory = compiled.memory_analysis()
+    counts = compiled.cost_analysis() or {}
+    before = lowered.cost_analysis() or {}
+    text = compiled.as_text()
+    return Program(
+        flops=counts.get("flops", before.get("flops", math.nan)),
+        moved=traffic(text),
+        xla_bytes=counts.get("bytes accessed"),
+        temporaries=memory.temp_size_in_bytes,
+        memory=memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes  # the new state lies where the old one did
+        + memory.temp_size_in_bytes,
+        collectives=collectives(text),
+        seconds=seconds,
+    )
+
+
+WIDTHS = {"pred": 1, "u8": 1, "s8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2}
+WIDTHS |= {"f32": 4, "s32": 4, "u32": 4, "f64": 8, "s64": 8, "u64": 8}
+SHAPE = re.compile(r"\b(" + "|".join(WIDTHS) + r")\[([\d,]*)\]")
+COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
+INSTRUCTION = re.compile(
+    r"\s+(?:ROOT )?%?([\w.\-]+) = ((?:\(.*?\)|\S+)) ([\w\-]+)\((.*?)\)(?:, |$)"
+)
+TRIPS = re.compile(r'known_trip_count":\{"n":"(\d+)"')
+# Instructions that move nothing by themselves.
+FREE = {"bitcast", "get-tuple-element", "parameter", "tuple", "constant", "after-all"}
+COLLECTIVES = (
+    "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute|"
+    "collective-broadcast"
+)
+
+
+def traffic(hlo: str) -> collections.Counter:
+    """Bytes that a program reads and writes: {(kind, where in the code): bytes}.
+
+    Each instruction reads its operands and writes its results once. What a fusion or a
+    custom call does inside is not counted. The body of a loop counts as often as it
+    runs, a branch as if it were taken.
+
+    Args:
+      hlo: The optimized program, `jax.stages.Compiled.as_text()`.
+    """
+    bodies, entry = _computations(hlo)
+    moved: collections.Counter = collections.Counter()
+    _add(moved, bodies, entry, 1)
+    return moved
+
+
+def _computations(hlo: str) -> tuple[dict[str, list[str]], str]:
+    """The lines of each computation, and the name of the first to run."""
+    bodies, entry, lines = {}, "", []
+    for line in hlo.splitlines():
+        if match := COMPUTATION.match(line):
+            lines = bodies[match[2]] = []
+            entry = match[2] if match[1] else entry
+        else:
+            lines.append(line)
+    return bodies, entry
+
+
+def _add(moved: collections.Counter, bodies: dict, name: str, times: int) -> None:
+    sizes = {}
+    for line in bodies[name]:
+        if not (match := INSTRUCTION.match(line)):
+            continue
+        result, kind, op, operands = match.groups()
+        sizes[result] = size(kind)
+        if op in FREE:
+            continue
+        if op in ("while", "conditional", "call"):
+            trips = TRIPS.search(line)
+            inside = re.findall(r"(?:body|to_apply)=%?([\w.\-]+)", line)
+            for branches in re.findall(r"branch_computations=\{(.*?)\}", line):
+                inside += re.findall(r"%?([\w.\-]+)", branches)
+            for inner in inside:
+                _add(moved, bodies, inner, times * (int(trips[1]) if trips else 1))
+            continue
+        where = re.search(r'op_name="([^"]*)"', line)
+        label = re.sub(r"blocks_\d+", "blocks", where[1])[-90:] if where else ""
+        read = sum(sizes.get(o, 0) for o in re.findall(r"%([\w.\-]+)", operands))
+        moved[op, label] += times * (sizes[result] + read)
+
+
+def size(kind: str) -> int:
+    """Bytes of a type of HLO, such as `(f32[8,3]{1,0}, pred[])`."""
+    return sum(
+        WIDTHS[name] * math.prod(map(int, filter(None, dims.split(","))))
+        for name, dims in SHAPE.findall(kind)
+    )
+
+
+def collectives(hlo: str) -> dict[str, list[int]]:
+    """The collectives of a program: {kind: [count, bytes of the results]}."""
+    found: dict[str, list[int]] = {}
+    for kind, name in re.findall(rf" = (.*?) ({COLLECTIVES})(?:-start)?\(", hlo):
+        counted = found.setdefault(name, [0, 0])
+        counted[0] += 1
+        counted[1] += size(kind)
+    return found
+
+
+def parse(text: str) -> tuple[str, int]:
+    """`v5e:4` to ("v5e", 4); without a number one chip."""
+    name, _, chips = text.partition(":")
+    if chips and not chips.isdecimal():
+        raise InputError(f"--target={text}: write it like v5e or v5e:4")
+    return name, int(chips or 1)
+
+
+def lower(train_step, run_state, batch, images=None) -> jax.stages.Lowered:
+    """A pmapped train step for the shapes of its arguments."""
+
+    def shapes(tree):
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+
+    return train_step.lower(*map(shapes, (run_state, batch, images)))
+
+
+def names(chosen: Sequence[str]) -> list[str]:
+    return list(chosen or TARGETS)
