@@ -53,7 +53,6 @@ def per_class(chosen, names, suffix: str, label: str) -> list:
 
 
 def confusions(chosen, names, suffix: str, label: str) -> list:
-    """A matrix for each config."""
     matrices = []
     for _, g in chosen:
         found = [t["confusion"] for t in _tables(g) if "confusion" in t]
@@ -63,37 +62,29 @@ def confusions(chosen, names, suffix: str, label: str) -> list:
     if not matrices:
         return [Text(f"{label}too many classes for a matrix that can be read.")]
     picture = figures.confusions(matrices, _class_names(chosen[0][1]))
-    return [
-        Picture(
-            f"confusion{suffix}",
-            picture,
-            f"{label}Images of the row's class that were taken for the column's; the "
-            "colour is the share of the row. Seeds are added up.",
-        )
-    ]
+    caption = (
+        f"{label}Images of the row's class that were taken for the column's; the "
+        "colour is the share of the row. Seeds are added up."
+    )
+    return [Picture(f"confusion{suffix}", picture, caption)]
 
 
 def calibration(chosen, names, suffix: str, label: str) -> list:
-    """Accuracy over confidence."""
     bins = []
     for number, g in chosen:
         found = [t["calibration"] for t in _tables(g)]
-        count = np.array([one["count"] for one in found])
-        total = count.sum(axis=0)
-        means = []
-        for name in ("confidence", "accuracy"):
-            values = np.nan_to_num(np.array([one[name] for one in found], float))
-            summed = (count * values).sum(axis=0)
-            means.append(np.where(total, summed / np.maximum(total, 1), np.nan))
-        bins.append((number, total, *means))
-    return [
-        Picture(
-            f"calibration{suffix}",
-            figures.calibration(bins, names),
-            f"{label}Below the dotted line a model is surer than it is right. Bins "
-            "with few images scatter: see their share on the right. Seeds are pooled.",
+        count, *means = (
+            np.nan_to_num(np.array([one[name] for one in found], float))
+            for name in ("count", "confidence", "accuracy")
         )
-    ]
+        total = count.sum(axis=0)
+        means = [(count * mean).sum(axis=0) / np.maximum(total, 1) for mean in means]
+        bins.append((number, total, *means))
+    caption = (
+        f"{label}Below the dotted line a model is surer than it is right. Bins with "
+        "few images scatter: see their share on the right. Seeds are pooled."
+    )
+    return [Picture(f"calibration{suffix}", figures.calibration(bins, names), caption)]
 
 
 def by_data(groups: Sequence[Group], make: Callable) -> list:

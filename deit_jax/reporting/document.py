@@ -135,14 +135,14 @@ def _block_markdown(block: Text | Table | Picture) -> str:
         case Table(header, rows, labels):
             rules = ["---" if n < labels else "---:" for n in range(len(header))]
             lines = [map(_escape, header), rules]
-            lines += [map(_cell_markdown, row) for row in _cells(rows)]
+            lines += [map(_cell_markdown, row) for row in rows]
             return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _cell_markdown(cell: Cell) -> str:
-    text = _escape(cell.text)
-    if cell.best:
-        text = f"**{text}**"
+def _cell_markdown(cell: Cell | str) -> str:
+    if isinstance(cell, str):
+        return _escape(cell)
+    text = f"**{_escape(cell.text)}**" if cell.best else _escape(cell.text)
     return text + (f" <small>{_escape(cell.note)}</small>" if cell.note else "")
 
 
@@ -150,11 +150,6 @@ def _escape(text: str) -> str:
     """Text as it is, in one line, whatever Markdown or HTML it looks like."""
     text = re.sub(r"([\\`*_\[\]|~$])", r"\\\1", html.escape(text, quote=False))
     return " ".join(text.split())
-
-
-def _cells(rows: Sequence[Sequence[Cell | str]]) -> Iterator[list[Cell]]:
-    for row in rows:
-        yield [cell if isinstance(cell, Cell) else Cell(cell) for cell in row]
 
 
 def pictures(sections: Sequence[Section]) -> Iterator[Picture]:
