@@ -76,6 +76,22 @@ def digits_config():
     return config
 
 
+@pytest.fixture(scope="session")
+def digits_run(tmp_path_factory):
+    """The directory of a finished run of 9 steps, to be read or copied."""
+    from configs import deit
+    from deit_jax import train
+
+    config = deit.get_config("digits")
+    config.epochs = 0.2
+    config.schedule.warmup_epochs = 0.0
+    config.dataset.eval_split = "test[:50]"
+    config.checkpoint.every_steps = 4
+    workdir = tmp_path_factory.mktemp("digits") / "run"
+    train.train_and_evaluate(config, workdir)
+    return workdir
+
+
 @pytest.fixture
 def ctrl_c():
     """Not ignored, as a shell that starts the tests in the background lets them."""

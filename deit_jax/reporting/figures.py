@@ -1,4 +1,4 @@
-"""The pictures of the report, as PNG.
+"""The images of the report, as PNG.
 
 Colours are those of Okabe and Ito (2008), which colour-blind readers can tell apart;
 markers and dashes say the same for print in grey.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from deit_jax.reporting import figures
-from deit_jax.reporting.document import NONE, Picture, Table, Text
+from deit_jax.reporting.document import NONE, Image, Table, Text
 from deit_jax.reporting.figures import Line, Panel
 from deit_jax.reporting.runs import Group, Run
 
@@ -47,7 +47,7 @@ def curves(groups: Sequence[Group]) -> list:
     if any(len(g.runs) > 1 for g in groups):
         caption += " Thin lines are single seeds, thick ones their mean."
     drawn = figures.curves(panels, [g.name for g in groups], x_label=x)
-    return [Picture("learning_curves", drawn, caption)]
+    return [Image("learning_curves", drawn, caption)]
 
 
 def gaps(groups: Sequence[Group]) -> list:
@@ -82,7 +82,7 @@ def gaps(groups: Sequence[Group]) -> list:
             "strong recipe has a negative gap; they are those of the log line before "
             "the evaluation."
         ),
-        Picture(
+        Image(
             "generalisation_gap",
             drawn,
             "The gap between training and validation; higher is more overfitting.",
@@ -135,7 +135,7 @@ def agreement(groups: Sequence[Group]) -> list:
     if not panels:
         return []
     return [
-        Picture(
+        Image(
             "student_and_teacher",
             figures.curves(panels, [g.name for g in groups], x_label=x),
             "Student and teacher are compared on the training batches, at temperature "
