@@ -153,3 +153,19 @@ def folder(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels.astype(np.uint8)).convert(mode).save(path)
     return f"folder:{tmp_path / 'pictures'}"
+
+
+@pytest.fixture
+def folder_config(folder):
+    """An epoch of four steps on `folder`, streamed, and without a teacher."""
+    from configs import vit
+
+    config = vit.get_config("folder")
+    config.dataset.name = folder
+    config.dataset.workers = 0
+    config.model.variant = "vit_nano_patch8_32"
+    config.batch_size = 8
+    config.epochs = 1.0
+    config.augment.recipe = "none"
+    config.eval.batch_size = 8
+    return config
