@@ -16,13 +16,10 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from deit_jax.data import plan
-from deit_jax.data.augment import augment_batch, recipes
-from deit_jax.distillation import losses
-from deit_jax.models import variants
-from deit_jax.training import optimizer, state, step
+from benchmarks import ours
+from configs import vit
+from deit_jax.data.augment import augment_batch
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLASSES = 10
 # (variant, images a step, recipe): the two settings of the project's bar.
 CASES = (
@@ -32,83 +29,36 @@ CASES = (
 
 
 def measure(variant: str, batch_size: int, recipe: str, rounds: int) -> dict:
-    """Seconds (median, least, most) of the augmentation, and of steps with and without.
+    """Seconds of each round of the augmentation, and of steps with and without.
 
     Each round looks at other images, as the draws decide what is computed.
     """
-    model = variants.create(variant, num_classes=CLASSES)
-    tx = optimizer.create("adamw", 1e-3, weight_decay=0.05)
-    size = model.image_size
-    pixels = np.random.default_rng(0).integers(
-        0, 256, (batch_size, size, size, 3), np.uint8
-    )
-    order = plan.pairs(0, 0, batch_size).reshape(-1)
-
-    def batch_of(number: int) -> dict:
-        return {
-            "image": pixels,
-            "label": order % CLASSES,
-            "index": order,
-            "view": np.full_like(order, number),
-        }
-
-    def settings(name: str):
-        return recipes.resolve(name, {}, mean=MEAN, std=STD)
-
-    def train_step(name: str):
-        inputs = functools.partial(
-            step.inputs,
-            num_classes=CLASSES,
-            label_smoothing=0.1,
-            augment_seed=0,
-            augmentation=settings(name),
-        )
-        loss = functools.partial(
-            losses.training_loss,
-            kind="none",
-            head="class",
-            alpha=0.0,
-            tau=1.0,
-            reduction="batchmean",
-        )
-        mapped = step.pmap_train_step(
-            jax.local_devices()[:1],
-            model=model,
-            optimizer=tx,
-            inputs=inputs,
-            loss=loss,
-            seed=0,
-            ema_decay=0.9999,
-        )
-        current = state.create(model, tx, seed=0, ema=True)
-        current = step.replicate(current, jax.local_devices()[:1])
-
-        def run(number: int):
-            nonlocal current
-            batch = {k: v[None] for k, v in batch_of(number).items()}
-            current, metrics = mapped(current, batch, None)
-            return metrics
-
-        return run
-
+    config = vit.get_config("cifar10")
+    config.model.variant, config.batch_size = variant, batch_size
+    timed = {}
+    for name, chosen in (("step without", "none"), ("step with", recipe)):
+        config.augment.recipe = chosen
+        built = ours.build_random(config, CLASSES, jax.local_devices()[:1])
+        timed[name] = ours.training(built)
     alone = jax.jit(
-        functools.partial(augment_batch, augment_seed=0, settings=settings(recipe))
+        functools.partial(
+            augment_batch,
+            augment_seed=built.student.augment_seed,
+            settings=built.student.settings,
+        )
     )
+    stream = ours.host_batches(built)
 
-    def augmentation(number: int):
-        batch = batch_of(number)
-        return alone(batch["image"], batch["index"], batch["view"])
+    def augmentation():
+        batch = next(stream)
+        return alone(*(batch[name][0] for name in ("image", "index", "view")))
 
-    timed = {
-        "augmentation": augmentation,
-        "step with": train_step(recipe),
-        "step without": train_step("none"),
-    }
+    timed["augmentation"] = augmentation
     seconds = {name: [] for name in timed}
     for number in range(rounds + 1):
         for name, function in timed.items():
             began = time.perf_counter()
-            jax.block_until_ready(function(number))
+            jax.block_until_ready(function())
             if number:  # the first compiles
                 seconds[name].append(time.perf_counter() - began)
     return seconds
@@ -119,9 +69,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--json", type=Path, help="where the figures go")
     flags = parser.parse_args()
-    device = jax.local_devices()[0].device_kind
-    print(f"jax {jax.__version__}, {device}")
-    results = []
+    result = {"jax": jax.__version__, "device": jax.local_devices()[0].device_kind}
+    print("jax {jax}, {device}".format(**result))
+    result["results"] = []
     for variant, batch_size, recipe in CASES:
         seconds = measure(variant, batch_size, recipe, flags.rounds)
         medians = {name: float(np.median(values)) for name, values in seconds.items()}
@@ -136,18 +86,10 @@ def main() -> None:
                 f"({1e3 * min(values):.1f} .. {1e3 * max(values):.1f})",
                 flush=True,
             )
-        results.append(
-            {
-                "variant": variant,
-                "batch_size": batch_size,
-                "recipe": recipe,
-                "share": share,
-                "seconds": seconds,
-            }
-        )
+        case = {"variant": variant, "batch_size": batch_size, "recipe": recipe}
+        result["results"].append(case | {"share": share, "seconds": seconds})
     if flags.json:
-        content = {"jax": jax.__version__, "device": device, "results": results}
-        flags.json.write_text(json.dumps(content, indent=1) + "\n")
+        flags.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

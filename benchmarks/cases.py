@@ -47,14 +47,10 @@ class Case:
     def flags(self) -> list[str]:
         """On a command line, for `add_flags`."""
         return [
-            f"--variant={self.variant}",
-            f"--batch_size={self.batch_size}",
-            f"--num_classes={self.num_classes}",
-            f"--dtype={self.dtype}",
-            "--training" if self.training else "--no-training",
-            "--augmented" if self.augmented else "--no-augmented",
-            f"--attention={self.attention}",
-            f"--steps_per_dispatch={self.steps_per_dispatch}",
+            f"--{'' if value else 'no-'}{name}"
+            if isinstance(value, bool)
+            else f"--{name}={value}"
+            for name, value in dataclasses.asdict(self).items()
         ]
 
 

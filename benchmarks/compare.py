@@ -26,10 +26,26 @@ MODES = ("eager", "compile", "max-autotune")
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 
-def add_flags(
-    parser: argparse.ArgumentParser, table: Mapping[str, Case], modes: str
-) -> None:
-    """The flags that the comparing commands share."""
+def parse_flags(
+    description: str,
+    table: Mapping[str, Case],
+    argv: Sequence[str] | None,
+    *,
+    modes: str,
+    more: Mapping[str, dict] | None = None,
+    **defaults,
+) -> argparse.Namespace:
+    """The flags that the comparing commands share.
+
+    Args:
+      modes: The peer's, unless they are given.
+      more: Flags of one command, by name, as for `add_argument`.
+      defaults: Others than those here.
+
+    Returns:
+      The flags, where `cases` are changed as they say, by name, and `modes` a list.
+    """
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--peer", choices=(*PEERS, "none"), default="timm")
     parser.add_argument(
         "--modes", default=modes, help=f"of the peer, of {', '.join(MODES)}"
@@ -42,11 +58,33 @@ def add_flags(
     parser.add_argument("--pairs", type=int, default=5, help="runs of each side")
     parser.add_argument("--rounds", type=int, default=5, help="timed, in each run")
     parser.add_argument("--steps", type=int, default=1, help="in a round")
+    parser.add_argument(
+        "--parts",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="of a step, in the last pair",
+    )
     parser.add_argument("--json", type=Path, help="where the figures go")
     changes = parser.add_argument_group("changes to every case")
     changes.add_argument("--variant", choices=cases.distilled())
     changes.add_argument("--batch_size", type=int)
     changes.add_argument("--dtype", choices=("float32", "bfloat16"))
+    for name, settings in (more or {}).items():
+        parser.add_argument(f"--{name}", **settings)
+    parser.set_defaults(**defaults)
+    flags = parser.parse_args(argv)
+    if flags.pairs < 1 or flags.rounds < 1 or flags.steps < 1:
+        parser.error("--pairs, --rounds and --steps are at least 1")
+    names = ("variant", "batch_size", "dtype")
+    changed = {name: getattr(flags, name) for name in names if getattr(flags, name)}
+    flags.cases = {
+        name: dataclasses.replace(table[name], **changed)
+        for name in _chosen(parser, "--cases", flags.cases, table)
+    }
+    flags.modes = _chosen(parser, "--modes", flags.modes, MODES)
+    if flags.peer == "none":
+        flags.modes = []
+    return flags
 
 
 def main(
@@ -57,49 +95,40 @@ def main(
     modes: str = "eager,compile",
 ) -> dict:
     """A command that compares the cases of `table`; what it writes is returned."""
-    parser = argparse.ArgumentParser(description=description)
-    add_flags(parser, table, modes)
-    flags = parser.parse_args(argv)
-    names = chosen(parser, "--cases", flags.cases, table)
-    modes = chosen(parser, "--modes", flags.modes, MODES)
-    if flags.peer == "none":
-        modes = []
-    if flags.pairs < 1 or flags.rounds < 1 or flags.steps < 1:
-        parser.error("--pairs, --rounds and --steps are at least 1")
-    changes = {
-        name: value
-        for name in ("variant", "batch_size", "dtype")
-        if (value := getattr(flags, name)) is not None
-    }
+    flags = parse_flags(description, table, argv, modes=modes)
     result = {"machine": machine(), "cases": {}}
     print(result["machine"]["processor"], f"{result['machine']['cores']} cores")
     with tempfile.TemporaryDirectory() as caches:
-        for name in names:
-            case = dataclasses.replace(table[name], **changes)
-            found = compare(
-                case,
-                modes,
-                pairs=flags.pairs,
-                run=lambda side, case, parts: child(
-                    side,
-                    case,
-                    peer=flags.peer,
-                    caches=caches,
-                    rounds=flags.rounds,
-                    steps=flags.steps,
-                    parts=parts,
-                ),
-            )
+        for name in flags.cases:
+            found = compare_case(name, flags, flags.modes, caches)
             result["cases"][name] = found
-            if modes:
+            if flags.modes:
                 result[f"ratio_{name}"] = found["ratio"]
-            print("\n" + show(name, found), flush=True)
-            if flags.json:  # after each case: a stopped call has measured something
-                flags.json.write_text(json.dumps(result, indent=1) + "\n")
+            write(flags.json, result)
     return result
 
 
-def chosen(
+def write(path: Path | None, result: dict) -> None:
+    """After each case: a stopped call has measured something."""
+    if path:
+        path.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def compare_case(
+    name: str, flags: argparse.Namespace, modes: Sequence[str], caches: str
+) -> dict:
+    """`compare` for a case of `parse_flags`, in processes; prints what it found."""
+
+    def run(side: str, case: Case, parts: bool) -> dict:
+        settings = {name: getattr(flags, name) for name in ("peer", "rounds", "steps")}
+        return child(side, case, caches=caches, parts=parts and flags.parts, **settings)
+
+    found = compare(flags.cases[name], modes, pairs=flags.pairs, run=run)
+    print("\n" + show(name, found), flush=True)
+    return found
+
+
+def _chosen(
     parser: argparse.ArgumentParser, flag: str, value: str, known: Iterable[str]
 ) -> list[str]:
     """The names in `value`, separated by commas; others than `known` are refused."""
@@ -209,7 +238,6 @@ def child(
 
 
 def show(name: str, found: dict) -> str:
-    """A case as text."""
     case, ours = found["case"], found["runs"][OURS]
     what = "train step" if case["training"] else "logits"
     augmented = "" if case["augmented"] or not case["training"] else ", not augmented"

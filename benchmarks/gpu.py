@@ -12,8 +12,6 @@ configs/study.py:vit too. What does not fit into --minutes is named and left out
 machine without a GPU the same runs on its CPU, with --batch_size, but for `_cudnn`.
 """
 
-import argparse
-import dataclasses
 import json
 import shlex
 import subprocess
@@ -29,11 +27,7 @@ EPOCHS = 20.0
 
 
 class Deadline:
-    """Says whether there is time for one more, as long as the longest so far.
-
-    Args:
-      minutes: From now.
-    """
+    """Says whether `minutes` have room for one more, as long as the longest so far."""
 
     def __init__(self, minutes: float):
         self._last = time.monotonic() + 60 * minutes
@@ -98,45 +92,29 @@ def ratio_beside(found: dict, beside: dict) -> float | None:
     return found["rates"][compare.OURS] / beside["rates"][beside["against"]]
 
 
-def main(argv=None) -> dict:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    table = cases.GPU | cases.GPU_WAYS
-    parser.add_argument(
-        "--cases",
-        default=",".join(name for name in table if not name.endswith("_plain")),
-        help=f"of {', '.join(table)}; empty for none",
-    )
-    parser.add_argument("--batch_size", type=int, help="of every case")
-    parser.add_argument("--modes", default="compile", help="of timm, in commas")
-    parser.add_argument("--pairs", type=int, default=1, help="runs of each side")
-    parser.add_argument("--rounds", type=int, default=5, help="timed, in each run")
-    parser.add_argument("--steps", type=int, default=20, help="in a round")
-    parser.add_argument("--parts", action="store_true", help="of a step; some minutes")
-    parser.add_argument("--minutes", type=float, default=9.0, help="for all")
-    parser.add_argument("--data_dir", help="where TFDS has cifar10")
-    parser.add_argument("--epochs", type=float, default=EPOCHS, help="of that run")
-    parser.add_argument("--json", type=Path, help="where the figures go")
-    flags = parser.parse_args(argv)
-    names = compare.chosen(parser, "--cases", flags.cases, table)
-    modes = compare.chosen(parser, "--modes", flags.modes, compare.MODES)
+FLAGS = {
+    "minutes": {"type": float, "default": 9.0, "help": "for all"},
+    "data_dir": {"help": "where TFDS has cifar10"},
+    "epochs": {"type": float, "default": EPOCHS, "help": "of that run"},
+}
 
+
+def main(argv=None) -> dict:
+    flags = compare.parse_flags(
+        __doc__.partition("\n")[0],
+        cases.GPU | cases.GPU_WAYS,
+        argv,
+        modes="compile",
+        more=FLAGS,
+        pairs=1,
+        steps=20,
+        parts=False,  # they take some minutes
+    )
     deadline = Deadline(flags.minutes)
     result = {"machine": compare.machine(), "cases": {}, "left_out": []}
     with tempfile.TemporaryDirectory() as caches:
-
-        def run(side, case, parts):
-            return compare.child(
-                side,
-                case,
-                peer="timm",
-                caches=caches,
-                rounds=flags.rounds,
-                steps=flags.steps,
-                parts=parts and flags.parts,
-            )
-
         # The run first: it is the shortest where it fits at all.
-        for name in ([STUDY] if flags.data_dir else []) + names:
+        for name in ([STUDY] if flags.data_dir else []) + list(flags.cases):
             if not deadline.allows():
                 result["left_out"].append(name)
                 print(f"{name}: left out, no time", flush=True)
@@ -145,27 +123,24 @@ def main(argv=None) -> dict:
                 result[STUDY] = study(flags.data_dir, epochs=flags.epochs)
                 print(f"configs/study.py:vit: {json.dumps(result[STUDY])}", flush=True)
             else:
-                case, way = table[name], name in cases.GPU_WAYS
-                if flags.batch_size:
-                    case = dataclasses.replace(case, batch_size=flags.batch_size)
-                found = compare.compare(
-                    case, [] if way else modes, pairs=flags.pairs, run=run
-                )
-                result["cases"][name] = found
-                print("\n" + compare.show(name, found), flush=True)
-                ratio = found["ratio"]
-                beside = result["cases"].get(name.rpartition("_")[0])
-                if way and beside:
-                    ratio = ratio_beside(found, beside)
-                if ratio:
-                    result[f"ratio_{name}"] = ratio
-                    print(f"ours / theirs: {ratio:.3f}", flush=True)
+                _measure_case(name, flags, caches, result)
             deadline.ended()
-            if flags.json:  # after each: a stopped call has measured something
-                flags.json.write_text(json.dumps(result, indent=1) + "\n")
-    if flags.json:
-        flags.json.write_text(json.dumps(result, indent=1) + "\n")
+            compare.write(flags.json, result)
+    compare.write(flags.json, result)
     return result
+
+
+def _measure_case(name: str, flags, caches: str, result: dict) -> None:
+    """Puts a case, and its ratio where there is one, into `result`."""
+    way = name in cases.GPU_WAYS
+    found = compare.compare_case(name, flags, [] if way else flags.modes, caches)
+    result["cases"][name] = found
+    ratio, beside = found["ratio"], result["cases"].get(name.rpartition("_")[0])
+    if way and beside:
+        ratio = ratio_beside(found, beside)
+    if ratio:
+        result[f"ratio_{name}"] = ratio
+        print(f"ours / theirs: {ratio:.3f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -43,11 +43,11 @@ def make_folder(
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
-        picture(number, sides).save(partial, "JPEG", quality=QUALITY)
+        make_image(number, sides).save(partial, "JPEG", quality=QUALITY)
         partial.rename(path)
 
 
-def picture(number: int, sides: tuple[int, int] = SIDES) -> Image.Image:
+def make_image(number: int, sides: tuple[int, int] = SIDES) -> Image.Image:
     """A part of one large field of noise, in its own colours."""
     random = np.random.RandomState(number)
     width, height = random.randint(sides[0], sides[1] + 1, 2).tolist()
@@ -117,15 +117,15 @@ def measure(root: Path, *, workers: int, size: int, batch_size: int) -> None:
             flush=True,
         )
 
-    with HostPipeline(train, size=size, workers=workers) as pictures:
+    with HostPipeline(train, size=size, workers=workers) as pipeline:
         for epoch in range(2):
             start, stop = epoch * per_epoch, (epoch + 1) * per_epoch
             steps = batches.train_batches(
-                pictures, plan, start=start, stop=stop, devices=1
+                pipeline, plan, start=start, stop=stop, devices=1
             )
             report(f"epoch {epoch + 1}", ((batch,) for batch in steps))
-    with HostPipeline(val, size=size, workers=workers) as pictures:
-        evaluated = batches.eval_batches(pictures, batch_size=batch_size, devices=1)
+    with HostPipeline(val, size=size, workers=workers) as pipeline:
+        evaluated = batches.eval_batches(pipeline, batch_size=batch_size, devices=1)
         report("evaluation", evaluated)
 
 

@@ -33,26 +33,31 @@ STEPS = 1_000_000  # more than any measurement takes
 
 
 def experiment(case: Case, devices, *, images: int = IMAGES) -> Experiment:
+    """`build_random` for a case."""
+    return build_random(case.config(), case.num_classes, devices, images=images)
+
+
+def build_random(config, num_classes: int, devices, *, images: int = IMAGES):
     """What `deit_jax.train` builds from a config, of random images and logits.
 
     Args:
       images: In the data set, at least; with more, whether a step grows with it.
     """
-    config = case.config()
-    side = variants.resolve_image_size(case.variant)
+    side = variants.resolve_image_size(config.model.variant)
     rng = np.random.default_rng(0)
-    count = max(images, 4 * case.batch_size)
+    count = max(images, 4 * config.batch_size)
     source = sources.ArraySource(
         name="random",
         split="train",
         images=rng.integers(0, 256, (count, side, side, 3), np.uint8),
-        labels=rng.integers(0, case.num_classes, count, np.int32),
-        class_names=tuple(map(str, range(case.num_classes))),
+        labels=rng.integers(0, num_classes, count, np.int32),
+        class_names=tuple(map(str, range(num_classes))),
         fingerprint="",
     )
-    logits = rng.normal(0, 3, (count, case.num_classes)).astype(np.float16)
-    config.epochs = STEPS * case.batch_size / count
-    return build(config, source, source, devices=devices, teacher=RandomTeacher(logits))
+    logits = rng.normal(0, 3, (count, num_classes)).astype(np.float16)
+    teacher = None if config.distillation.kind == "none" else RandomTeacher(logits)
+    config.epochs = STEPS * config.batch_size / count
+    return build(config, source, source, devices=devices, teacher=teacher)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -96,7 +101,7 @@ def measure(
     devices = jax.local_devices()[:1]
     limit = matmul_limit(case.dtype, devices[0])
     built = experiment(case, devices, images=images)
-    run = _training(built) if case.training else _inference(built)
+    run = training(built) if case.training else _inference(built)
     together = case.steps_per_dispatch if case.training else 1
     timed = functools.partial(
         timing.rounds, wait=jax.block_until_ready, steps=max(1, steps // together)
@@ -142,7 +147,7 @@ def matmul_limit(dtype: str, device) -> float:
     return 2 * side**3 / min(seconds)
 
 
-def _training(built: Experiment):
+def training(built: Experiment):
     """A function that trains the steps of a dispatch, and returns their metrics."""
     train_step = built.train_step()
     current = step.replicate(built.initial_state(), built.devices)
@@ -248,14 +253,9 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=IMAGES, help="in the data set")
     flags = parser.parse_args()
     case = cases.from_flags(flags)
-    found = measure(
-        case,
-        rounds=flags.rounds,
-        steps=flags.steps,
-        parts=flags.parts,
-        images=flags.images,
-    )
-    print(json.dumps(found))
+    names = ("rounds", "steps", "parts", "images")
+    settings = {name: getattr(flags, name) for name in names}
+    print(json.dumps(measure(case, **settings)))
 
 
 if __name__ == "__main__":

@@ -79,7 +79,6 @@ def measure(case: Case, devices) -> dict:
 
 
 def show(rows: list[dict]) -> str:
-    """As a table."""
     lines = [
         f"{'devices':>7}{'GFLOP each':>12}{'extra':>9}{'collectives':>13}"
         f"{'payload MB':>12}{'of gradient':>13}{'ring, MB sent each':>20}"

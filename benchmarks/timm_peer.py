@@ -70,9 +70,8 @@ class Loss(torch.nn.Module):
             log_target=True,
         )
         cross_entropy = self.cross_entropy(logits.float(), targets)
-        return (
-            1 - self.alpha
-        ) * cross_entropy + self.alpha * self.tau**2 * distillation
+        weight = self.alpha * self.tau**2
+        return (1 - self.alpha) * cross_entropy + weight * distillation
 
 
 class Training:
@@ -137,7 +136,6 @@ class Training:
         self.ema.update(self.model)
 
     def step(self):
-        """The loss of one step."""
         loss = self.forward(*self.prepare())
         loss.backward()
         self.optimize()
@@ -270,17 +268,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1, help="in a round")
     parser.add_argument("--parts", action="store_true")
     flags = parser.parse_args()
-    print(
-        json.dumps(
-            measure(
-                cases.from_flags(flags),
-                mode=flags.mode,
-                rounds=flags.rounds,
-                steps=flags.steps,
-                parts=flags.parts,
-            )
-        )
-    )
+    names = ("mode", "rounds", "steps", "parts")
+    settings = {name: getattr(flags, name) for name in names}
+    print(json.dumps(measure(cases.from_flags(flags), **settings)))
 
 
 if __name__ == "__main__":

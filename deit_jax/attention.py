@@ -12,6 +12,7 @@ on, and the exit code is 1.
 """
 
 import functools
+import itertools
 import os
 import sys
 from collections.abc import Sequence
@@ -42,10 +43,9 @@ def draw(
     Args:
       workdir: A run directory.
       paths: Images, and folders of images.
-      out: Is made; `<name of the picture>.png` in it are written, the names numbered
-        where two images have the same.
-      weights: `raw`, or `ema` for their moving average.
-      step: Of the checkpoint; None is the newest.
+      out: Is made, with `<stem of the file>.png` for each, numbered where two have
+        the same.
+      weights, step: As for `trained_model.load`.
 
     Returns:
       The number of files that could not be read.
@@ -74,16 +74,10 @@ def draw(
             continue
         # One by one: a ViT-B at 384 px has 48 million weights in the maps of an image.
         maps, logits = jax.device_get(look(trained.params, view[None]))
-        figure = plot(
-            view,
-            maps.heads[0],
-            maps.rollout[0],
-            {
-                head: _top(values[0], trained.card.class_names)
-                for head, values in logits.items()
-            },
-            title=Path(file).name,
-        )
+        names = trained.card.class_names
+        answers = {head: _top(values[0], names) for head, values in logits.items()}
+        title = Path(file).name
+        figure = plot(view, maps.heads[0], maps.rollout[0], answers, title=title)
         with files.writing(out / name):
             figure.savefig(out / name, dpi=DPI)
         print(out / name, flush=True)
@@ -115,7 +109,7 @@ def plot(
     *,
     title: str,
 ):
-    """The figure of one image.
+    """Plots one image.
 
     Args:
       view: What the model saw, uint8 [S, S, 3].
@@ -126,11 +120,11 @@ def plot(
     from matplotlib.figure import Figure
 
     tokens, columns = heads.shape[0], heads.shape[1] + 2
-    figure = Figure(
-        (PANEL * columns, (PANEL + 0.25) * tokens + 0.3), layout="constrained"
-    )
+    size = PANEL * columns, (PANEL + 0.25) * tokens + 0.3
+    figure = Figure(size, layout="constrained")
     figure.suptitle(title, fontsize=9)
-    panels = figure.subplots(tokens, columns, squeeze=False)
+    bare = {"xticks": [], "yticks": []}
+    panels = figure.subplots(tokens, columns, squeeze=False, subplot_kw=bare)
     show = functools.partial(_overlay, view=view)
     for row, (head, answer) in enumerate(predictions.items()):
         panels[row, 0].imshow(view)
@@ -139,9 +133,6 @@ def plot(
         for column in range(columns - 2):
             show(panels[row, 1 + column], heads[row, column], f"head {column + 1}")
         show(panels[row, -1], rollout[row], "rollout")
-    for panel in panels.flat:
-        panel.set_xticks([])
-        panel.set_yticks([])
     return figure
 
 
@@ -169,34 +160,27 @@ def _top(logits: np.ndarray, class_names: Sequence[str]) -> str:
 
 def _names(files: Sequence[str]) -> list[str]:
     """`<stem>.png` for each file, `<stem>-2.png` for the second of that stem, ..."""
-    names, taken = [], set()
+    names: dict[str, None] = {}
     for stem in (Path(file).stem for file in files):
-        name, number = f"{stem}.png", 1
-        while name in taken:
-            number += 1
-            name = f"{stem}-{number}.png"
-        taken.add(name)
-        names.append(name)
-    return names
+        numbered = (f"{stem}-{number}.png" for number in itertools.count(2))
+        candidates = itertools.chain([f"{stem}.png"], numbered)
+        names[next(name for name in candidates if name not in names)] = None
+    return list(names)
 
 
 def define_flags() -> None:
-    """Defines the command's flags; an import defines none."""
     command.define_model_flags()
     flags.DEFINE_string("out", None, "The folder to draw into; it is made.")
 
 
 def main(argv) -> int:
-    values = flags.FLAGS
     command.require(workdir="runs/deit-digits", out="maps")
     if not argv[1:]:
         raise InputError("give images or folders of images to look at")
-    unreadable = draw(
-        values.workdir, argv[1:], values.out, weights=values.weights, step=values.step
-    )
-    return 1 if unreadable else 0
+    settings = command.values("weights", "step")
+    return min(1, draw(flags.FLAGS.workdir, argv[1:], flags.FLAGS.out, **settings))
 
 
 if __name__ == "__main__":
     define_flags()
-    command.run(main, takes="pictures")
+    command.run(main, takes="images")

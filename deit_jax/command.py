@@ -140,11 +140,7 @@ def _keep_compiled_programs() -> None:
 
 
 def define_model_flags(weights: Sequence[str] = ("raw", "ema")) -> None:
-    """Defines --workdir, --weights and --step, which name a model of a run directory.
-
-    Args:
-      weights: The choices; the first is the default.
-    """
+    """Defines --workdir, --step and --weights, whose default is the first choice."""
     flags.DEFINE_string("workdir", None, "The run directory of the model.")
     flags.DEFINE_enum(
         "weights", weights[0], list(weights), "Raw parameters, or their moving average."
@@ -152,12 +148,44 @@ def define_model_flags(weights: Sequence[str] = ("raw", "ema")) -> None:
     flags.DEFINE_integer("step", None, "The checkpoint's; the newest if not given.")
 
 
-def require(**examples: str) -> None:
-    """Refuses a command without these flags.
+def values(*names: str) -> dict:
+    """The values of these flags, as keyword arguments."""
+    return {name: flags.FLAGS[name].value for name in names}
+
+
+def require_at_least(low: int, **given: int) -> None:
+    """Refuses a flag whose value is below `low`."""
+    for name, value in given.items():
+        if value < low:
+            raise InputError(f"--{name}={value}: expected at least {low}.")
+
+
+def numbers(
+    name: str, texts: Sequence[str] | None, kind: type, example: str
+) -> tuple | None:
+    """The numbers of a list flag; None where it was not given.
 
     Args:
-      examples: By flag, a value for the message.
+      kind: int for any number of whole numbers, float for three.
+      example: For the message.
     """
+    if texts is None:
+        return None
+    try:
+        found = tuple(map(kind, texts))
+    except ValueError:
+        found = ()
+    if not found or (kind is float and len(found) != 3):
+        expected = "three" if kind is float else "whole"
+        raise InputError(
+            f"--{name}={','.join(texts)}: expected {expected} numbers, such as "
+            f"{example}."
+        )
+    return found
+
+
+def require(**examples: str) -> None:
+    """Refuses a command without these flags; each has an example for the message."""
     for name, example in examples.items():
         if flags.FLAGS[name].value is None:
             raise InputError(f"--{name} is missing, e.g. --{name}={example}")
@@ -190,7 +218,7 @@ def _parse_flags(argv):
 
 
 def _expand_home(config) -> None:
-    """Replaces `~` in the fields of a config that are paths: no shell has done it."""
+    """Replaces `~` in the paths of a config: no shell has done it."""
     for section, name in PATH_FIELDS:
         fields = config[section] if section else config
         value = fields.get(name)

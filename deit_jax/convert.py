@@ -11,7 +11,6 @@ that start with `note:`.
 """
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
@@ -25,20 +24,12 @@ IMPORT = ("variant", "class_names", "mean", "std", "crop_ratio")
 EXPORT = ("to", "weights", "step")
 
 
-def import_weights(
-    src: str | os.PathLike,
-    out: str | os.PathLike,
-    *,
-    variant: str | None = None,
-    class_names: Sequence[str] | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    crop_ratio: float | None = None,
-) -> str:
+def import_weights(src: str | os.PathLike, out: str | os.PathLike, **overrides) -> str:
     """Makes the run directory `out`, with a checkpoint of step 0, from weights.
 
     Args:
-      src: As the `path` of `weights.load.load`; so are the others.
+      src: As the `path` of `weights.load.load`.
+      overrides: Its keyword arguments: `IMPORT`.
 
     Returns:
       What was made, in words.
@@ -61,14 +52,7 @@ def import_weights(
         raise InputError(
             f"--out={out} holds a run already. Delete it, or give another directory."
         )
-    loaded = load(
-        src,
-        variant=variant,
-        class_names=class_names,
-        mean=mean,
-        std=std,
-        crop_ratio=crop_ratio,
-    )
+    loaded = load(src, **overrides)
     card = loaded.card
     state = TrainState(
         step=np.zeros((), np.int32), params=loaded.params, opt_state=(), ema_params=None
@@ -79,11 +63,11 @@ def import_weights(
         checkpoints.save(state, {CONVERTED_FROM: card.origin})
         checkpoints.close()
         model_card.write(out, card)  # last: with it the run directory is whole
+    mean, std = (", ".join(f"{x:g}" for x in row) for row in (card.mean, card.std))
     lines = [
         f"{card.variant}: {count_parameters(loaded.params):,} parameters, "
         f"{card.num_classes:,} classes, {card.image_size} px",
-        f"mean {_show(card.mean)}, std {_show(card.std)}, crop ratio "
-        f"{card.crop_ratio:g}",
+        f"mean {mean}, std {std}, crop ratio {card.crop_ratio:g}",
         *(f"note: {note}" for note in loaded.notes),
         f"run directory {out}",
     ]
@@ -103,8 +87,7 @@ def export_weights(
     Args:
       out: A file that ends in .safetensors, or a directory.
       layout: `timm` or `hf`.
-      weights: `raw`, or `ema` for their moving average.
-      step: Of the checkpoint; None is the newest.
+      weights, step: As for `trained_model.load`.
 
     Returns:
       What was written, in words.
@@ -131,16 +114,8 @@ def export_weights(
     return "\n".join([*lines, *map(str, written)])
 
 
-def _show(values: Sequence[float]) -> str:
-    return ", ".join(f"{value:g}" for value in values)
-
-
 def read_class_names(path: str | os.PathLike) -> list[str]:
-    """The lines of a text file.
-
-    Raises:
-      InputError: It cannot be read, has no line, or an empty one.
-    """
+    """Reads one name a line; refuses a file without lines, or with an empty one."""
     try:
         names = [line.strip() for line in Path(path).read_text("utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
@@ -152,28 +127,7 @@ def read_class_names(path: str | os.PathLike) -> list[str]:
     return names
 
 
-def parse_numbers(name: str, texts: Sequence[str] | None) -> tuple[float, ...] | None:
-    """The three numbers of `--mean` or `--std`; None where it was not given.
-
-    Raises:
-      InputError: They are not three, or one is no number.
-    """
-    if texts is None:
-        return None
-    try:
-        numbers = tuple(float(text) for text in texts)
-    except ValueError:
-        numbers = ()
-    if len(numbers) != 3:
-        raise InputError(
-            f"--{name}={','.join(texts)}: expected three numbers, for pixels in 0 .. 1,"
-            " such as 0.5,0.5,0.5."
-        )
-    return numbers
-
-
 def define_flags() -> None:
-    """Defines the command's flags; an import defines none."""
     flags.DEFINE_string(
         "src", None, "Weights to convert: a file, a directory, timm:NAME or hf:ID."
     )
@@ -220,27 +174,18 @@ def main(_) -> None:
             with_, there = ("--workdir", "--src")[:: 1 if importing else -1]
             raise InputError(f"--{name} goes with {with_}, not with {there}")
     if importing:
-        names = values.class_names
-        text = import_weights(
-            values.src,
-            values.out,
-            variant=values.variant,
-            class_names=None if names is None else read_class_names(names),
-            mean=parse_numbers("mean", values.mean),
-            std=parse_numbers("std", values.std),
-            crop_ratio=values.crop_ratio,
-        )
-    else:
-        if values.to is None:
-            raise InputError("say for which program: --to=timm or --to=hf")
-        text = export_weights(
-            values.workdir,
-            values.out,
-            layout=values.to,
-            weights=values.weights or "raw",
-            step=values.step,
-        )
-    print(text)
+        overrides = command.values(*IMPORT)
+        if values.class_names is not None:
+            overrides["class_names"] = read_class_names(values.class_names)
+        for name in ("mean", "std"):
+            example = "0.5,0.5,0.5 for pixels in 0 .. 1"
+            overrides[name] = command.numbers(name, overrides[name], float, example)
+        print(import_weights(values.src, values.out, **overrides))
+        return
+    if values.to is None:
+        raise InputError("say for which program: --to=timm or --to=hf")
+    chosen = {"weights": values.weights or "raw", "step": values.step}
+    print(export_weights(values.workdir, values.out, layout=values.to, **chosen))
 
 
 if __name__ == "__main__":

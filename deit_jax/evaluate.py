@@ -35,7 +35,7 @@ def evaluate(
     batch_size: int = 256,
     workers: int = 4,
 ) -> dict:
-    """The metrics of the model in `workdir`.
+    """Computes all metrics of the model in `workdir`.
 
     Args:
       dataset: As `config.dataset.name`; None is the run's own.
@@ -44,7 +44,7 @@ def evaluate(
       weights: `raw`, `ema` or `both`, which is `raw` where there is no average.
       step: Of the checkpoint; None is the newest.
       batch_size: Images at once, over all devices.
-      workers: Processes that read images which do not fit into memory.
+      workers: Processes that read images too large for memory.
 
     Returns:
       `workdir`, `variant`, `step`, `dataset`, `split`, `images`, `notes` (a list of
@@ -54,12 +54,10 @@ def evaluate(
       InputError: The run directory, the data set or a setting cannot work, the classes
         of the data set are not the model's, or several processes were started.
     """
-    if batch_size < 1:
-        raise InputError(f"--batch_size={batch_size}: expected at least 1.")
-    from deit_jax import trained_model
+    command.require_at_least(1, batch_size=batch_size)
     from deit_jax.data.pipeline import open_images
     from deit_jax.models import model_card
-    from deit_jax.training import evaluation, processes, saved_params
+    from deit_jax.training import evaluation, processes
 
     processes.refuse("deit_jax.evaluate")
     card = model_card.read(workdir)
@@ -67,15 +65,8 @@ def evaluate(
     labels_of, notes = match_classes(
         source.class_names, card.class_names, name=source.name
     )
-
     labels = source.labels if labels_of is None else labels_of[source.labels]
-    kinds = saved_params.weights_in(workdir, step=step)
-    if weights != "both":
-        kinds = (weights,)
-    trained = {
-        SECTIONS[kind]: trained_model.load(workdir, weights=kind, step=step)
-        for kind in kinds
-    }
+    trained = _load(workdir, weights, step)
     with open_images(
         source, size=card.image_size, workers=workers, crop_ratio=card.crop_ratio
     ) as images:
@@ -90,6 +81,20 @@ def evaluate(
         "notes": notes,
         "absent_classes": evaluation.absent_classes(labels, card.class_names),
         **results,
+    }
+
+
+def _load(workdir, weights: str, step: int | None) -> dict:
+    """A `TrainedModel` for each section of the result."""
+    from deit_jax import trained_model
+    from deit_jax.training import saved_params
+
+    kinds = [weights]
+    if weights == "both":
+        kinds = saved_params.weights_in(workdir, step=step)
+    return {
+        SECTIONS[kind]: trained_model.load(workdir, weights=kind, step=step)
+        for kind in kinds
     }
 
 
@@ -182,7 +187,6 @@ def _dataset_of(workdir: str | os.PathLike) -> tuple[str, str, str] | None:
 
 
 def define_flags() -> None:
-    """Defines the command's flags; an import defines none."""
     command.define_model_flags(("both", "raw", "ema"))
     flags.DEFINE_string("dataset", None, "digits, cifar10, folder:...; the run's own.")
     flags.DEFINE_string("split", None, "In TFDS syntax; the run's own if not given.")
@@ -193,11 +197,10 @@ def define_flags() -> None:
 
 
 def main(_) -> None:
-    values = flags.FLAGS
     command.require(workdir="runs/deit-digits")
     names = ("dataset", "split", "data_dir", "weights", "step", "batch_size", "workers")
-    result = evaluate(values.workdir, **{name: values[name].value for name in names})
-    if values.json:
+    result = evaluate(flags.FLAGS.workdir, **command.values(*names))
+    if flags.FLAGS.json:
         print(json.dumps(result, indent=1))
         return
     from deit_jax.training import summary

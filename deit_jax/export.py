@@ -55,8 +55,7 @@ def export(
     Args:
       workdir: A run directory.
       out: Does not exist, or is empty.
-      weights: `raw`, or `ema` for their moving average.
-      step: Of the checkpoint; None is the newest.
+      weights, step: As for `trained_model.load`.
       format: A key of `FILES`.
 
     Returns:
@@ -67,8 +66,7 @@ def export(
         written, or what writes the format is not installed.
     """
     out = Path(out).absolute()
-    _refuse_occupied(out)
-    _check_format(format)
+    _check_flags(out, format)
     # Flags are refused without waiting for JAX.
     import jax
 
@@ -174,7 +172,15 @@ def _symbolic_images(size: int):
     return jax.ShapeDtypeStruct((b, size, size, 3), "uint8")
 
 
-def _check_format(format: str) -> None:
+def _check_flags(out: Path, format: str) -> None:
+    what = ""
+    with files.writing(out):
+        if out.is_dir():
+            what = "is not empty" if any(out.iterdir()) else ""
+        elif out.exists():
+            what = "is a file"
+    if what:
+        raise InputError(f"--out={out} {what}. Give a new or an empty directory.")
     if format not in FILES:
         raise InputError(f"--format={format}: expected {' or '.join(FILES)}.")
     if format == "onnx" and importlib.util.find_spec("jax2onnx") is None:
@@ -182,15 +188,6 @@ def _check_format(format: str) -> None:
             "--format=onnx needs jax2onnx, which is not installed: "
             'pip install -e ".[onnx]"'
         )
-
-
-def _refuse_occupied(out: Path) -> None:
-    with files.writing(out):
-        what = "is a file" if out.exists() and not out.is_dir() else ""
-        if out.is_dir() and any(out.iterdir()):
-            what = "is not empty"
-    if what:
-        raise InputError(f"--out={out} {what}. Give a new or an empty directory.")
 
 
 def _write_directory(out: Path, contents: dict[str, bytes]) -> None:
@@ -207,24 +204,15 @@ def _write_directory(out: Path, contents: dict[str, bytes]) -> None:
 
 
 def define_flags() -> None:
-    """Defines the command's flags; an import defines none."""
     command.define_model_flags()
     flags.DEFINE_string("out", None, "The directory to write; new or empty.")
     flags.DEFINE_enum("format", "stablehlo", list(FILES), "The format of the model.")
 
 
 def main(_) -> None:
-    values = flags.FLAGS
     command.require(workdir="runs/deit-digits", out="digits-model")
-    print(
-        export(
-            values.workdir,
-            values.out,
-            weights=values.weights,
-            step=values.step,
-            format=values.format,
-        )
-    )
+    settings = command.values("workdir", "out", "weights", "step", "format")
+    print(export(**settings))
 
 
 if __name__ == "__main__":

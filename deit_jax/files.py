@@ -15,12 +15,12 @@ FULL = (errno.ENOSPC, errno.EDQUOT)  # of a disk, or of a user's share of it
 NULL = type(None)
 
 
-def replace_file(path: str | os.PathLike, text: str) -> None:
-    """Writes `text` to `path`: a kill leaves the old file or the new, never a half."""
+def replace_file(path: str | os.PathLike, content: str | bytes) -> None:
+    """Writes a file: a kill leaves the old one or the new, never a half."""
     path = Path(path)
     partial = path.with_name(path.name + ".partial")
-    with open(partial, "w", encoding="utf-8") as file:
-        file.write(text)
+    with open(partial, "wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)

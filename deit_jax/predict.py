@@ -44,8 +44,7 @@ def predict(
     Args:
       workdir: A run directory.
       paths: Images, and folders of images.
-      weights: `raw`, or `ema` for their moving average.
-      step: Of the checkpoint; None is the newest.
+      weights, step: As for `trained_model.load`.
       top: Classes shown for an image; all, of fewer.
       batch_size: Images at once.
       as_json: One JSON object a line instead of the table.
@@ -61,30 +60,22 @@ def predict(
     """
     _check_settings(top, batch_size, logits_out)
     from deit_jax import trained_model
-    from deit_jax.data.sources import image_files
 
-    found, passed_over = image_files.find(paths)
-    if passed_over:
-        counted = ", ".join(f"{n:,} {ending}" for ending, n in passed_over.items())
-        print(f"files passed over, no images: {counted}", file=sys.stderr)
+    found = _find(paths)
     trained = trained_model.load(workdir, weights=weights, step=step)
-    columns = min(NAME_WIDTH, max(map(len, found)))
+    width = min(NAME_WIDTH, max(map(len, found)))
     kept: dict[str, list] = {"files": []}
     unreadable = 0
     for file, logits in _logits(trained, found, min(batch_size, len(found))):
         if isinstance(logits, InputError):
             unreadable += 1
+            print(f"error: {logits}", file=sys.stderr)
             if as_json:
                 print(json.dumps({"file": file, "error": str(logits)}))
-            print(f"error: {logits}", file=sys.stderr)
             continue
         decisive = logits.get("mean", logits["class"])
         answers = rank(decisive, trained.card.class_names)[:top]
-        if as_json:
-            print(json.dumps({"file": file, "top": answers}), flush=True)
-        else:
-            shown = (f"{100 * a['probability']:5.1f}% {a['name']}" for a in answers)
-            print(f"{file:<{columns}}  {'  '.join(shown)}", flush=True)
+        print(_line(file, answers, width=None if as_json else width), flush=True)
         kept["files"].append(file)
         for head, row in logits.items() if logits_out is not None else ():
             kept.setdefault(head, []).append(row)
@@ -96,10 +87,26 @@ def predict(
     return unreadable
 
 
+def _find(paths: Sequence[str]) -> list[str]:
+    from deit_jax.data.sources import image_files
+
+    found, passed_over = image_files.find(paths)
+    if passed_over:
+        counted = ", ".join(f"{n:,} {ending}" for ending, n in passed_over.items())
+        print(f"files passed over, no images: {counted}", file=sys.stderr)
+    return found
+
+
+def _line(file: str, answers: list[dict], *, width: int | None) -> str:
+    """A line of the table, its first column `width` wide; JSON without a width."""
+    if width is None:
+        return json.dumps({"file": file, "top": answers})
+    shown = (f"{100 * a['probability']:5.1f}% {a['name']}" for a in answers)
+    return f"{file:<{width}}  {'  '.join(shown)}"
+
+
 def _check_settings(top: int, batch_size: int, logits_out: str | None) -> None:
-    for name, value in (("top", top), ("batch_size", batch_size)):
-        if value < 1:
-            raise InputError(f"--{name}={value}: expected at least 1.")
+    command.require_at_least(1, top=top, batch_size=batch_size)
     if logits_out is not None and not logits_out.endswith(".npz"):
         raise InputError(f"--logits_out={logits_out}: expected a name ending in .npz.")
     if logits_out is not None and not Path(logits_out).parent.is_dir():
@@ -116,13 +123,10 @@ def rank(logits: np.ndarray, class_names: Sequence[str]) -> list[dict]:
       {"class": its number, "name": str, "probability": 0 .. 1} of each.
     """
     probabilities = softmax(logits.astype(np.float64))
+    ranked = np.argsort(-probabilities, kind="stable").tolist()
     return [
-        {
-            "class": int(c),
-            "name": class_names[c],
-            "probability": float(probabilities[c]),
-        }
-        for c in np.argsort(-probabilities, kind="stable")
+        {"class": c, "name": class_names[c], "probability": float(probabilities[c])}
+        for c in ranked
     ]
 
 
@@ -135,13 +139,10 @@ def _logits(trained, files: list[str], batch_size: int) -> Iterator[tuple]:
         views = [view for view in read if not isinstance(view, InputError)]
         rows = iter(())
         if views:
-            size = trained.card.image_size
-            images = np.zeros((batch_size, size, size, 3), np.uint8)  # one shape only
-            images[: len(views)] = views
-            logits = trained.logits(images)
+            filled = views + views[-1:] * (batch_size - len(views))  # one shape only
+            logits = trained.logits(np.stack(filled))
             rows = (
-                {head: values[i] for head, values in logits.items()}
-                for i in range(len(views))
+                {head: x[i] for head, x in logits.items()} for i in range(batch_size)
             )
         for file, view in zip(block, read, strict=True):
             yield file, view if isinstance(view, InputError) else next(rows)
@@ -165,7 +166,6 @@ def _read(trained, files: list[str], batch_size: int) -> Iterator[tuple]:
 
 
 def define_flags() -> None:
-    """Defines the command's flags; an import defines none."""
     command.define_model_flags()
     flags.DEFINE_integer("top", 5, "Classes shown for an image.")
     flags.DEFINE_integer("batch_size", 64, "Images at once.")
@@ -174,26 +174,17 @@ def define_flags() -> None:
 
 
 def main(argv) -> int:
-    values = flags.FLAGS
     command.require(workdir="runs/deit-digits")
+    workdir = flags.FLAGS.workdir
     if not argv[1:]:
         raise InputError(
             "give images or folders of images, e.g. "
-            f"python -m deit_jax.predict --workdir={values.workdir} image.jpg"
+            f"python -m deit_jax.predict --workdir={workdir} image.jpg"
         )
-    unreadable = predict(
-        values.workdir,
-        argv[1:],
-        weights=values.weights,
-        step=values.step,
-        top=values.top,
-        batch_size=values.batch_size,
-        as_json=values.json,
-        logits_out=values.logits_out,
-    )
-    return 1 if unreadable else 0
+    settings = command.values("weights", "step", "top", "batch_size", "logits_out")
+    return min(1, predict(workdir, argv[1:], as_json=flags.FLAGS.json, **settings))
 
 
 if __name__ == "__main__":
     define_flags()
-    command.run(main, takes="pictures")
+    command.run(main, takes="images")

@@ -3,7 +3,7 @@
     python -m deit_jax.report runs/vit-digits runs/deit-digits --out=runs/report
 
 writes report.html, which needs no other file and no network, and the same as report.md
-with its pictures as PNG. Runs whose configs differ in nothing but the seed are shown as
+with its images as PNG. Runs whose configs differ in nothing but the seed are shown as
 mean and standard deviation. The first run is what the others are compared with.
 """
 
@@ -32,7 +32,7 @@ def report(
       out: Is made; files of an earlier report are replaced.
 
     Returns:
-      The HTML page. Beside it are report.md and the pictures.
+      The HTML page. Beside it are report.md and the images.
 
     Raises:
       InputError: One of `directories` is no run directory or is damaged, or `out`
@@ -44,15 +44,14 @@ def report(
     out = Path(out)
     with files.writing(out):
         out.mkdir(parents=True, exist_ok=True)
-        for picture in document.pictures(sections):
-            (out / f"{picture.name}.png").write_bytes(picture.png)
+        for image in document.images(sections):
+            (out / f"{image.name}.png").write_bytes(image.png)
         files.replace_file(out / MARKDOWN, document.to_markdown(title, sections))
         files.replace_file(out / HTML, document.to_html(title, sections))
     return out / HTML
 
 
 def define_flags() -> None:
-    """Defines the command's flags; an import defines none."""
     flags.DEFINE_string("out", None, "Directory of the report; it is made.")
     flags.DEFINE_string("title", "Comparison of runs", "Of the page.")
 

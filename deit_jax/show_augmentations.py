@@ -57,13 +57,13 @@ def show(
 
     dataset = config.dataset
     source = sources.load(
-        dataset.name, dataset.train_split, data_dir=dataset.get("data_dir") or None
+        dataset.name, dataset.train_split, data_dir=dataset.data_dir or None
     )
     student = student_views(config, source)
     with files.writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
     index = grid.spread(images, len(source)) if indices is None else indices
-    picture = grid.draw(
+    drawn = grid.draw(
         student,
         source,
         index=index,
@@ -71,8 +71,8 @@ def show(
         title=f"recipe {config.augment.recipe}, seed {student.augment_seed}",
     )
     with files.writing(out):
-        Image.fromarray(picture).save(out, "PNG")
-    height, width = picture.shape[:2]
+        Image.fromarray(drawn).save(out, "PNG")
+    height, width = drawn.shape[:2]
     return (
         f"{len(index):,} images of {source.name} {source.split} in views {first_view} "
         f".. {first_view + views - 1}, {width} x {height} pixels: {out}\n"
@@ -82,13 +82,8 @@ def show(
 
 
 def _check_flags(out: Path, images: int, views: int, first_view: int) -> None:
-    for name, value, low in (
-        ("images", images, 1),
-        ("views", views, 1),
-        ("first_view", first_view, 0),
-    ):
-        if value < low:
-            raise InputError(f"--{name}={value}: expected at least {low}.")
+    command.require_at_least(1, images=images, views=views)
+    command.require_at_least(0, first_view=first_view)
     if first_view + views - 1 > LAST_VIEW:
         raise InputError(
             f"--first_view={first_view} with --views={views}: views end at {LAST_VIEW}."
@@ -97,27 +92,7 @@ def _check_flags(out: Path, images: int, views: int, first_view: int) -> None:
         raise InputError(f"--out={out}: expected a file name that ends in .png.")
 
 
-def parse_indices(texts: Sequence[str] | None) -> list[int] | None:
-    """The numbers of `--indices`; None where it was not given.
-
-    Raises:
-      InputError: It is empty, or one is no number.
-    """
-    if texts is None:
-        return None
-    try:
-        numbers = [int(text) for text in texts]
-    except ValueError:
-        numbers = []
-    if not numbers:
-        raise InputError(
-            f"--indices={','.join(texts)}: expected whole numbers, such as 3,17."
-        )
-    return numbers
-
-
 def define_flags() -> None:
-    """Defines the command's flags; an import defines none."""
     config_flags.DEFINE_config_file(
         "config",
         help_string="The recipe, e.g. configs/deit.py:digits.",
@@ -131,18 +106,10 @@ def define_flags() -> None:
 
 
 def main(_) -> None:
-    values = flags.FLAGS
     command.require(config="configs/deit.py:digits", out="grid.png")
-    print(
-        show(
-            values.config,
-            values.out,
-            images=values.images,
-            views=values.views,
-            first_view=values.first_view,
-            indices=parse_indices(values.indices),
-        )
-    )
+    indices = command.numbers("indices", flags.FLAGS.indices, int, "3,17")
+    settings = command.values("config", "out", "images", "views", "first_view")
+    print(show(**settings, indices=indices))
 
 
 if __name__ == "__main__":

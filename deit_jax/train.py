@@ -162,8 +162,8 @@ class Training:
         opened = closing.enter_context(contextlib.ExitStack())
         images = opened.enter_context(run.open_train_images())
         self.evaluator = Evaluator(
-            run.eval_step(),
-            opened.enter_context(run.open_eval_images()),
+            eval_step=run.eval_step(),
+            source=opened.enter_context(run.open_eval_images()),
             batch_size=run.eval_batch_size,
             devices=run.devices,
             total_steps=run.total_steps,
@@ -367,10 +367,10 @@ def _augmentation(run: Experiment) -> np.ndarray:
 
 def _confusions(tables: dict, class_names) -> dict:
     """By tag, an image [1, H, W, 3] of the head that each set of parameters uses."""
-    pictures = {}
+    images = {}
     for name, per_head in tables.items():
         head = "mean" if "mean" in per_head else "class"
         if matrix := per_head.get(head, {}).get("confusion"):
             tag = f"{name}/{head}/confusion"
-            pictures[tag] = confusion.picture(matrix, class_names, title=tag)[None]
-    return pictures
+            images[tag] = confusion.image(matrix, class_names, title=tag)[None]
+    return images

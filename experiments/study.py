@@ -82,14 +82,16 @@ def teacher_command(flags) -> list[str]:
     )
 
 
+def export(flags) -> list[str]:
+    """An export with the teacher of `flags`, but for its config."""
+    names = ("teacher", "precision", "arch", "image_size")
+    given = {name: getattr(flags, name) for name in names if getattr(flags, name)}
+    settings = (f"--{name}={value}" for name, value in given.items())
+    return python("teacher.export_logits", *settings)
+
+
 def export_command(flags, model: str, *more: str) -> list[str]:
-    command = python("teacher.export_logits", *student_flags(flags, model))
-    command += [f"--teacher={flags.teacher}", f"--precision={flags.precision}"]
-    if flags.arch:
-        command.append(f"--arch={flags.arch}")
-    if flags.image_size:
-        command.append(f"--image_size={flags.image_size}")
-    return command + list(more)
+    return [*export(flags), *student_flags(flags, model), *more]
 
 
 def train_command(flags, model: str, seed: int, workdir: Path) -> list[str]:
@@ -194,7 +196,6 @@ def measure(flags, cores: Cores) -> dict[str, dict[str, float]]:
 
 
 def describe(budget: dict[str, dict[str, float]]) -> str:
-    """As a table, with the sum."""
     total = {k: sum(cost[k] for cost in budget.values()) for k in ("seconds", "bytes")}
     lines = [f"{'stage':<22}{'minutes':>9}{'MB':>9}"]
     for stage, cost in (budget | {"all": total}).items():

@@ -13,12 +13,12 @@ and written as Markdown and JSON into --out.
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.cores import Cores
+from experiments import study
 
 TRAIN_SPLIT = "train[:5000]"
 EPOCHS = 20
@@ -62,19 +62,11 @@ def config_flags(flags, cache: str | None, num_views: int | None) -> list[str]:
 
 
 def export_command(flags, cache: str) -> list[str]:
-    command = [sys.executable, "-m", "teacher.export_logits"]
-    command += config_flags(flags, cache, EPOCHS)
-    command += [f"--teacher={flags.teacher}", f"--precision={flags.precision}"]
-    for name in ("arch", "image_size"):
-        if getattr(flags, name):
-            command.append(f"--{name}={getattr(flags, name)}")
-    return command
+    return [*study.export(flags), *config_flags(flags, cache, EPOCHS)]
 
 
 def train_command(flags, row: str, seed: int) -> list[str]:
-    return [
-        sys.executable,
-        "-m",
+    return study.python(
         "deit_jax.main",
         *config_flags(flags, *ROWS[row]),
         f"--config.seed={seed}",
@@ -84,7 +76,7 @@ def train_command(flags, row: str, seed: int) -> list[str]:
         "--config.eval.every_epochs=0",
         "--config.checkpoint.every_steps=0",
         f"--workdir={workdir(flags, row, seed)}",
-    ]
+    )
 
 
 def workdir(flags, row: str, seed: int) -> Path:

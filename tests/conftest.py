@@ -76,6 +76,22 @@ def digits_config():
     return config
 
 
+@pytest.fixture(scope="session")
+def digits_run(tmp_path_factory):
+    """The directory of a finished run of 9 steps, to be read or copied."""
+    from configs import deit
+    from deit_jax import train
+
+    config = deit.get_config("digits")
+    config.epochs = 0.2
+    config.schedule.warmup_epochs = 0.0
+    config.dataset.eval_split = "test[:50]"
+    config.checkpoint.every_steps = 4
+    workdir = tmp_path_factory.mktemp("digits") / "run"
+    train.train_and_evaluate(config, workdir)
+    return workdir
+
+
 @pytest.fixture
 def ctrl_c():
     """Not ignored, as a shell that starts the tests in the background lets them."""
@@ -137,3 +153,19 @@ def folder(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels.astype(np.uint8)).convert(mode).save(path)
     return f"folder:{tmp_path / 'pictures'}"
+
+
+@pytest.fixture
+def folder_config(folder):
+    """An epoch of four steps on `folder`, streamed, and without a teacher."""
+    from configs import vit
+
+    config = vit.get_config("folder")
+    config.dataset.name = folder
+    config.dataset.workers = 0
+    config.model.variant = "vit_nano_patch8_32"
+    config.batch_size = 8
+    config.epochs = 1.0
+    config.augment.recipe = "none"
+    config.eval.batch_size = 8
+    return config

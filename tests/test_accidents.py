@@ -16,14 +16,13 @@ import pytest
 import run_directories
 from PIL import Image
 
-from deit_jax import evaluate
 from deit_jax.data import sources
 from deit_jax.data.sources.decode import open_rgb
 from deit_jax.distillation import teacher_cache
 from deit_jax.errors import InputError
 from deit_jax.models import model_card
 from deit_jax.reporting import runs
-from deit_jax.training import saved_params, summary, writers
+from deit_jax.training import saved_params, summary
 from deit_jax.weights.load import load
 from deit_jax.weights.tensor_files import read_tensors, write_safetensors
 
@@ -118,19 +117,6 @@ def test_a_directory_in_its_place_is_refused(tmp_path, whole, name):
     (root / name).mkdir()
     with pytest.raises(InputError):
         READERS[name](root)
-
-
-def test_rows_of_metrics_after_a_damaged_one_are_left_out(tmp_path):
-    path = tmp_path / writers.METRICS
-    for tail in ('{"step": 2, "a', "[1]", '{"a": 1}', '{"step": 2, "a": "b"}', "\x00"):
-        path.write_text('{"step": 1, "a": 0.5}\n' + tail)
-        assert writers.read(tmp_path) == [{"step": 1, "a": 0.5}]
-
-
-def test_the_data_set_of_a_damaged_run_is_not_guessed(tmp_path):
-    (tmp_path / "config.json").write_text('{"dataset": 3}')
-    with pytest.raises(InputError, match=r"config\.json"):
-        evaluate._dataset_of(tmp_path)
 
 
 class Runs:

@@ -58,11 +58,11 @@ def kill_at(monkeypatch, owner, name, call):
         # Arrays are made, three a view; blocks are flushed, five of three arrays.
         *((np.lib.format, "open_memmap", call) for call in (0, 1, 2, 4)),
         *((np.memmap, "flush", call) for call in (0, 1, 2, 3, 14, 15, 29)),
-        # 12 records, then the manifest.
-        *((small_files, "replace_file", call) for call in (0, 1, 5, 6, 7, 13, 14)),
+        # 14 records, the examples, then the manifest.
+        *((small_files, "replace_file", call) for call in (0, 1, 5, 6, 7, 13, 14, 15)),
         *((small_files, "sha256", call) for call in (0, 2, 3, 6)),
         (np, "savez", 0),
-        (Path, "replace", 0),
+        (os, "replace", 14),
         *((Path, "unlink", call) for call in range(2)),
     ],
 )

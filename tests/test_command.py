@@ -1,17 +1,20 @@
-"""What commands do for themselves before they begin."""
+"""What commands do for themselves before they begin, and flags that they refuse."""
 
 import os
+import re
 import subprocess
 import sys
-from pathlib import Path
 
+import commands
 import pytest
 
 from deit_jax import command
+from deit_jax.errors import InputError
 
 COMMAND = """
 import os
 from deit_jax import command
+from deit_jax.errors import InputError
 names = ["GLIBC_TUNABLES", "JAX_COMPILATION_CACHE_DIR"]
 command.run(lambda argv: print([os.environ.get(n) for n in names], argv[1:]), takes="")
 """
@@ -28,7 +31,7 @@ def run(before="", **environment):
     return subprocess.run(
         [sys.executable, "-c", before + COMMAND, "one", "two words"],
         env=kept | environment,
-        cwd=Path(__file__).parent.parent,
+        cwd=commands.ROOT,
         text=True,
         capture_output=True,
         check=True,
@@ -62,3 +65,69 @@ def test_a_home_that_cannot_be_written_is_no_error(tmp_path):
 def test_what_the_user_has_set_stays():
     environment = {"GLIBC_TUNABLES": "", "JAX_COMPILATION_CACHE_DIR": ""}
     assert run(**environment).strip() == "['', ''] ['one', 'two words']"
+
+
+DIGITS = "--config=configs/deit.py:digits"
+SRC, RUN = "--src=w.pth", "--workdir=runs/x"
+
+
+@pytest.mark.parametrize(
+    ("module", "flags", "message"),
+    [
+        ("main", [], "give a recipe, e.g. --config=configs/deit.py:digits"),
+        ("main", ["--config=configs/nothing.py"], "configs/nothing.py"),
+        ("main", ["--config=configs/deit.py:cifar11"], "'cifar11'. Known: "),
+        ("main", [DIGITS, "--config.epoch=3"], "Did you mean config.epochs?"),
+        (
+            "main",
+            [DIGITS, "--config.model.size=3"],
+            "Fields of config.model: attention, drop_path",
+        ),
+        ("main", [DIGITS, "--config.seed.x=3"], "none, it is a value"),
+        ("main", [DIGITS, "--config.epochs=many"], "could not convert"),
+        ("main", [DIGITS, "--work_dir=x"], "workdir"),
+        ("main", [DIGITS, "epochs=3"], "unexpected argument 'epochs=3'"),
+        ("main", [DIGITS, "--config.batch_size=31"], "31 is not a multiple of 2"),
+        ("export", ["--out=x"], "--workdir is missing, e.g. --workdir=runs/deit-digi"),
+        ("export", ["--workdir=x"], "--out is missing, e.g. --out=digits-model"),
+        ("predict", ["images"], "--workdir is missing"),
+        ("predict", [RUN], "give images or folders"),
+        ("report", [], "give run directories and where to write"),
+        ("report", ["runs/a"], "give run directories and where to write"),
+        ("report", ["--out=x"], "give run directories and where to write"),
+        ("show_augmentations", [], f"--config is missing, e.g. {DIGITS}"),
+        ("show_augmentations", [DIGITS], "--out is missing, e.g. --out=grid.png"),
+        ("convert", ["--out=x"], "give either --src, .* or --workdir, a run"),
+        ("convert", [SRC, RUN, "--out=x"], "give either --src"),
+        ("convert", [SRC], "say where to write: --out"),
+        ("convert", [SRC, "--out=x", "--to=hf"], "--to goes with --workdir, not with"),
+        ("convert", [SRC, "--out=x", "--step=0"], "--step goes with --workdir, not"),
+        (
+            "convert",
+            [RUN, "--out=x", "--to=hf", "--mean=0,0,0"],
+            "--mean goes with --src, not with --workdir",
+        ),
+        ("convert", [RUN, "--out=x"], "say for which program: --to=timm or --to=hf"),
+        ("convert", [RUN, "--out=x", "--to=onnx"], re.escape("<timm|hf>")),
+    ],
+)
+def test_flags_that_a_command_refuses(module, flags, message):
+    assert re.search(message, commands.refusal(f"deit_jax.{module}", *flags))
+
+
+def test_lists_of_numbers():
+    assert command.numbers("mean", None, float, "") is None
+    assert command.numbers("mean", ["0", " 0.5", "1e-1"], float, "") == (0, 0.5, 0.1)
+    assert command.numbers("indices", ["3", " 17"], int, "3,17") == (3, 17)
+    for kind, what, refused in (
+        (float, "three", (["0", "1"], ["0", "1", "x"], [])),
+        (int, "whole", (["3", "x"], [], [""])),
+    ):
+        for texts in refused:
+            with pytest.raises(InputError, match=f"--a=.*: expected {what} numbers, s"):
+                command.numbers("a", texts, kind, "")
+
+
+def test_flags_are_refused_without_waiting_for_jax():
+    said = commands.refusal("deit_jax.export", "--out=x", JAX_PLATFORMS="none")
+    assert "--workdir is missing" in said

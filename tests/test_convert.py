@@ -2,12 +2,9 @@
 
 import dataclasses
 import json
-import os
-import re
-import subprocess
 import sys
-from pathlib import Path
 
+import commands
 import jax
 import numpy as np
 import pytest
@@ -22,7 +19,6 @@ from deit_jax.training.state import TrainState
 from deit_jax.weights import save, tensor_files
 from deit_jax.weights.load import load
 
-ROOT = Path(__file__).parent.parent
 CARD = model_card.ModelCard(
     variant="deit_nano_distilled_patch8_32",
     image_size=32,
@@ -66,21 +62,17 @@ def assert_same_params(actual, expected):
 
 
 def command(*flags):
-    env = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
-    return subprocess.run(
-        [sys.executable, "-m", "deit_jax.convert", *map(str, flags)],
-        cwd=ROOT,
-        env=env,
-        text=True,
-        capture_output=True,
-    )
+    done = commands.run("deit_jax.convert", *flags)
+    assert done.returncode == 0, done.stderr
+    assert "\nerror" not in done.stderr and "Traceback" not in done.stderr
+    return done.stdout.splitlines()
 
 
 def test_the_command(run, tmp_path):
     out = tmp_path / "new" / "w.safetensors"
-    done = command(f"--workdir={run}", "--to=timm", "--step=1", f"--out={out}")
-    assert done.returncode == 0, done.stderr
-    first, note, last = done.stdout.splitlines()
+    first, note, last = command(
+        f"--workdir={run}", "--to=timm", "--step=1", f"--out={out}"
+    )
     assert first == f"{CARD.variant}, raw parameters of step 1"
     assert note.startswith(
         "note: class names and preprocessing are in a directory only"
@@ -90,7 +82,7 @@ def test_the_command(run, tmp_path):
     names = tmp_path / "names.txt"
     names.write_text("one\ntwo\nthrée\n", "utf-8")
     again = tmp_path / "again"
-    done = command(
+    told = command(
         f"--src={out}",
         f"--out={again}",
         f"--class_names={names}",
@@ -99,13 +91,11 @@ def test_the_command(run, tmp_path):
         "--std=1,1,0.5",
         "--crop_ratio=0.5",
     )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == [
+    assert told == [
         f"{CARD.variant}: 468,582 parameters, 3 classes, 32 px",
         "mean 0.1, 0.2, 0.3, std 1, 1, 0.5, crop ratio 0.5",
         f"run directory {again}",
     ]
-    assert "\nerror" not in done.stderr and "Traceback" not in done.stderr
     assert model_card.read(again) == model_card.ModelCard(
         variant=CARD.variant,
         image_size=32,
@@ -118,41 +108,7 @@ def test_the_command(run, tmp_path):
     assert_same_params(load_params(again, MODEL)[0], random_params(1))
 
 
-SRC, WORKDIR = "--src=w.pth", "--workdir=runs/x"
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--out=x"], "give either --src, .* or --workdir, a run"),
-        ([SRC, WORKDIR, "--out=x"], "give either --src"),
-        ([SRC], "say where to write: --out"),
-        ([SRC, "--out=x", "--to=hf"], "--to goes with --workdir, not with --src"),
-        ([SRC, "--out=x", "--step=0"], "--step goes with --workdir, not with --src"),
-        (
-            [WORKDIR, "--out=x", "--to=hf", "--mean=0,0,0"],
-            "--mean goes with --src, not with --workdir",
-        ),
-        ([WORKDIR, "--out=x"], "say for which program: --to=timm or --to=hf"),
-        ([WORKDIR, "--out=x", "--to=onnx"], "<timm|hf>"),
-    ],
-)
-def test_flags_that_do_not_go_together(flags, message):
-    done = command(*flags)
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: ") and done.stdout == ""
-    if "<" in message:
-        assert message in done.stderr
-    else:
-        assert re.search(message, done.stderr)
-
-
-def test_numbers_and_names_are_read(tmp_path):
-    assert convert.parse_numbers("mean", None) is None
-    assert convert.parse_numbers("mean", ["0", " 0.5", "1e-1"]) == (0, 0.5, 0.1)
-    for texts in (["0", "1"], ["0", "1", "x"], []):
-        with pytest.raises(InputError, match=r"--std=.*: expected three numbers"):
-            convert.parse_numbers("std", texts)
+def test_names_are_read(tmp_path):
     path = tmp_path / "names.txt"
     for content in (b"", b"a\n\nb\n", b"\xff\xfe"):
         path.write_bytes(content)

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from configs import vit
 from deit_jax import dry_run
 from deit_jax.errors import InputError
 from deit_jax.train import train_and_evaluate
@@ -67,32 +66,21 @@ def test_files_that_were_changed_in_their_places_are_noted():
     assert note.startswith("training images were changed in their places")
 
 
-@pytest.fixture
-def config(folder):
-    config = vit.get_config("folder")
-    config.dataset.name = folder
-    config.dataset.workers = 0
-    config.model.variant = "vit_nano_patch8_32"
-    config.batch_size = 8
-    config.epochs = 1.0
-    config.augment.recipe = "none"
-    config.eval.batch_size = 8
-    return config
-
-
 def files(run):
     return {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
 
 
-def test_a_run_resumes_on_its_data_alone_wherever_they_lie(config, tmp_path, capsys):
-    root = Path(config.dataset.name.removeprefix("folder:"))
+def test_a_run_resumes_on_its_data_alone_wherever_they_lie(
+    folder_config, tmp_path, capsys
+):
+    root = Path(folder_config.dataset.name.removeprefix("folder:"))
     run = tmp_path / "run"
-    train_and_evaluate(config, run)
+    train_and_evaluate(folder_config, run)
     # The same contents by another path.
     moved = shutil.copytree(root, tmp_path / "moved")
     for path in (f"{root}/", moved):
-        config.dataset.name = f"folder:{path}"
-        train_and_evaluate(config, run)
+        folder_config.dataset.name = f"folder:{path}"
+        train_and_evaluate(folder_config, run)
         assert "holds this run, finished" in capsys.readouterr().out
 
     bear, renamed = moved / "train" / "bear", moved / "train" / "zebra"
@@ -121,7 +109,7 @@ def test_a_run_resumes_on_its_data_alone_wherever_they_lie(config, tmp_path, cap
         change()
         for start in (train_and_evaluate, dry_run.show):
             with pytest.raises(InputError, match=re.escape(words)):
-                start(config, run)
+                start(folder_config, run)
         undo()
     assert not bear.exists() and not renamed.exists()
     left = files(run)

@@ -5,8 +5,8 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
+import commands
 import jax.export
 import numpy as np
 import pytest
@@ -17,7 +17,6 @@ from deit_jax import export, trained_model
 from deit_jax.data.sources import image_files
 from deit_jax.errors import InputError
 
-ROOT = Path(__file__).parent.parent
 DISTILLED = "deit_nano_distilled_patch8_32"
 VIT = "vit_nano_patch8_32"
 
@@ -56,21 +55,11 @@ def run(tmp_path_factory):
     return path
 
 
-def command(*flags, **environment):
-    return subprocess.run(
-        [sys.executable, "-m", "deit_jax.export", *flags],
-        cwd=ROOT,
-        env=os.environ | environment,
-        text=True,
-        capture_output=True,
-    )
-
-
 @pytest.fixture(scope="module")
 def artifact(run, tmp_path_factory):
     """Made by the command as a user types it, in a directory that is empty."""
     out = tmp_path_factory.mktemp("artifact")
-    done = command(f"--workdir={run}", f"--out={out}")
+    done = commands.run("deit_jax.export", f"--workdir={run}", f"--out={out}")
     assert (done.returncode, done.stderr) == (0, "")
     assert f"try it: python {out}/predict.py IMAGE ...\n" in done.stdout
     return out
@@ -226,18 +215,6 @@ def test_a_failed_export_leaves_nothing(tmp_path):
     with pytest.raises(InputError, match="out cannot be written"):
         export.export(tmp_path / "run", tmp_path / "out")
     assert {path.name for path in tmp_path.iterdir()} == {"out", "run"}
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--out=x"], "--workdir is missing, e.g. --workdir=runs/deit-digits"),
-        (["--workdir=x"], "--out is missing, e.g. --out=digits-model"),
-    ],
-)
-def test_the_command_refuses_at_once(flags, message):
-    done = command(*flags, JAX_PLATFORMS="none")  # JAX would fail
-    assert (done.returncode, done.stderr) == (2, f"error: {message}\n")
 
 
 def test_the_program_takes_folders_and_goes_on_after_a_broken_file(

@@ -18,16 +18,35 @@ from deit_jax.training import optimizer
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
-def trajectory(transformation, start, gradients):
-    """Parameters after each of the gradients."""
-    params = {"fc": {"kernel": jnp.asarray(start)}}
-    opt_state = transformation.init(params)
-    for gradient in gradients:
-        updates, opt_state = transformation.update(
-            {"fc": {"kernel": jnp.asarray(gradient)}}, opt_state, params
-        )
+def assert_same_steps(created, reference, leaves, *, steps, clip_norm=0.0):
+    """Both take the same steps from the tree of torch's `leaves`."""
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf.detach().numpy()), leaves)
+    opt_state = created.init(params)
+    for _ in range(steps):
+        gradient = jax.tree.map(lambda x: rng.normal(size=x.shape).astype("f4"), params)
+        updates, opt_state = created.update(gradient, opt_state, params)
         params = optax.apply_updates(params, updates)
-        yield np.asarray(params["fc"]["kernel"])
+        for leaf, value in zip(
+            jax.tree.leaves(leaves), jax.tree.leaves(gradient), strict=True
+        ):
+            leaf.grad = torch.tensor(value)
+        if clip_norm:
+            torch.nn.utils.clip_grad_norm_(jax.tree.leaves(leaves), clip_norm)
+        reference.step()
+        for got, leaf in zip(
+            jax.tree.leaves(params), jax.tree.leaves(leaves), strict=True
+        ):
+            np.testing.assert_allclose(got, leaf.detach().numpy(), atol=2e-6)
+
+
+def parameters(*names_and_shapes):
+    """A tree {name: {"kernel": a parameter of torch}}."""
+    generator = torch.Generator().manual_seed(0)
+    return {
+        name: {"kernel": torch.nn.Parameter(torch.randn(shape, generator=generator))}
+        for name, shape in names_and_shapes
+    }
 
 
 @pytest.mark.parametrize(
@@ -51,20 +70,11 @@ def trajectory(transformation, start, gradients):
     ],
 )
 def test_steps_are_torchs(ours, torchs):
-    rng = np.random.default_rng(0)
-    start = rng.normal(size=(4, 3)).astype(np.float32)
-    gradients = rng.normal(size=(20, 4, 3)).astype(np.float32)
-    leaf = torch.nn.Parameter(torch.tensor(start))
-    reference = torchs([leaf])
+    leaves = parameters(("fc", (4, 3)))
+    reference = torchs(jax.tree.leaves(leaves))
     created = optimizer.create(learning_rate=0.01, **ours)
-    for got, gradient in zip(
-        trajectory(created, start, gradients), gradients, strict=True
-    ):
-        leaf.grad = torch.tensor(gradient)
-        if "clip_norm" in ours:
-            torch.nn.utils.clip_grad_norm_([leaf], ours["clip_norm"])
-        reference.step()
-        np.testing.assert_allclose(got, leaf.detach().numpy(), atol=2e-6)
+    clip_norm = ours.get("clip_norm", 0.0)
+    assert_same_steps(created, reference, leaves, steps=20, clip_norm=clip_norm)
 
 
 def test_decay_mask_leaves_out_bias_norm_tokens_and_positions():
@@ -128,10 +138,8 @@ LAYERS = ["cls_token", "patch_embed", "blocks_0", "blocks_1", "norm", "head"]
 )
 def test_layer_decay_multiplies_the_learning_rate_of_each_layer(settings):
     """As timm does: a group of torch's optimizer for each layer, with its own rate."""
-    rng = np.random.default_rng(0)
-    start = {name: {"kernel": rng.normal(size=3).astype("f4")} for name in LAYERS}
-    start["cls_token"] = start["cls_token"]["kernel"]
-    leaves = jax.tree.map(lambda x: torch.nn.Parameter(torch.tensor(x)), start)
+    leaves = parameters(*((name, 3) for name in LAYERS))
+    leaves["cls_token"] = leaves["cls_token"]["kernel"]
     scales = dict(zip(LAYERS, (1 / 8, 1 / 8, 1 / 4, 1 / 2, 1 / 2, 1), strict=True))
     groups = [
         {
@@ -147,21 +155,8 @@ def test_layer_decay_multiplies_the_learning_rate_of_each_layer(settings):
         else torch.optim.SGD(groups, 0.01, momentum=0.9, nesterov=True)
     )
     created = optimizer.create(learning_rate=0.01, layer_decay=0.5, **settings)
-    params = jax.tree.map(jnp.asarray, start)
-    opt_state = created.init(params)
-    for _ in range(5):
-        gradient = jax.tree.map(lambda x: rng.normal(size=x.shape).astype("f4"), start)
-        updates, opt_state = created.update(gradient, opt_state, params)
-        params = optax.apply_updates(params, updates)
-        for leaf, value in zip(
-            jax.tree.leaves(leaves), jax.tree.leaves(gradient), strict=True
-        ):
-            leaf.grad = torch.tensor(value)
-        if "clip_norm" in settings:
-            torch.nn.utils.clip_grad_norm_(jax.tree.leaves(leaves), 1.0)
-        reference.step()
-    for got, leaf in zip(jax.tree.leaves(params), jax.tree.leaves(leaves), strict=True):
-        np.testing.assert_allclose(got, leaf.detach().numpy(), atol=2e-6)
+    clip_norm = settings.get("clip_norm", 0.0)
+    assert_same_steps(created, reference, leaves, steps=5, clip_norm=clip_norm)
 
 
 def test_warmup_then_cosine():
@@ -189,28 +184,6 @@ def test_learning_rate_scales_with_the_batch(reference, expected):
     assert got == pytest.approx(expected)
 
 
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda: optimizer.create("lamb", 0.1), "unknown optimizer.name='lamb'"),
-        (
-            lambda: optimizer.create("adam", 0.1, weight_decay=0.1),
-            "no meaning for adam",
-        ),
-        (
-            lambda: optimizer.create("adamw", 0.1, layer_decay=0.0),
-            "optimizer.layer_decay=0.0: expected above 0 and at most 1",
-        ),
-        (
-            lambda: optimizer.create("adamw", 0.1, layer_decay=1.1),
-            "optimizer.layer_decay=1.1: expected above 0 and at most 1",
-        ),
-        (
-            lambda: optimizer.warmup_cosine(1.0, total_steps=10, warmup_steps=10),
-            "does not fit a run of 10",
-        ),
-    ],
-)
-def test_settings_that_cannot_work(call, message):
-    with pytest.raises(InputError, match=message):
-        call()
+def test_a_decay_of_plain_adam_is_refused():
+    with pytest.raises(InputError, match="no meaning for adam"):
+        optimizer.create("adam", 0.1, weight_decay=0.1)

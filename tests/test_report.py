@@ -5,7 +5,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -227,7 +226,7 @@ def test_runs_of_one_name_keep_their_paths(tmp_path):
 def test_a_confusion_is_a_picture_for_tensorboard(classes):
     matrix = np.eye(classes, dtype=int).tolist()
     names = [f"$class_{c}" for c in range(classes)]
-    drawn = confusion.picture(matrix, names, title="eval/class/confusion")
+    drawn = confusion.image(matrix, names, title="eval/class/confusion")
     assert drawn.dtype == np.uint8
     assert drawn.shape == (500, 500, 3)
     assert (drawn == 255).mean() > 0.2  # the page around
@@ -317,18 +316,6 @@ def test_a_report_that_cannot_be_written_is_one_message(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="Give another"):
         report([make_run(tmp_path / "run")], tmp_path / "file")
-
-
-@pytest.mark.parametrize("arguments", [[], ["runs/a"], ["--out=x"]])
-def test_the_command_says_what_it_wants(arguments):
-    done = subprocess.run(
-        [sys.executable, "-m", "deit_jax.report", *arguments],
-        cwd=Path(__file__).parent.parent,
-        text=True,
-        capture_output=True,
-    )
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: give run directories and where to write")
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")

@@ -1,11 +1,8 @@
 """The command as a user types it, and what it writes."""
 
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
+import commands
 import numpy as np
 import pytest
 from PIL import Image
@@ -16,25 +13,12 @@ from deit_jax.errors import InputError
 from deit_jax.recipe import student_views
 from deit_jax.reporting import grid
 
-ROOT = Path(__file__).parent.parent
-DIGITS = "--config=configs/deit.py:digits"
-
-
-def command(*flags):
-    env = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
-    return subprocess.run(
-        [sys.executable, "-m", "deit_jax.show_augmentations", *map(str, flags)],
-        cwd=ROOT,
-        env=env,
-        text=True,
-        capture_output=True,
-    )
-
 
 def test_the_command(tmp_path):
     out = tmp_path / "new" / "grid.png"
-    done = command(
-        DIGITS,
+    done = commands.run(
+        "deit_jax.show_augmentations",
+        "--config=configs/deit.py:digits",
         "--config.augment.flip=True",
         f"--out={out}",
         "--indices=3,17",
@@ -49,19 +33,6 @@ def test_the_command(tmp_path):
     width, height = map(int, re.search(r"(\d+) x (\d+) pixels", drawn).groups())
     with Image.open(out) as picture:
         assert (picture.format, picture.size) == ("PNG", (width, height))
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        ([], "--config is missing, e.g. --config=configs/deit.py:digits"),
-        ([DIGITS], "--out is missing, e.g. --out=grid.png"),
-    ],
-)
-def test_an_input_error_is_one_message(flags, message):
-    done = command(*flags)
-    assert done.returncode == 2
-    assert done.stderr == f"error: {message}\n"
 
 
 def test_the_file_is_the_grid_of_the_config(digits_config, tmp_path):
@@ -105,11 +76,3 @@ def test_what_cannot_be_drawn_is_refused(digits_config, tmp_path, options, messa
     with pytest.raises(InputError, match=message):
         show_augmentations.show(digits_config, out, **options)
     assert not out.is_file()
-
-
-def test_indices_are_numbers():
-    assert show_augmentations.parse_indices(None) is None
-    assert show_augmentations.parse_indices(["3", " 17"]) == [3, 17]
-    for texts in (["3", "x"], [], [""]):
-        with pytest.raises(InputError, match="expected whole numbers, such as 3,17"):
-            show_augmentations.parse_indices(texts)

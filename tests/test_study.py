@@ -1,10 +1,9 @@
 """What the study plans: which commands, and which of them are done already."""
 
 import argparse
-import subprocess
 import sys
-from pathlib import Path
 
+import commands
 import pytest
 from absl import flags
 from ml_collections import config_flags
@@ -126,11 +125,6 @@ def test_a_trial_gives_what_it_prints_or_ends_the_study():
 
 
 def test_bad_flags_are_one_message():
-    done = subprocess.run(
-        [sys.executable, "-m", "experiments.study", "--scale=huge", "--data_dir=x"],
-        cwd=Path(__file__).parent.parent,
-        text=True,
-        capture_output=True,
-    )
+    done = commands.run("experiments.study", "--scale=huge", "--data_dir=x")
     assert done.returncode == 2
     assert "invalid choice: 'huge'" in done.stderr

@@ -133,7 +133,9 @@ def test_metrics_file_is_cut_back_to_the_restored_step(tmp_path):
         b"3",
         b'{"step": 2.5}',
         b'{"step": 2, "a": "1"}',
+        b"[1]",
         b"\xff",
+        b"\x00",
     ],
 )
 def test_rows_end_at_the_first_that_is_none(tmp_path, line):

@@ -8,6 +8,7 @@ manifest and removes the records. A finished cache grows in the same way.
 """
 
 import hashlib
+import io
 import json
 import os
 import reprlib
@@ -140,12 +141,9 @@ def finish(
     examples_sha256 = None
     if examples is not None:
         path = directory / teacher_cache.examples_file(count)
-        partial = path.with_name("partial-" + path.name)
-        with open(partial, "wb") as file:
-            np.savez(file, **examples)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        content = io.BytesIO()
+        np.savez(content, **examples)
+        files.replace_file(path, content.getvalue())
         examples_sha256 = files.sha256(path)
     whole = dict(manifest, format_version=teacher_cache.FORMAT_VERSION, sha256=sha256)
     whole["examples_sha256"] = examples_sha256
@@ -187,7 +185,7 @@ class ViewWriter:
     ):
         self._directory, self._view, self._manifest = Path(directory), view, manifest
         self._encoding = teacher_cache.encoding_of(manifest)
-        self._length = manifest["source"]["length"]
+        length = manifest["source"]["length"]
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
             record = read_record(directory, view, manifest)
@@ -195,17 +193,17 @@ class ViewWriter:
             self._top1 = record.get("top1") if top1 is None else top1
             if record:
                 self._arrays = teacher_cache.open_view(
-                    self._directory, view, self._encoding, self._length, mode="r+"
+                    self._directory, view, self._encoding, length, mode="r+"
                 )
             else:
-                self._arrays = self._begin()
+                self._arrays = self._begin(length)
                 self._save()
         except OSError as error:
             raise InputError(f"cannot write {self._directory}: {error}") from error
 
-    def _begin(self) -> dict[str, np.ndarray]:
+    def _begin(self, length: int) -> dict[str, np.ndarray]:
         # A memory map on a full disk ends in SIGBUS, which no handler can explain.
-        needed = self._encoding.bytes_per_row * self._length
+        needed = self._encoding.bytes_per_row * length
         free = shutil.disk_usage(self._directory).free
         if free < needed + SPARE_BYTES:
             raise InputError(
@@ -218,7 +216,7 @@ class ViewWriter:
             if os.path.lexists(path):  # not written through a link
                 path.unlink()
             arrays[name] = np.lib.format.open_memmap(
-                path, mode="w+", dtype=kind, shape=(self._length, *shape)
+                path, mode="w+", dtype=kind, shape=(length, *shape)
             )
         return arrays
 

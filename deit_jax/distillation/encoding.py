@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping
 
 import numpy as np
+from scipy.special import log_softmax, softmax
 
 from deit_jax.errors import InputError
 
@@ -107,7 +108,7 @@ class Encoding:
         tail = rows["tails"][:, 0 if tau == 1 else 1, None]
         # 1e-30: a probability that has vanished in float32 still has a logarithm.
         log_tail = np.log(np.maximum(tail, 1e-30) / (self.num_classes - self.top_k))
-        log_top = values - _log_sum_exp(values) + np.log1p(-tail)
+        log_top = log_softmax(values, axis=1) + np.log1p(-tail)
         # Where all logits are equal, rounding must not put the others first.
         log_tail = np.minimum(log_tail, log_top.min(axis=1, keepdims=True))
         logits = np.repeat(log_tail, self.num_classes, axis=1)
@@ -127,12 +128,6 @@ class Encoding:
 
 def _tail(logits: np.ndarray, top: np.ndarray, tau: float) -> np.ndarray:
     """The probability [n] of the classes that are not in `top` [n, K]."""
-    scaled = logits.astype(np.float64) / tau
-    probabilities = np.exp(scaled - _log_sum_exp(scaled))
+    probabilities = softmax(logits.astype(np.float64) / tau, axis=1)
     np.put_along_axis(probabilities, top, 0, axis=1)
     return probabilities.sum(axis=1)
-
-
-def _log_sum_exp(values: np.ndarray) -> np.ndarray:
-    high = values.max(axis=1, keepdims=True)
-    return high + np.log(np.exp(values - high).sum(axis=1, keepdims=True))

@@ -5,14 +5,14 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from deit_jax.reporting import figures
-from deit_jax.reporting.document import Cell, Picture, Table, Text
+from deit_jax.reporting.document import Cell, Image, Table, Text
 from deit_jax.reporting.runs import Group
 
-MOST_CLASSES = 30  # that the table and the picture of F1 have room for
+MOST_CLASSES = 30  # that the table and the image of F1 have room for
 
 
 def per_class(chosen, names, suffix: str, label: str) -> list:
-    """F1 of the classes as a picture and a table; the lowest, of many."""
+    """F1 of the classes as an image and a table; the lowest, of many."""
     class_names = _class_names(chosen[0][1])
     support = np.array(_tables(chosen[0][1])[0]["per_class"]["support"])
     values = []
@@ -42,18 +42,17 @@ def per_class(chosen, names, suffix: str, label: str) -> list:
                 text += f" ± {deviation[c]:.4f}"
             is_best = len(values) > 1 and round(value[c], 4) == best
             rows[-1].append(Cell(text, is_best))
-    picture = figures.dots(
+    image = figures.dots(
         [(n, v[shown], None if d is None else d[shown]) for n, v, d in values],
         [class_names[c] for c in shown],
         names,
         x_label="F1",
     )
     header = ["class", "images", *(g.name for _, g in chosen)]
-    return [Picture(f"per_class_f1{suffix}", picture, caption), Table(header, rows)]
+    return [Image(f"per_class_f1{suffix}", image, caption), Table(header, rows)]
 
 
 def confusions(chosen, names, suffix: str, label: str) -> list:
-    """A matrix for each config."""
     matrices = []
     for _, g in chosen:
         found = [t["confusion"] for t in _tables(g) if "confusion" in t]
@@ -62,38 +61,30 @@ def confusions(chosen, names, suffix: str, label: str) -> list:
             matrices.append((g.name + seeds, np.sum(found, axis=0)))
     if not matrices:
         return [Text(f"{label}too many classes for a matrix that can be read.")]
-    picture = figures.confusions(matrices, _class_names(chosen[0][1]))
-    return [
-        Picture(
-            f"confusion{suffix}",
-            picture,
-            f"{label}Images of the row's class that were taken for the column's; the "
-            "colour is the share of the row. Seeds are added up.",
-        )
-    ]
+    image = figures.confusions(matrices, _class_names(chosen[0][1]))
+    caption = (
+        f"{label}Images of the row's class that were taken for the column's; the "
+        "colour is the share of the row. Seeds are added up."
+    )
+    return [Image(f"confusion{suffix}", image, caption)]
 
 
 def calibration(chosen, names, suffix: str, label: str) -> list:
-    """Accuracy over confidence."""
     bins = []
     for number, g in chosen:
         found = [t["calibration"] for t in _tables(g)]
-        count = np.array([one["count"] for one in found])
-        total = count.sum(axis=0)
-        means = []
-        for name in ("confidence", "accuracy"):
-            values = np.nan_to_num(np.array([one[name] for one in found], float))
-            summed = (count * values).sum(axis=0)
-            means.append(np.where(total, summed / np.maximum(total, 1), np.nan))
-        bins.append((number, total, *means))
-    return [
-        Picture(
-            f"calibration{suffix}",
-            figures.calibration(bins, names),
-            f"{label}Below the dotted line a model is surer than it is right. Bins "
-            "with few images scatter: see their share on the right. Seeds are pooled.",
+        count, *means = (
+            np.nan_to_num(np.array([one[name] for one in found], float))
+            for name in ("count", "confidence", "accuracy")
         )
-    ]
+        total = count.sum(axis=0)
+        means = [(count * mean).sum(axis=0) / np.maximum(total, 1) for mean in means]
+        bins.append((number, total, *means))
+    caption = (
+        f"{label}Below the dotted line a model is surer than it is right. Bins with "
+        "few images scatter: see their share on the right. Seeds are pooled."
+    )
+    return [Image(f"calibration{suffix}", figures.calibration(bins, names), caption)]
 
 
 def by_data(groups: Sequence[Group], make: Callable) -> list:

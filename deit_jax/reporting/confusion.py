@@ -1,4 +1,4 @@
-"""A confusion matrix as a picture."""
+"""A confusion matrix as an image."""
 
 from collections.abc import Sequence
 
@@ -39,9 +39,7 @@ def draw(axes: Axes, matrix: np.ndarray, class_names: Sequence[str]) -> None:
             )
 
 
-def picture(
-    matrix: np.ndarray, class_names: Sequence[str], *, title: str
-) -> np.ndarray:
+def image(matrix: np.ndarray, class_names: Sequence[str], *, title: str) -> np.ndarray:
     """The same as uint8 [H, W, 3], for TensorBoard."""
     figure = Figure(figsize=(5, 5), dpi=100, layout="constrained")
     canvas = FigureCanvasAgg(figure)

@@ -30,73 +30,50 @@ def _overview(groups: Sequence[Group]) -> list:
     rows = []
     for g in groups:
         for run in g.runs:
-            facts = run.summary or {}
-            done = (
-                f"finished, {facts.get('steps', run.last_step):,} steps"
-                if run.finished
-                else f"unfinished, at step {run.last_step:,}"
-            )
-            rows.append(
-                [
-                    run.name,
-                    str(run.config.get("model", {}).get("variant", NONE)),
-                    run.data,
-                    done,
-                    str(run.seed),
-                ]
-            )
+            state = f"unfinished, at step {run.last_step:,}"
+            if run.finished:
+                steps = run.summary.get("steps", run.last_step)
+                state = f"finished, {steps:,} steps"
+            variant = run.config.get("model", {}).get("variant", NONE)
+            rows.append([run.name, str(variant), run.data, state, str(run.seed)])
     table = Table(["run", "model", "data and splits", "state", "seed"], rows, 4)
     return [table, *_warnings(groups, [run for g in groups for run in g.runs])]
 
 
 def _warnings(groups: Sequence[Group], runs) -> list[Text]:
-    blocks = []
+    said = []
     if unfinished := [run.name for run in runs if not run.finished]:
-        blocks.append(
-            Text(
-                f"Unfinished: {', '.join(unfinished)}. The figures of such a run are "
-                "those of its newest evaluation; they are never marked as the best, "
-                "and are left out of means over seeds.",
-                warning=True,
-            )
+        said.append(
+            f"Unfinished: {', '.join(unfinished)}. The figures of such a run are those "
+            "of its newest evaluation; they are never marked as the best, and are left "
+            "out of means over seeds."
         )
     data = list(dict.fromkeys(g.data for g in groups))
     if len(data) > 1:
-        blocks.append(
-            Text(
-                f"The runs are of different data: {'; '.join(data)}. Only runs on the "
-                "same data are compared: the best and the differences are within "
-                "each.",
-                warning=True,
-            )
+        said.append(
+            f"The runs are of different data: {'; '.join(data)}. Only runs on the same "
+            "data are compared: the best and the differences are within each."
         )
-    lacking = [run.name for run in runs if run.finished and not run.tables()]
-    if lacking:
-        blocks.append(
-            Text(
-                f"Without tables by class and by confidence in summary.json: "
-                f"{', '.join(lacking)}. They were trained before these were written, "
-                "or gave a logit that is not finite.",
-                warning=True,
-            )
+    if lacking := [run.name for run in runs if run.finished and not run.tables()]:
+        said.append(
+            "Without tables by class and by confidence in summary.json: "
+            f"{', '.join(lacking)}. They were trained before these were written, or "
+            "gave a logit that is not finite."
         )
     for run in runs:
         if absent := (run.summary or {}).get("absent_classes"):
-            blocks.append(
-                Text(
-                    f"{run.name}: no images of {', '.join(absent[:20])}"
-                    f"{', ...' * (len(absent) > 20)} in the evaluation split. Macro "
-                    "averages are over the other classes.",
-                    warning=True,
-                )
+            said.append(
+                f"{run.name}: no images of {', '.join(absent[:20])}"
+                f"{', ...' * (len(absent) > 20)} in the evaluation split. Macro "
+                "averages are over the other classes."
             )
-    several = [g for g in groups if len(g.runs) > 1]
-    for g in several:
-        names = ", ".join(run.name for run in g.runs)
-        blocks.append(
-            Text(f"{g.name} stands for {names}: one config, {len(g.runs)} seeds.")
-        )
-    return blocks
+    seeds = [
+        f"{g.name} stands for {', '.join(run.name for run in g.runs)}: one config, "
+        f"{len(g.runs)} seeds."
+        for g in groups
+        if len(g.runs) > 1
+    ]
+    return [Text(text, warning=True) for text in said] + list(map(Text, seeds))
 
 
 def _cost(groups: Sequence[Group]) -> list:
@@ -121,15 +98,8 @@ def _cost(groups: Sequence[Group]) -> list:
         )
     if not rows:
         return []
-    header = [
-        "run",
-        "million parameters",
-        "GFLOPs an image",
-        "PFLOPs of training",
-        "images/s",
-        "hours",
-        "devices",
-    ]
+    header = ["run", "million parameters", "GFLOPs an image", "PFLOPs of training"]
+    header += ["images/s", "hours", "devices"]
     text = (
         "FLOPs are those of the matrix products in the forward pass, two for each "
         "multiplication with its addition; training is taken as three times that for "
@@ -172,23 +142,14 @@ def _versions(groups: Sequence[Group]) -> list:
     rows = []
     for run in runs:
         facts = run.summary or {}
-        versions = facts.get("versions", {})
-        teacher = facts.get("teacher")
+        versions = [str(facts.get("versions", {}).get(p, NONE)) for p in programs]
         about = NONE
-        if teacher:
+        if teacher := facts.get("teacher"):
             about = (
                 f"{teacher.get('arch')}, top-1 {100 * teacher.get('top1', 0):.2f} % on "
                 f"{teacher.get('top1_split')}"
             )
-        augment_seed = run.config.get("augment", {}).get("seed")
-        rows.append(
-            [
-                run.name,
-                str(run.seed),
-                _show(augment_seed),
-                *(str(versions.get(name, NONE)) for name in programs),
-                about,
-            ]
-        )
+        seeds = [str(run.seed), _show(run.config.get("augment", {}).get("seed"))]
+        rows.append([run.name, *seeds, *versions, about])
     header = ["run", "seed", "augmentation seed", *programs, "teacher"]
     return [Table(header, rows, labels=len(header))]

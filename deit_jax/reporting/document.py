@@ -1,4 +1,4 @@
-"""A document of sections, tables and pictures, written as Markdown and as HTML.
+"""A document of sections, tables and images, written as Markdown and as HTML.
 
 A text is shown as it is, never interpreted: names of classes and directories come from
 elsewhere.
@@ -40,7 +40,7 @@ class Table:
 
 
 @dataclasses.dataclass(frozen=True)
-class Picture:
+class Image:
     """A PNG, the name of its file without the ending, and what it shows in words."""
 
     name: str
@@ -51,11 +51,11 @@ class Picture:
 @dataclasses.dataclass(frozen=True)
 class Section:
     title: str
-    blocks: Sequence[Text | Table | Picture]
+    blocks: Sequence[Text | Table | Image]
 
 
 NONE = "-"  # in a cell that has no value
-PIXELS = 1.44  # of a picture, for one of the page: sharp in print
+PIXELS = 1.44  # of an image, for one of the page: sharp in print
 
 STYLE = """
 :root { color-scheme: light; }
@@ -84,7 +84,7 @@ img { max-width: 100%; height: auto; display: block; break-inside: avoid; }
 
 
 def to_html(title: str, sections: Sequence[Section]) -> str:
-    """Renders `to_markdown` as one page with its style and pictures inside."""
+    """Renders `to_markdown` as one page with its style and images inside."""
     renderer = markdown.Markdown(
         extensions=["tables", "toc"], extension_configs={"toc": {"toc_depth": "2"}}
     )
@@ -93,12 +93,12 @@ def to_html(title: str, sections: Sequence[Section]) -> str:
     body = renderer.convert(text)
     body = body.replace("<table>", '<div class="wide"><table>')
     body = body.replace("</table>", "</table></div>")
-    for picture in pictures(sections):
-        data = base64.b64encode(picture.png).decode()
+    for image in images(sections):
+        data = base64.b64encode(image.png).decode()
         # One scale for all, so that letters have one size. The width of a PNG:
-        width = round(int.from_bytes(picture.png[16:20]) / PIXELS)
+        width = round(int.from_bytes(image.png[16:20]) / PIXELS)
         body = body.replace(
-            f'src="{picture.name}.png"',
+            f'src="{image.name}.png"',
             f'width="{width}" src="data:image/png;base64,{data}"',
         )
     return f"""<!DOCTYPE html>
@@ -117,7 +117,7 @@ def to_html(title: str, sections: Sequence[Section]) -> str:
 
 
 def to_markdown(title: str, sections: Sequence[Section]) -> str:
-    """Writes Markdown; its pictures are the files `<name>.png` beside it."""
+    """Writes Markdown; its images are the files `<name>.png` beside it."""
     parts = [f"# {_escape(title)}"]
     for section in sections:
         parts.append(f"## {_escape(section.title)}")
@@ -125,24 +125,24 @@ def to_markdown(title: str, sections: Sequence[Section]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _block_markdown(block: Text | Table | Picture) -> str:
+def _block_markdown(block: Text | Table | Image) -> str:
     match block:
         case Text(text, warning):
             return ("> " if warning else "") + _escape(text)
-        case Picture(name, _, caption):
+        case Image(name, _, caption):
             alt = name.replace("_", " ")
             return f"![{alt}]({name}.png)\n\n{_escape(caption)}"
         case Table(header, rows, labels):
             rules = ["---" if n < labels else "---:" for n in range(len(header))]
             lines = [map(_escape, header), rules]
-            lines += [map(_cell_markdown, row) for row in _cells(rows)]
+            lines += [map(_cell_markdown, row) for row in rows]
             return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _cell_markdown(cell: Cell) -> str:
-    text = _escape(cell.text)
-    if cell.best:
-        text = f"**{text}**"
+def _cell_markdown(cell: Cell | str) -> str:
+    if isinstance(cell, str):
+        return _escape(cell)
+    text = f"**{_escape(cell.text)}**" if cell.best else _escape(cell.text)
     return text + (f" <small>{_escape(cell.note)}</small>" if cell.note else "")
 
 
@@ -152,12 +152,7 @@ def _escape(text: str) -> str:
     return " ".join(text.split())
 
 
-def _cells(rows: Sequence[Sequence[Cell | str]]) -> Iterator[list[Cell]]:
-    for row in rows:
-        yield [cell if isinstance(cell, Cell) else Cell(cell) for cell in row]
-
-
-def pictures(sections: Sequence[Section]) -> Iterator[Picture]:
-    """All pictures, which `to_markdown` expects as files."""
+def images(sections: Sequence[Section]) -> Iterator[Image]:
+    """All images, which `to_markdown` expects as files."""
     for section in sections:
-        yield from (block for block in section.blocks if isinstance(block, Picture))
+        yield from (block for block in section.blocks if isinstance(block, Image))

@@ -1,4 +1,4 @@
-"""The pictures of the report, as PNG.
+"""The images of the report, as PNG.
 
 Colours are those of Okabe and Ito (2008), which colour-blind readers can tell apart;
 markers and dashes say the same for print in grey.
@@ -52,21 +52,19 @@ def curves(panels: Sequence[Panel], names: Sequence[str], *, x_label: str) -> by
     """
     rows = math.ceil(len(panels) / 2)
     with _figure(WIDTH, 0.4 + 2.5 * rows) as (figure, png):
-        axes = figure.subplots(rows, 2, squeeze=False, sharex=True)
-        for panel, ax in zip(panels, axes.flat, strict=False):
+        axes = figure.subplots(rows, 2, squeeze=False, sharex=True).ravel()
+        for panel, ax in zip(panels, axes, strict=False):
             for line in panel.lines:
                 _plot(ax, line)
             ax.set_title(panel.title)
             ax.xaxis.set_major_locator(MaxNLocator(integer=True))
             ax.grid(alpha=0.3)
-        for ax in axes.flat[len(panels) :]:
+        for ax in axes[len(panels) :]:
             ax.remove()
-        for column in range(2):  # the lowest panel of each column has the numbers
-            shown = [n for n in range(len(panels)) if n % 2 == column]
-            if shown:
-                lowest = axes.flat[shown[-1]]
-                lowest.set_xlabel(x_label)
-                lowest.tick_params(labelbottom=True)
+        # The lowest panel of each column has the numbers.
+        for ax in axes[max(0, len(panels) - 2) : len(panels)]:
+            ax.set_xlabel(x_label)
+            ax.tick_params(labelbottom=True)
         used = {line.of for panel in panels for line in panel.lines}
         handles = [_key(number, names[number]) for number in sorted(used)]
         if any(line.dashed for panel in panels for line in panel.lines):
@@ -112,20 +110,11 @@ def dots(
         rows = np.arange(count)
         for place, (of, value, deviation) in enumerate(values):
             offset = 0.6 * ((place + 0.5) / len(values) - 0.5)
-            ax.errorbar(
-                value,
-                rows + offset,
-                xerr=deviation,
-                color=_colour(of),
-                marker=_marker(of),
-                linestyle="",
-                markersize=5,
-                elinewidth=1,
-                label=names[of],
-            )
-        ax.set_yticks(
-            rows, [class_label(name, c) for c, name in enumerate(class_names)]
-        )
+            style = {"color": _colour(of), "marker": _marker(of), "linestyle": ""}
+            style |= {"markersize": 5, "elinewidth": 1}
+            ax.errorbar(value, rows + offset, xerr=deviation, **style)
+        labels = [class_label(name, c) for c, name in enumerate(class_names)]
+        ax.set_yticks(rows, labels)
         ax.set_ylim(count - 0.5, -0.5)
         ax.set_xlabel(x_label)
         ax.grid(axis="x", alpha=0.3)
@@ -160,47 +149,28 @@ def calibration(
     """Accuracy over confidence, and how often each confidence occurs.
 
     Args:
-      bins: (number of the run, images, mean confidence and accuracy of each bin; nan
-        where it is empty).
+      bins: (number of the run, images, mean confidence and accuracy of each bin).
     """
     with _figure(WIDTH, 4.4) as (figure, png):
         left, right = figure.subplots(1, 2)
         left.plot([0, 1], [0, 1], color="0.5", ls=":", lw=1.2)
         edges = np.linspace(0, 1, len(bins[0][1]) + 1)
         for of, count, confidence, accuracy in bins:
-            filled = count > 0
+            filled, share = count > 0, count / count.sum()
+            style = {"color": _colour(of), "marker": _marker(of)}
+            centres = (edges[:-1] + edges[1:]) / 2
             left.plot(
-                confidence[filled],
-                accuracy[filled],
-                color=_colour(of),
-                marker=_marker(of),
-                markersize=5,
-                lw=1.5,
+                confidence[filled], accuracy[filled], markersize=5, lw=1.5, **style
             )
-            share = count / count.sum()
-            right.step(
-                edges, [*share, share[-1]], where="post", color=_colour(of), lw=1.5
-            )
-            right.plot(
-                (edges[:-1] + edges[1:])[filled] / 2,
-                share[filled],
-                color=_colour(of),
-                marker=_marker(of),
-                markersize=4,
-                ls="",
-            )
-        left.set_xlim(-0.02, 1.02)
-        left.set_ylim(-0.02, 1.02)
-        left.set_aspect("equal")
-        left.set_xlabel("confidence")
-        left.set_ylabel("accuracy")
+            right.stairs(share, edges, color=_colour(of), lw=1.5, baseline=None)
+            right.plot(centres[filled], share[filled], markersize=4, ls="", **style)
+        left.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
+        left.set(xlabel="confidence", ylabel="accuracy")
         left.set_title("accuracy of each confidence; dotted: perfect")
-        right.set_yscale("log")
+        right.set(yscale="log", xlim=(0, 1), xlabel="confidence")
+        right.set_title("share of the images")
         right.yaxis.set_major_formatter(PercentFormatter(1))
         right.yaxis.set_minor_formatter(NullFormatter())
-        right.set_xlim(0, 1)
-        right.set_xlabel("confidence")
-        right.set_title("share of the images")
         for ax in (left, right):
             ax.grid(alpha=0.3)
         _legend(figure, [_key(of, names[of]) for of, *_ in bins])
@@ -227,25 +197,16 @@ def _figure(
 
 
 def _legend(figure: Figure, handles: Sequence[Line2D]) -> None:
+    columns = max(1, min(len(handles), 4))
     figure.legend(
-        handles=handles,
-        loc="outside upper left",
-        ncols=max(1, min(len(handles), 4)),
-        frameon=False,
+        handles=handles, loc="outside upper left", ncols=columns, frameon=False
     )
 
 
 def _key(of: int, name: str, *, line: bool = True) -> Line2D:
-    return Line2D(
-        [],
-        [],
-        color=_colour(of),
-        marker=_marker(of),
-        markersize=5,
-        lw=1.8,
-        ls="-" if line else "",
-        label=class_label(name, of, 40),
-    )
+    style = {"color": _colour(of), "marker": _marker(of), "markersize": 5, "lw": 1.8}
+    label = class_label(name, of, 40)
+    return Line2D([], [], ls="-" if line else "", label=label, **style)
 
 
 def _colour(of: int) -> str:

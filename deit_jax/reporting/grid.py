@@ -1,9 +1,11 @@
 """Draws what augmentation does: images go down, their views across."""
 
 import dataclasses
+import operator
 import textwrap
 from collections.abc import Sequence
 
+import jax
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -28,12 +30,7 @@ MAX_PIXELS = 2**27  # 400 MB; viewers give up not far beyond
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One image of the grid.
-
-    Attributes:
-      image: uint8 [S, S, 3].
-      lines: The caption under it.
-    """
+    """An image uint8 [S, S, 3], and the lines of the caption under it."""
 
     image: np.ndarray
     lines: tuple[str, ...]
@@ -41,7 +38,7 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One image of the source: what stands on the left, and its cells."""
+    """One image of the source: the lines on its left, and its cells."""
 
     label: tuple[str, ...]
     cells: tuple[Cell, ...]
@@ -127,8 +124,7 @@ def paint(rows: Sequence[Row], *, title: str, about: str) -> np.ndarray:
     figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white")
     canvas = FigureCanvasAgg(figure)
 
-    def write(x: int, y: int, line: str, size: int = TEXT, most: int | None = None):
-        line = line if most is None else shorten(line, most)
+    def write(x: int, y: int, line: str, size: int = TEXT):
         at = x / width, 1 - y / height
         figure.text(*at, line, size=size, va="top", parse_math=False)
 
@@ -139,14 +135,14 @@ def paint(rows: Sequence[Row], *, title: str, about: str) -> np.ndarray:
     for number, row in enumerate(rows):
         y = top + number * _row_height(side)
         for n, line in enumerate(row.label):
-            write(GAP, y + n * LINE, line, most=LABELS // LETTER)
+            write(GAP, y + n * LINE, shorten(line, LABELS // LETTER))
         for column, cell in enumerate(row.cells):
             x = left + column * (side + GAP)
             enlarged = cell.image.repeat(scale, axis=0).repeat(scale, axis=1)
             figure.figimage(enlarged, x, height - y - side)  # pixel by pixel
             for n, line in enumerate(cell.lines):
-                below = y + side + 4 + n * LINE
-                write(x, below, line, most=(side + GAP) // LETTER)
+                line = shorten(line, (side + GAP) // LETTER)
+                write(x, y + side + 4 + n * LINE, line)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
@@ -175,17 +171,11 @@ def make_rows(
         cells = [Cell(originals[i], ("source",))]
         for v, view in enumerate(views):
             other = int(partner[i, v])
-            cells.append(
-                Cell(
-                    images[i, v, position[i, v]],
-                    caption(
-                        int(view),
-                        mix.Mix(*(field[i, v] for field in mixes)),
-                        # With an odd length one image rests, with itself.
-                        None if other == index[i] else names.get(other),
-                    ),
-                )
-            )
+            # With an odd length one image rests, with itself.
+            name = None if other == index[i] else names.get(other)
+            drawn = jax.tree.map(operator.itemgetter((i, v)), mixes)
+            lines = caption(int(view), drawn, name)
+            cells.append(Cell(images[i, v, position[i, v]], lines))
         left = (f"image {index[i]:,}", class_name(source, int(label)))
         rows.append(Row(left, tuple(cells)))
     return rows
@@ -195,23 +185,20 @@ def _replay(
     student: StudentViews, opened, pairs: np.ndarray, views: np.ndarray
 ) -> tuple[np.ndarray, mix.Mix]:
     """Images uint8 [I, V, 2, S, S, 3] of pairs [I, V, 2], and their mixes [I, V]."""
-    shape = pairs.shape[:2]
+    shape, count = pairs.shape[:2], pairs.shape[0] * pairs.shape[1]
     pairs, view = pairs.reshape(-1, 2), np.tile(views, len(pairs))
-    blocks = [
-        # The last pair fills up.
-        np.arange(start, start + PAIRS).clip(max=len(pairs) - 1)
-        for start in range(0, len(pairs), PAIRS)
-    ]
+    blocks = np.arange(-(-count // PAIRS) * PAIRS).reshape(-1, PAIRS)
+    blocks = blocks.clip(max=count - 1)  # the last pair fills up
     requests = ((pairs[rows].reshape(-1), view[rows].repeat(2)) for rows in blocks)
-    images, mixes = zip(*student.replay(opened, requests), strict=True)
+    parts = [
+        (images.reshape(PAIRS, 2, *images.shape[1:]), mixes)
+        for images, mixes in student.replay(opened, requests)
+    ]
 
-    def laid_out(parts):
-        joined = np.concatenate(parts)[: len(pairs)]
-        return joined.reshape(*shape, *joined.shape[1:])
+    def laid_out(*parts):
+        return np.concatenate(parts)[:count].reshape(*shape, *parts[0].shape[1:])
 
-    images = [block.reshape(PAIRS, 2, *block.shape[1:]) for block in images]
-    fields = zip(*mixes, strict=True)
-    return laid_out(images), mix.Mix(*map(laid_out, fields))
+    return jax.tree.map(laid_out, *parts)
 
 
 def _pairs(

@@ -6,50 +6,48 @@ from collections.abc import Sequence
 import numpy as np
 
 from deit_jax.reporting import figures
-from deit_jax.reporting.document import NONE, Picture, Table, Text
+from deit_jax.reporting.document import NONE, Image, Table, Text
 from deit_jax.reporting.figures import Line, Panel
 from deit_jax.reporting.runs import Group, Run
+
+METRICS = {
+    "loss": "NLL",
+    "top1": "top-1 accuracy",
+    "top5": "top-5 accuracy",
+    "f1": "macro F1",
+    "precision": "macro precision",
+    "recall": "macro recall",
+    "auc": "one-vs-rest AUC",
+    "ece": "expected calibration error",
+}
+# What training has of them.
+TRAINED = {"loss": "train/loss_ce", "top1": "train/top1"}
 
 
 def curves(groups: Sequence[Group]) -> list:
     """Every metric over the training."""
     x = _x_axis(groups)
     panels = []
-    pairs = [("loss", "NLL"), ("top1", "top-1 accuracy"), ("top5", "top-5 accuracy")]
-    pairs += [("f1", "macro F1"), ("precision", "macro precision")]
-    pairs += [("recall", "macro recall"), ("auc", "one-vs-rest AUC")]
-    pairs += [("ece", "expected calibration error")]
-    trained = {"loss": "train/loss_ce", "top1": "train/top1"}
-    for name, title in pairs:
-        lines = []
-        for number, g in enumerate(groups):
-            if name in trained:
-                lines += _lines(number, g, trained[name], x, dashed=True)
-            lines += _lines(number, g, f"eval/{{head}}/{name}", x)
-        if lines:
-            panels.append(Panel(title, lines))
+    for name, title in METRICS.items():
+        lines = _lines(groups, f"eval/{{head}}/{name}", x)
+        if name in TRAINED:
+            lines = _lines(groups, TRAINED[name], x, dashed=True) + lines
+        panels.append(Panel(title, lines))
+    panels = [panel for panel in panels if panel.lines]
     if not panels:
         return []
-    loss = []
-    for number, g in enumerate(groups):
-        loss += _lines(number, g, "train/loss", x, dashed=True)
-    if loss:
+    if loss := _lines(groups, "train/loss", x, dashed=True):
         panels.append(Panel("training loss, as it is minimised", loss))
-    return [
-        Picture(
-            "learning_curves",
-            figures.curves(panels, [g.name for g in groups], x_label=x),
-            "Validation (solid): raw parameters, the head that predicts. Training "
-            "(dashed): cross-entropy and accuracy of the class head on the augmented "
-            "batches, means between two log lines; label smoothing and mixed labels "
-            "raise that cross-entropy above zero."
-            + (
-                " Thin lines are single seeds, thick ones their mean."
-                if any(len(g.runs) > 1 for g in groups)
-                else ""
-            ),
-        )
-    ]
+    caption = (
+        "Validation (solid): raw parameters, the head that predicts. Training "
+        "(dashed): cross-entropy and accuracy of the class head on the augmented "
+        "batches, means between two log lines; label smoothing and mixed labels raise "
+        "that cross-entropy above zero."
+    )
+    if any(len(g.runs) > 1 for g in groups):
+        caption += " Thin lines are single seeds, thick ones their mean."
+    drawn = figures.curves(panels, [g.name for g in groups], x_label=x)
+    return [Image("learning_curves", drawn, caption)]
 
 
 def gaps(groups: Sequence[Group]) -> list:
@@ -62,30 +60,20 @@ def gaps(groups: Sequence[Group]) -> list:
         for name, lines in panels.items():
             lines += _with_mean(number, gaps[name])
         for run, (_, top1), (_, nll) in zip(g.runs, *gaps.values(), strict=True):
-            if not top1:
-                continue
-            at, validation = run.series("eval/class/top1", x=x)
-            best = int(np.argmax(validation))
-            rows.append(
-                [
-                    run.name,
-                    f"{100 * top1[-1]:+.2f}",
-                    f"{nll[-1]:+.4f}" if nll else NONE,
-                    f"{100 * validation[best]:.2f}",
-                    f"{at[best]:g}",
-                    f"{100 * (validation[-1] - validation[best]):+.2f}",
-                ]
-            )
+            if top1:
+                rows.append(_gap_row(run, top1, nll, x))
     if not rows:
         return []
-    header = [
-        "run",
-        "last gap, top-1 points",
-        "last gap, NLL",
-        "highest validation top-1 %",
-        f"at {x}",
-        "last - highest, points",
-    ]
+    header = ["run", "last gap, top-1 points", "last gap, NLL"]
+    header += ["highest validation top-1 %", f"at {x}", "last - highest, points"]
+    drawn = figures.curves(
+        [
+            Panel("top-1, training - validation", panels["top1"]),
+            Panel("NLL, validation - training", panels["loss"]),
+        ],
+        [g.name for g in groups],
+        x_label=x,
+    )
     return [
         Text(
             "Of the class head with the raw parameters. A gap that grows while the "
@@ -94,19 +82,25 @@ def gaps(groups: Sequence[Group]) -> list:
             "strong recipe has a negative gap; they are those of the log line before "
             "the evaluation."
         ),
-        Picture(
+        Image(
             "generalisation_gap",
-            figures.curves(
-                [
-                    Panel("top-1, training - validation", panels["top1"]),
-                    Panel("NLL, validation - training", panels["loss"]),
-                ],
-                [g.name for g in groups],
-                x_label=x,
-            ),
+            drawn,
             "The gap between training and validation; higher is more overfitting.",
         ),
         Table(header, rows),
+    ]
+
+
+def _gap_row(run: Run, top1: list[float], nll: list[float], x: str) -> list[str]:
+    at, validation = run.series("eval/class/top1", x=x)
+    best = int(np.argmax(validation))
+    return [
+        run.name,
+        f"{100 * top1[-1]:+.2f}",
+        f"{nll[-1]:+.4f}" if nll else NONE,
+        f"{100 * validation[best]:.2f}",
+        f"{at[best]:g}",
+        f"{100 * (validation[-1] - validation[best]):+.2f}",
     ]
 
 
@@ -115,10 +109,9 @@ def gap(run: Run, metric: str, *, x: str) -> tuple[list, list[float]]:
 
     An evaluation is compared with the newest log line that is not after it.
     """
-    trained = "train/loss_ce" if metric == "loss" else "train/top1"
     sign = -1 if metric == "loss" else 1
     at, values = run.series(f"eval/class/{metric}", x=x)
-    logged_at, logged = run.series(trained, x=x)
+    logged_at, logged = run.series(TRAINED[metric], x=x)
     points = []
     for place, value in zip(at, values, strict=True):
         before = int(np.searchsorted(logged_at, place, side="right")) - 1
@@ -137,15 +130,12 @@ def agreement(groups: Sequence[Group]) -> list:
         ("train/teacher_cosine", "cosine of the probabilities"),
         ("eval/token_cosine", "cosine of class and distillation token"),
     ):
-        lines = []
-        for number, g in enumerate(groups):
-            lines += _lines(number, g, name, x)
-        if lines:
+        if lines := _lines(groups, name, x):
             panels.append(Panel(title, lines))
     if not panels:
         return []
     return [
-        Picture(
+        Image(
             "student_and_teacher",
             figures.curves(panels, [g.name for g in groups], x_label=x),
             "Student and teacher are compared on the training batches, at temperature "
@@ -162,11 +152,14 @@ def _x_axis(groups: Sequence[Group]) -> str:
 
 
 def _lines(
-    number: int, g: Group, name: str, x: str, *, dashed: bool = False
+    groups: Sequence[Group], name: str, x: str, *, dashed: bool = False
 ) -> list[Line]:
     """The lines of a metric; `{head}` in its name is the head that predicts."""
-    each = [run.series(name.format(head=run.head), x=x) for run in g.runs]
-    return _with_mean(number, each, dashed=dashed)
+    lines = []
+    for number, g in enumerate(groups):
+        each = [run.series(name.format(head=run.head), x=x) for run in g.runs]
+        lines += _with_mean(number, each, dashed=dashed)
+    return lines
 
 
 def _with_mean(

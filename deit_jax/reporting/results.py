@@ -26,20 +26,15 @@ def scores(groups: Sequence[Group]) -> list:
     """Metrics of the predicting head with the raw parameters, by config and by run."""
     header = ["run", *(title for _, title, _, _ in METRICS)]
     entries = [(g, _values(g, "eval", g.head)) for g in groups]
-    blocks = [
-        Text(
-            "At the last step, on the whole evaluation split, with the raw parameters "
-            "and the head that the model predicts with (the mean of both heads' logits "
-            "where there are two). Nothing was selected on this split. Bold is best; "
-            "small print has the difference to the first run on the same data."
-            + (
-                " Several seeds are their mean, ± their standard deviation."
-                if any(len(g.counted) > 1 for g in groups)
-                else ""
-            )
-        ),
-        Table(header, _rows(entries, [[_label(g)] for g in groups])),
-    ]
+    text = (
+        "At the last step, on the whole evaluation split, with the raw parameters and "
+        "the head that the model predicts with (the mean of both heads' logits where "
+        "there are two). Nothing was selected on this split. Bold is best; small print "
+        "has the difference to the first run on the same data."
+    )
+    if any(len(g.counted) > 1 for g in groups):
+        text += " Several seeds are their mean, ± their standard deviation."
+    blocks = [Text(text), Table(header, _rows(entries, [[_label(g)] for g in groups]))]
     if any(len(g.runs) > 1 for g in groups):
         single = [Group(run.name, [run]) for g in groups for run in g.runs]
         entries = [(g, _values(g, "eval", g.head)) for g in single]
@@ -47,13 +42,8 @@ def scores(groups: Sequence[Group]) -> list:
             Text("Every run by itself:"),
             Table(header, _rows(entries, [[_label(g)] for g in single])),
         ]
-    images = {
-        run.summary["eval_images"]
-        for g in groups
-        for run in g.finished
-        if run.summary.get("eval_images")
-    }
-    for count in sorted(images):
+    images = {r.summary.get("eval_images") for g in groups for r in g.finished}
+    for count in sorted(filter(None, images)):
         # Of a proportion: the largest at 50 %, and at 95 % less than half of that.
         error = 100 * math.sqrt(0.95 * 0.05 / count)
         blocks.append(

@@ -9,6 +9,8 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from flax.traverse_util import flatten_dict
+
 from deit_jax import files
 from deit_jax.errors import InputError
 from deit_jax.training import summary, writers
@@ -54,28 +56,20 @@ class Run:
 
     @functools.cached_property
     def scores(self) -> dict[str, dict]:
-        """{"eval": {head: {metric: value}}} and maybe "eval_ema".
+        """What has {head: {metric: value}} under `eval` and maybe `eval_ema`.
 
-        From the summary or, of an unfinished run, its newest evaluation.
+        The summary or, of an unfinished run, its newest evaluation.
         """
         if self.summary is not None:
-            return {
-                name: self.summary[name]
-                for name in ("eval", "eval_ema")
-                if name in self.summary
-            }
+            return self.summary
+        newest = {}  # a later evaluation replaces an earlier
+        for row in self.rows:
+            newest |= {key: v for key, v in row.items() if key.count("/") == 2}
         scores: dict[str, dict] = {}
-        for row in self.rows:  # a later evaluation replaces an earlier
-            for key, value in row.items():
-                name, *path = key.split("/")
-                if name in ("eval", "eval_ema") and path:
-                    node = scores.setdefault(name, {})
-                    if len(path) == 1:
-                        node[path[0]] = value
-                        continue
-                    if not isinstance(node.get(path[0]), dict):
-                        node[path[0]] = {}
-                    node[path[0]][path[1]] = value
+        for key, value in newest.items():
+            name, head, metric = key.split("/")
+            if name in ("eval", "eval_ema"):
+                scores.setdefault(name, {}).setdefault(head, {})[metric] = value
         return scores
 
     def heads(self, weights: str = "eval") -> dict[str, dict[str, float]]:
@@ -227,15 +221,5 @@ def _fields(run: Run) -> dict:
 
     A field that a later version adds is None where nobody sets it.
     """
-    flat = _flatten(run.config)
+    flat = flatten_dict(run.config, sep=".")
     return {k: v for k, v in flat.items() if k != "seed" and v is not None}
-
-
-def _flatten(config: dict, prefix: str = "") -> dict:
-    flat = {}
-    for key, value in config.items():
-        if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat

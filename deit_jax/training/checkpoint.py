@@ -55,27 +55,11 @@ class AbsentCheckpoints:
     """What processes other than the first have: nothing to restore, nothing to save."""
 
     latest_step = None
-
-    def save(self, state, config, *, data=None, progress=None):
-        pass
-
-    def check(self):
-        pass
-
-    def wait(self):
-        pass
-
-    def close(self):
-        pass
+    save = check = wait = close = processes.nothing
 
 
 class Checkpoints:
-    """The checkpoints of one run directory; saving does not block the training.
-
-    Args:
-      workdir: The run directory.
-      keep: How many of the newest checkpoints stay.
-    """
+    """The newest `keep` checkpoints of a run directory; saving does not block."""
 
     def __init__(self, workdir, keep: int):
         self.directory = Path(workdir).absolute() / "checkpoints"
@@ -111,8 +95,8 @@ class Checkpoints:
 
         Args:
           config: The run's config as a nested dict.
-          data: What the run is trained on (`data_identity.describe`).
-          progress: What else the run goes on from (`Progress.resume_state`), for JSON.
+          data: `data_identity.describe`.
+          progress: `Progress.resume_state`.
         """
         step = int(state.step)
         if step in self._manager.all_steps():
@@ -120,11 +104,10 @@ class Checkpoints:
         # On the host: the next step donates the device's buffers, and a host state can
         # be restored to any number of devices.
         state = jax.device_get(state)
-        plain = {"config": config, "data": dict(data or {})}
-        plain["progress"] = dict(progress or {})
+        plain = {"config": config, "data": data or {}, "progress": progress or {}}
         sums = {name: digests.of_json(value) for name, value in plain.items()}
+        plain["digests"] = digests.of_arrays(state) | sums
         items = {name: ocp.args.JsonSave(value) for name, value in plain.items()}
-        items["digests"] = ocp.args.JsonSave(digests.of_arrays(state) | sums)
         items["state"] = ocp.args.StandardSave(state)
         self._manager.save(step, args=ocp.args.Composite(**items))
 
@@ -167,22 +150,19 @@ class Checkpoints:
     def _read(self, step: int, state: TrainState, config: Mapping, data):
         folder = self.directory / str(step)
         # Those of older versions have the state and the config only.
-        names = [*PLAIN, "digests"]
-        names = [name for name in names if (folder / name).exists()]
-        read = self._manager.restore(
-            step, args=ocp.args.Composite(**{n: ocp.args.JsonRestore() for n in names})
-        )
-        plain = {name: read[name] for name in PLAIN if name in names}
+        names = [n for n in (*PLAIN, "digests") if (folder / n).exists()]
+        items = {name: ocp.args.JsonRestore() for name in names}
+        plain = dict(self._manager.restore(step, args=ocp.args.Composite(**items)))
+        written = plain.pop("digests", None)
         found = {name: digests.of_json(value) for name, value in plain.items()}
-        if "digests" in names:
-            written = read["digests"]
+        if written is not None:
             digests.check({name: written.get(name) for name in plain}, found)
         where = str(self.directory.parent)
         check_resumable(plain["config"], config, plain.get("data"), data, where=where)
         restored = self._manager.restore(
             step, args=ocp.args.Composite(state=ocp.args.StandardRestore(state))
         )["state"]
-        if "digests" in names:
+        if written is not None:
             digests.check(written, found | digests.of_arrays(restored))
         return restored, plain.get("progress", {})
 
@@ -221,7 +201,7 @@ def resumable_step(
     """
     if not steps(workdir):
         return None
-    where, others = find(workdir, None)
+    where = find(workdir, None)
     try:
         saved, saved_data = (
             ocp.JsonCheckpointHandler().restore(where / name)
@@ -230,7 +210,7 @@ def resumable_step(
             for name in ("config", "data")
         )
     except Exception as error:
-        raise damaged_error(where, others, error) from error
+        raise damaged_error(where, error) from error
     check_resumable(saved, config, saved_data, data, where=str(workdir))
     return int(where.name)
 
@@ -245,7 +225,7 @@ def check_resumable(
 ) -> None:
     """Refuses to resume a run with another config or on other data.
 
-    Where the data are known by their content, their place is free.
+    Where the content of the data is known, their place is free.
 
     Raises:
       InputError: Names every field that differs, with both values, or what has changed
@@ -289,8 +269,8 @@ def steps(workdir: str | os.PathLike) -> list[int]:
     )
 
 
-def find(workdir, step: int | None) -> tuple[Path, list[int]]:
-    """The folder of a checkpoint, the newest for None, and the steps of the others."""
+def find(workdir, step: int | None) -> Path:
+    """The folder of a checkpoint, of the newest for None."""
     directory = Path(workdir).absolute() / "checkpoints"
     if not directory.is_dir():
         raise InputError(
@@ -303,12 +283,12 @@ def find(workdir, step: int | None) -> tuple[Path, list[int]]:
             + (f" of step {step}" if step is not None else "")
             + f". Steps there: {', '.join(map(str, found)) or 'none'}."
         )
-    step = found[-1] if step is None else step
-    return directory / str(step), [other for other in found if other != step]
+    return directory / str(found[-1] if step is None else step)
 
 
-def damaged_error(where: Path, others: list[int], error: Exception) -> InputError:
-    more = f"There are others: {', '.join(map(str, others))}" if others else "No other"
+def damaged_error(where: Path, error: Exception) -> InputError:
+    others = [str(n) for n in steps(where.parent.parent) if n != int(where.name)]
+    more = f"There are others: {', '.join(others)}" if others else "No other"
     return InputError(f"the checkpoint {where} is damaged: {_reason(error)} {more}.")
 
 
@@ -320,11 +300,7 @@ def _reason(error: Exception) -> str:
 
 
 def _hush_closed_event_loop() -> None:
-    """Hides what orbax's abandoned reads print after a first error.
-
-    Each of them ends in a thread of tensorstore and complains that the event loop is
-    closed.
-    """
+    """Hides that orbax's abandoned reads find the event loop closed after an error."""
     previous = sys.unraisablehook
     if getattr(previous, "hushes", False):
         return

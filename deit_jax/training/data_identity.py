@@ -86,8 +86,7 @@ def _changes(split: str, theirs: Mapping, ours: Mapping) -> list[str]:
         changes += [f"classes added: {_names(added)}"] if added else []
     if not changes and before != now:
         changes.append("the classes are in another order")
-    difference = ours["images"] - theirs["images"]
-    if difference:
+    if difference := ours["images"] - theirs["images"]:
         what = "added" if difference > 0 else "removed"
         changes.append(
             f"{SPLITS[split]} images: {theirs['images']:,} -> {ours['images']:,} "

@@ -13,11 +13,7 @@ import numpy as np
 
 
 def of_arrays(tree) -> dict[str, str]:
-    """The digest of every array of a tree, by its dotted path (`params.head.bias`).
-
-    Each covers type, shape and bytes. Nothing is copied, but for arrays that are not
-    contiguous.
-    """
+    """Digests of a tree's arrays (type, shape, bytes) by path, `params.head.bias`."""
     digests = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         array = np.asarray(leaf)

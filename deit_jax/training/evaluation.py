@@ -1,12 +1,15 @@
 """Evaluation over a whole split: every image once, every head, raw and EMA weights."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
 from deit_jax.data import batches
 from deit_jax.training import metrics, processes
+from deit_jax.training.signals import Stop
 from deit_jax.training.state import TrainState
 
 # Images x classes up to which every evaluation of a run has all metrics: CIFAR-100 is
@@ -15,24 +18,23 @@ from deit_jax.training.state import TrainState
 SMALL = 10_000 * 100
 
 
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Evaluator:
     """Evaluates the states of one run: raw parameters, and their moving average.
 
-    Args:
-      eval_step: `step.pmap_eval_step`'s.
-      source: An `ArraySource` or a `HostPipeline`.
-      batch_size: Images a step over all devices, rounded up to a multiple of them.
+    Attributes:
+      eval_step, source, batch_size: As for `collect_logits`.
       devices: The devices of all processes.
       total_steps: The last step has all metrics (`score`).
       stop: Interrupts an evaluation in a single process.
     """
 
-    def __init__(
-        self, eval_step, source, *, batch_size: int, devices, total_steps: int, stop
-    ):
-        self._eval_step, self._source = eval_step, source
-        self._batch_size, self._devices = batch_size, devices
-        self._total_steps, self._stop = total_steps, stop
+    eval_step: Callable
+    source: Any
+    batch_size: int
+    devices: Sequence[jax.Device]
+    total_steps: int
+    stop: Stop
 
     def __call__(self, state: TrainState, done: int) -> tuple[dict, dict]:
         """`score` of the state after step `done`."""
@@ -42,18 +44,18 @@ class Evaluator:
         outputs, labels = collect_logits(
             self._stoppable_step,
             params,
-            source=self._source,
-            batch_size=self._batch_size,
-            devices=len(self._devices),
-            local=processes.local(self._devices),
+            source=self.source,
+            batch_size=self.batch_size,
+            devices=len(self.devices),
+            local=processes.local(self.devices),
         )
-        everything = True if done == self._total_steps else None
+        everything = True if done == self.total_steps else None
         return score(outputs, labels, everything=everything)
 
     def _stoppable_step(self, params, images):
         if processes.count() == 1:  # several processes have to stop at the same place
-            self._stop.check()
-        return self._eval_step(params, images)
+            self.stop.check()
+        return self.eval_step(params, images)
 
 
 def collect_logits(
@@ -85,9 +87,9 @@ def collect_logits(
         source, batch_size=batch_size, devices=devices, local=local
     ):
         outputs = {name: eval_step(p, batch["image"]) for name, p in params.items()}
-        parts.append((jax.tree.map(_rows, outputs), labels))
-    stacked = jax.tree.map(lambda *x: np.stack(x), *parts)
-    gathered = processes.gather(stacked)
+        rows = jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[2:]), outputs)
+        parts.append((rows, labels))
+    gathered = processes.gather(jax.tree.map(lambda *x: np.stack(x), *parts))
 
     def in_order(values: np.ndarray) -> np.ndarray:
         """[processes, batches, rows, ...] to [N, ...]: without the padding."""
@@ -95,11 +97,6 @@ def collect_logits(
         return values.reshape(-1, *values.shape[3:])[: len(source)]
 
     return jax.tree.map(in_order, gathered)
-
-
-def _rows(values: jax.Array) -> np.ndarray:
-    """[d, b, ...] to [d * b, ...]."""
-    return np.asarray(values).reshape(-1, *values.shape[2:])
 
 
 def score(

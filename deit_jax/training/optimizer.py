@@ -1,5 +1,7 @@
 """Adam, AdamW and SGD with warm-up, cosine decay and a weight-decay mask."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -32,11 +34,6 @@ def warmup_cosine(
     min_learning_rate: float = 0.0,
 ) -> optax.Schedule:
     """Linear warm-up to `peak`, then half a cosine down to `min_learning_rate`."""
-    if not 0 <= warmup_steps < total_steps:
-        raise InputError(
-            f"the warm-up of {warmup_steps} steps does not fit a run of {total_steps}: "
-            "lower --config.schedule.warmup_epochs or raise --config.epochs."
-        )
     return optax.warmup_cosine_decay_schedule(
         init_value=warmup_learning_rate if warmup_steps else peak,
         peak_value=peak,
@@ -83,6 +80,10 @@ def layer_scales(params, layer_decay: float) -> dict:
     return jax.tree_util.tree_map_with_path(scale, params)
 
 
+def _scale_layers(layer_decay: float, updates, _):
+    return jax.tree.map(jnp.multiply, updates, layer_scales(updates, layer_decay))
+
+
 def create(
     name: str,
     learning_rate: optax.ScalarOrSchedule,
@@ -94,50 +95,35 @@ def create(
     clip_norm: float = 0.0,
     layer_decay: float = 1.0,
 ) -> optax.GradientTransformation:
-    """The gradient transformation of a run.
+    """Creates the gradient transformation of a run.
 
     Args:
-      name: `adam` (betas b1, b2), `adamw` (the same with decoupled decay, multiplied
-        by the learning rate as in torch), or `sgd` (Nesterov momentum, L2 decay).
+      name: One of `NAMES`: `adam` (betas b1, b2), `adamw` (the same with decoupled
+        decay, multiplied by the learning rate as in torch), or `sgd` (Nesterov
+        momentum, L2 decay).
       weight_decay: Applied under `decay_mask`. Refused for plain Adam.
       clip_norm: Bound on the global norm of the gradient; 0 for none.
       layer_decay: Of `layer_scales`, which multiply the learning rate, and with it the
         weight decay; 1 for none.
     """
-    if not 0 < layer_decay <= 1:
+    if name == "adam" and weight_decay:
         raise InputError(
-            f"optimizer.layer_decay={layer_decay}: expected above 0 and at most 1, "
-            "which is none."
+            f"optimizer.weight_decay={weight_decay} has no meaning for adam: take "
+            "--config.optimizer.name=adamw, or a decay of 0."
         )
+    decay = {"weight_decay": weight_decay, "mask": decay_mask}
     if name == "adam":
-        if weight_decay:
-            raise InputError(
-                f"optimizer.weight_decay={weight_decay} has no meaning for adam: take "
-                "--config.optimizer.name=adamw, or a decay of 0."
-            )
         steps = [optax.adam(learning_rate, b1=b1, b2=b2)]
     elif name == "adamw":
+        steps = [optax.adamw(learning_rate, b1=b1, b2=b2, **decay)]
+    else:
         steps = [
-            optax.adamw(
-                learning_rate, b1=b1, b2=b2, weight_decay=weight_decay, mask=decay_mask
-            )
-        ]
-    elif name == "sgd":
-        steps = [
-            optax.add_decayed_weights(weight_decay, mask=decay_mask),
+            optax.add_decayed_weights(**decay),
             optax.sgd(learning_rate, momentum=momentum, nesterov=momentum > 0),
         ]
-    else:
-        raise InputError(f"unknown optimizer.name={name!r}. Known: {', '.join(NAMES)}.")
     if clip_norm:
         steps.insert(0, optax.clip_by_global_norm(clip_norm))
     if layer_decay < 1:
         # Last: the updates hold learning rate and weight decay by then.
-        steps.append(
-            optax.stateless(
-                lambda updates, _: jax.tree.map(
-                    jnp.multiply, updates, layer_scales(updates, layer_decay)
-                )
-            )
-        )
+        steps.append(optax.stateless(functools.partial(_scale_layers, layer_decay)))
     return optax.chain(*steps)

@@ -109,11 +109,7 @@ def launched() -> int:
 
 
 def refuse(command: str) -> None:
-    """Refuses several processes for a command that works in one only.
-
-    Raises:
-      InputError: A launcher has started several.
-    """
+    """Refuses several processes for a command that works in one only."""
     if number := launched():
         raise InputError(
             f"{command} works in one process, and {number} were started: start it "
@@ -130,12 +126,15 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
+def nothing(*args, **kwargs) -> None:
+    """A method of what only the first process has, in the others."""
+
+
 def devices() -> list[jax.Device]:
     """The devices of all processes: those of the first, those of the second, ...
 
     Raises:
-      InputError: The processes have different numbers of devices, or do not know of
-        each other.
+      InputError: The processes have different numbers of devices, or are not joined.
     """
     if count() > 1 and not jax.distributed.is_initialized():
         raise InputError(
@@ -154,33 +153,18 @@ def devices() -> list[jax.Device]:
 
 def local(devices: Sequence[jax.Device]) -> range:
     """The places of this process's devices among those of `devices()`."""
-    places = [
-        place
-        for place, device in enumerate(devices)
-        if device.process_index == jax.process_index()
-    ]
-    return range(places[0], places[-1] + 1)
+    ours = [device.process_index == jax.process_index() for device in devices]
+    return range(ours.index(True), ours.index(True) + sum(ours))
 
 
 def broadcast(tree):
-    """The first process's `tree` of arrays, as NumPy arrays in every process.
-
-    Args:
-      tree: Arrays of the same shapes in every process.
-    """
-    if count() == 1:
-        return tree
-    return multihost_utils.broadcast_one_to_all(tree)
+    """The first process's `tree`, in every process; their shapes are the same."""
+    return tree if count() == 1 else multihost_utils.broadcast_one_to_all(tree)
 
 
 def gather(tree):
     """Stacks [...] of every process to [processes, ...], as NumPy arrays in each."""
     return multihost_utils.process_allgather(tree)
-
-
-def barrier() -> None:
-    """Returns when all processes have called it."""
-    gather(np.zeros(()))
 
 
 def broadcast_json(value):
@@ -193,22 +177,16 @@ def gather_json(value) -> list:
     if count() == 1:
         return [value]
     text = np.frombuffer(json.dumps(value).encode(), np.uint8)
-    lengths = gather(np.asarray(len(text)))
-    padded = gather(np.pad(text, (0, lengths.max() - len(text))))
-    return [
-        json.loads(row[:length].tobytes())
-        for row, length in zip(padded, lengths, strict=True)
-    ]
+    longest = gather(np.asarray(len(text))).max()
+    padded = np.pad(text, (0, longest - len(text)), constant_values=ord(" "))
+    return [json.loads(row.tobytes()) for row in gather(padded)]
 
 
 def check_same(facts: Mapping[str, object]) -> None:
-    """Refuses processes that would not train the same model.
+    """Refuses, in all of them, processes that would not train the same model.
 
     Args:
       facts: What must be the same in every process, by name, for JSON.
-
-    Raises:
-      InputError: In every process; it names what differs.
     """
     first, *others = gather_json(facts)
     differences = [
@@ -262,8 +240,7 @@ def _initialize(arguments: Mapping) -> None:
 def _last_words() -> subprocess.Popen:
     """Starts a child that prints `LAST_WORDS` when this process ends, unless told.
 
-    When another process dies, JAX ends this one from C++ and prints a stack trace only;
-    after a kill nobody could print anything.
+    When another process dies, JAX ends this one from C++ with a stack trace only.
     """
     return subprocess.Popen(
         ["/bin/sh", "-c", f"read told || echo {shlex.quote(LAST_WORDS)} >&2"],

@@ -23,16 +23,14 @@ class Progress:
     """Metrics of finished steps, and the progress on the terminal.
 
     The metrics of a dispatch are fetched when `IN_FLIGHT` later ones are under way, so
-    that the device never waits for the host. A step that was skipped, because its loss
-    or gradient was not finite, counts in `train/skipped` and in no mean.
+    that the device never waits for the host. A skipped step, whose loss or gradient was
+    not finite, counts in `train/skipped` and in no mean.
 
     Args:
       start: Steps that are done already.
-      cadence: The run's, for its total steps.
-      plan: Which images make a step, for batch size and epochs.
+      cadence, plan: The run's.
       schedule: Step (from 0) -> learning rate.
-      max_consecutive_skips: Skipped steps in a row that are too many.
-      parameters: Names, in the order of `grad_norms`.
+      max_consecutive_skips, parameters: As for `SkipGuard`.
       resume_state: What `resume_state` returned when step `start` was saved.
       rates: Images per second of the intervals of earlier starts.
 
@@ -93,8 +91,8 @@ class Progress:
     def resume_state(self) -> dict:
         """What a run that resumes here has to know, for JSON.
 
-        It holds the metrics of the interval under way, so that the means of a resumed
-        run are those of a run that was never stopped.
+        With the metrics of the interval under way its means are those of a run that was
+        never stopped.
         """
         self.drain()
         return {
@@ -162,8 +160,7 @@ class Progress:
         done, metrics = self._pending.popleft()
         metrics = jax.device_get(metrics)
         if metrics["skipped"].ndim == 0:
-            self._take(done, metrics)
-            return
+            metrics = {name: values[None] for name, values in metrics.items()}
         number = len(metrics["skipped"])
         for place in range(number):
             one = {name: values[place] for name, values in metrics.items()}

@@ -16,11 +16,7 @@ CONFIG = "config.json"
 
 
 def check(path: str | os.PathLike) -> None:
-    """Refuses, before anything is read or written, what cannot be a run directory.
-
-    Raises:
-      InputError: It cannot be written, or not be made where it is not there yet.
-    """
+    """Refuses, before anything is read or written, what cannot be a run directory."""
     path = Path(path)
     there = nearest_existing(path)
     if not there.is_dir():
@@ -47,38 +43,14 @@ class AbsentDirectory:
     """What processes other than the first have: its methods write nothing."""
 
     rates, evaluated = (), False
-
-    def __init__(self, path, start):
-        pass
-
-    def describe(self, config, card):
-        pass
-
-    def write(self, step, values, *, epoch, flush=False):
-        pass
-
-    def total(self, name):
-        return 0
-
-    def write_images(self, step, images):
-        pass
-
-    def flush(self):
-        pass
-
-    def summarise(self, facts):
-        pass
-
-    def close(self):
-        pass
+    __init__ = describe = write = total = write_images = processes.nothing
+    flush = summarise = close = processes.nothing
 
 
 class RunDirectory:
     """config.json, model.json, metrics.jsonl, TensorBoard events and summary.json.
 
-    Args:
-      path: The directory.
-      start: The step that the run goes on from; rows of later steps are dropped.
+    The run goes on from step `start`: rows of later steps are dropped.
     """
 
     def __init__(self, path: str | os.PathLike, start: int):
@@ -119,9 +91,8 @@ class RunDirectory:
     ) -> None:
         """Writes scalars of a step to TensorBoard and metrics.jsonl.
 
-        Args:
-          flush: TensorBoard has them on disk before metrics.jsonl says so: a run that
-            resumes takes `evaluated` from there.
+        With `flush` TensorBoard has them on disk before metrics.jsonl says so: a run
+        that resumes takes `evaluated` from there.
         """
         self._tensorboard.write_scalars(step, values)
         if flush:
@@ -142,7 +113,7 @@ class RunDirectory:
         self._tensorboard.flush()
 
     def summarise(self, facts: dict) -> dict:
-        """Writes and prints summary.json; see `summary.write`."""
+        """See `summary.write`."""
         return summary.write(self.path, facts)
 
     def close(self) -> None:

@@ -18,11 +18,9 @@ LOCK = "run.lock"
 def hold(workdir: str | os.PathLike) -> Iterator[None]:
     """Makes the run directory, and keeps other processes out of it.
 
-    What it has made goes again where nothing came into it.
-
     The lock is the kernel's, on the file `run.lock`: it ends with the process, however
-    that ends, and the file that stays means nothing. It holds the process and its host,
-    for the message to others.
+    that ends. The file that stays only names the process and its host, for the message
+    to others. A directory that was made goes again where nothing came into it.
 
     Raises:
       InputError: Another process has it, or the directory cannot be written.

@@ -1,6 +1,5 @@
 """The parameters in a checkpoint, without the optimizer's state."""
 
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,7 +37,7 @@ def load_params(
     """
     if weights not in WEIGHTS:
         raise InputError(f"weights={weights!r}: expected {' or '.join(WEIGHTS)}.")
-    where, others = checkpoint.find(workdir, step)
+    where = checkpoint.find(workdir, step)
     key = WEIGHTS[weights]
     # Not a manager or a checkpointer: they would tell of all that is not restored.
     reader = ocp.PyTreeCheckpointHandler()
@@ -60,24 +59,20 @@ def load_params(
     except InputError:
         raise
     except Exception as error:  # tensorstore and orbax raise anything
-        raise checkpoint.damaged_error(where, others, error) from error
+        raise checkpoint.damaged_error(where, error) from error
     return restored[key], int(where.name)
 
 
 def weights_in(
     workdir: str | os.PathLike, *, step: int | None = None
 ) -> tuple[str, ...]:
-    """The `WEIGHTS` that a checkpoint holds: `raw`, and `ema` where the run has one.
-
-    Raises:
-      InputError: There is no such checkpoint, or it is damaged.
-    """
-    where, others = checkpoint.find(workdir, step)
+    """The `WEIGHTS` that a checkpoint holds; raises InputError as `load_params`."""
+    where = checkpoint.find(workdir, step)
     try:
         tree = _metadata(where)
         return tuple(name for name, key in WEIGHTS.items() if tree[key] is not None)
     except Exception as error:
-        raise checkpoint.damaged_error(where, others, error) from error
+        raise checkpoint.damaged_error(where, error) from error
 
 
 def _check_digests(where: Path, restored: Mapping) -> None:
@@ -106,15 +101,10 @@ def _check_params(found, expected, model, where: str) -> None:
             f"{where} has no moving average of the parameters (the run's ema.decay was "
             "0, or they are converted): take the raw ones, --weights=raw."
         )
-    found = flatten_dict(found, sep=".")
-    for name, array in found.items():
-        # Unpacked, one chunk of a file of a few bytes can be of any size.
-        if math.prod(array.storage.chunk_shape) > max(math.prod(array.shape), 1):
-            raise ValueError(f"{name} has chunks that are larger than itself")
-        if not np.issubdtype(array.dtype, np.floating):
-            raise ValueError(f"{name} is {array.dtype}")
-    found = {name: tuple(array.shape) for name, array in found.items()}
-    expected = {k: tuple(v.shape) for k, v in flatten_dict(expected, sep=".").items()}
+    found, expected = (
+        {name: tuple(x.shape) for name, x in flatten_dict(tree, sep=".").items()}
+        for tree in (found, expected)
+    )
     if found == expected:
         return
     lines = [

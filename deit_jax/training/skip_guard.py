@@ -1,5 +1,6 @@
 """Counts the steps that were skipped, and stops a run that skips too many in a row."""
 
+import dataclasses
 import math
 import textwrap
 from collections.abc import Sequence
@@ -8,26 +9,22 @@ import numpy as np
 import optax
 
 
+@dataclasses.dataclass(eq=False)
 class SkipGuard:
     """Watches for steps whose loss or gradient is not finite.
 
-    Args:
+    Attributes:
       limit: Skipped steps in a row that are too many.
       schedule: Step (from 0) -> learning rate, for messages.
       parameters: Names, in the order of `grad_norms`.
       consecutive: Skipped steps in a row so far.
     """
 
-    def __init__(
-        self,
-        limit: int,
-        schedule: optax.Schedule,
-        parameters: Sequence[str],
-        consecutive: int = 0,
-    ):
-        self.consecutive = consecutive
-        self._limit, self._schedule, self._parameters = limit, schedule, parameters
-        self._last_finite = None
+    limit: int
+    schedule: optax.Schedule
+    parameters: Sequence[str]
+    consecutive: int = 0
+    _last_finite: tuple[int, np.ndarray] | None = None
 
     def check(self, done: int, row: dict, norms: np.ndarray, skipped: bool) -> str:
         """Counts step `done`; returns a line for the terminal, mostly empty.
@@ -47,9 +44,9 @@ class SkipGuard:
         name = "grad_norm" if math.isfinite(row["loss"]) else "loss"
         what = (
             f"{name} is {row[name]} at step {done} (learning rate "
-            f"{float(self._schedule(done - 1)):.3g})"
+            f"{float(self.schedule(done - 1)):.3g})"
         )
-        if self.consecutive >= self._limit:
+        if self.consecutive >= self.limit:
             raise FloatingPointError(
                 f"{what}, the last of {self.consecutive} such steps in a row. "
                 + self._blame(norms)
@@ -58,11 +55,7 @@ class SkipGuard:
 
     def _blame(self, norms: np.ndarray) -> str:
         """The parameters whose gradients are not finite, and the largest before."""
-        broken = [
-            name
-            for name, norm in zip(self._parameters, norms, strict=True)
-            if not math.isfinite(norm)
-        ]
+        broken = [self.parameters[n] for n in np.flatnonzero(~np.isfinite(norms))]
         if not broken:  # finite one by one, but not the sum of their squares
             return f"The largest gradient is {self._largest(norms)}."
         names = "all"
@@ -76,4 +69,4 @@ class SkipGuard:
 
     def _largest(self, norms: np.ndarray) -> str:
         largest = np.argmax(norms)
-        return f"that of {self._parameters[largest]}, {norms[largest]:.3g}"
+        return f"that of {self.parameters[largest]}, {norms[largest]:.3g}"

@@ -29,12 +29,7 @@ class TrainState(flax.struct.PyTreeNode):
 def create(
     model, optimizer: optax.GradientTransformation, *, seed: int, ema: bool
 ) -> TrainState:
-    """A state at step 0, initialised from `seed`.
-
-    Args:
-      model: A `VisionTransformer`.
-      ema: Whether to keep a moving average of the parameters.
-    """
+    """A state at step 0, initialised from `seed`, maybe with a moving average."""
     size = model.image_size
 
     @jax.jit

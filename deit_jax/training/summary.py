@@ -36,16 +36,7 @@ FIELDS = {
     "versions": {...: str},
     "tables": {...: {...: dict}},
 }
-SHOWN = (
-    "variant",
-    "dataset",
-    "eval_split",
-    "eval_images",
-    "steps",
-    "seconds",
-    "images_per_sec",
-    "eval",
-)
+SHOWN = "variant dataset eval_split eval_images steps seconds images_per_sec eval"
 # Of the final table: the metric, its title and its format.
 COLUMNS = (
     ("loss", "loss", ".4f"),
@@ -69,7 +60,7 @@ def write(workdir: Path, facts: dict) -> dict:
 def _encode(summary: dict) -> str:
     """JSON with one line for each list of plain values, such as a confusion's row."""
     text = json.dumps(summary, indent=1)
-    # A line end is never part of a string here, so no string can change.
+    # JSON escapes a line end in a string, so no string can change.
     return re.sub(
         r"\[\n *([^\[\]{}]*?)\n *\]",
         lambda match: "[" + re.sub(r"\n *", " ", match[1]) + "]",
@@ -88,7 +79,7 @@ def read(workdir: Path) -> dict | None:
         return None
     try:
         summary = files.read_json(path)
-        files.check(summary, {name: FIELDS[name] for name in SHOWN})
+        files.check(summary, {name: FIELDS[name] for name in SHOWN.split()})
         check(summary)
     except (OSError, ValueError) as error:
         raise InputError(
@@ -137,11 +128,7 @@ def table(results: dict) -> str:
         for head, values in results.get(key, {}).items()
         if isinstance(values, dict)
     ]
-    columns = [
-        column
-        for column in COLUMNS
-        if all(column[0] in values for _, _, values in scored)
-    ]
+    columns = [c for c in COLUMNS if all(c[0] in values for *_, values in scored)]
     titles = "".join(f"{title:>9}" for _, title, _ in columns)
     lines = [f"{'weights':<10}{'head':<10}{titles}"]
     for weights, head, values in scored:
@@ -159,10 +146,7 @@ def headline(results: dict) -> str:
     """Top-1 of every head in one line, for `{"eval": {"class": {...}}}`."""
     parts = []
     for prefix, per_head in results.items():
-        scores = "  ".join(
-            f"{head} {values['top1']:.4f}"
-            for head, values in per_head.items()
-            if isinstance(values, dict)
-        )
+        scored = {h: v["top1"] for h, v in per_head.items() if isinstance(v, dict)}
+        scores = "  ".join(f"{head} {top1:.4f}" for head, top1 in scored.items())
         parts.append(f"{prefix} top-1: {scores}")
     return "  ".join(parts)

@@ -10,6 +10,13 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.image import metadata as image_metadata
+from tensorboard.plugins.text.summary_v2 import text_pb
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
+from tensorboard.summary.writer.record_writer import RecordWriter
+from tensorboard.util.tensor_util import make_tensor_proto
 
 from deit_jax import files
 from deit_jax.errors import InputError
@@ -46,9 +53,6 @@ def _mark_start(workdir: str | os.PathLike, start: int) -> None:
 
     The first of these marks changes nothing, each later one makes TensorBoard forget.
     """
-    from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-    from tensorboard.summary.writer.record_writer import RecordWriter
-
     # It forgets this step and all later ones. What step 0 shows is written again by a
     # run that starts there.
     first = start + 1 if start else 0
@@ -59,79 +63,39 @@ def _mark_start(workdir: str | os.PathLike, start: int) -> None:
     name = f"events.out.tfevents.{int(now):010}.0-start.{os.getpid()}"
     with open(Path(workdir) / name, "wb") as file:
         writer = RecordWriter(file)
-        for event in (
-            Event(file_version="brain.Event:2", wall_time=now),
-            Event(step=first, session_log=session, wall_time=now),
+        for fields in (
+            {"file_version": "brain.Event:2"},
+            {"step": first, "session_log": session},
         ):
-            writer.write(event.SerializeToString())
+            writer.write(Event(wall_time=now, **fields).SerializeToString())
 
 
 class EventWriter:
     """The methods of clu's writer that the loop calls, over tensorboard alone."""
 
     def __init__(self, workdir: str | os.PathLike):
-        from tensorboard.summary.writer.event_file_writer import EventFileWriter
-
         self._writer = EventFileWriter(os.fspath(workdir))
+        self.flush, self.close = self._writer.flush, self._writer.close
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
-        from tensorboard.compat.proto.summary_pb2 import Summary
-
-        values = [
-            Summary.Value(tag=tag, simple_value=float(value))
-            for tag, value in scalars.items()
-        ]
-        self._write(step, Summary(value=values))
+        for tag, value in scalars.items():
+            self._write(step, Summary.Value(tag=tag, simple_value=float(value)))
 
     def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
-        from tensorboard.plugins.text import metadata
-
-        strings = {tag: ((), [text.encode()]) for tag, text in texts.items()}
-        self._write_strings(step, strings, metadata)
+        for tag, text in texts.items():
+            self._write(step, *text_pb(tag, text).value)
 
     def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
         """Each of `images` is uint8 [N, H, W, 3]; TensorBoard shows all N."""
-        from tensorboard.plugins.image import metadata
+        metadata = image_metadata.create_summary_metadata(None, description="")
+        for tag, stack in images.items():
+            _, height, width, _ = stack.shape
+            strings = [str(width).encode(), str(height).encode(), *map(_png, stack)]
+            tensor = make_tensor_proto(strings, dtype=np.object_)
+            self._write(step, Summary.Value(tag=tag, metadata=metadata, tensor=tensor))
 
-        strings = {}
-        for tag, pictures in images.items():
-            count, height, width, _ = pictures.shape
-            sides = [str(width).encode(), str(height).encode()]
-            strings[tag] = ((2 + count,), [*sides, *map(_png, pictures)])
-        self._write_strings(step, strings, metadata)
-
-    def flush(self) -> None:
-        self._writer.flush()
-
-    def close(self) -> None:
-        self._writer.close()
-
-    def _write_strings(self, step: int, tensors: Mapping, plugin_metadata) -> None:
-        """By tag, the shape and the strings of what a plugin of tensorboard shows."""
-        from tensorboard.compat.proto.summary_pb2 import Summary
-        from tensorboard.compat.proto.tensor_pb2 import TensorProto
-        from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
-        from tensorboard.compat.proto.types_pb2 import DT_STRING
-
-        values = [
-            Summary.Value(
-                tag=tag,
-                metadata=plugin_metadata.create_summary_metadata(tag, description=""),
-                tensor=TensorProto(
-                    dtype=DT_STRING,
-                    string_val=strings,
-                    tensor_shape=TensorShapeProto(
-                        dim=[TensorShapeProto.Dim(size=size) for size in shape]
-                    ),
-                ),
-            )
-            for tag, (shape, strings) in tensors.items()
-        ]
-        self._write(step, Summary(value=values))
-
-    def _write(self, step: int, summary) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event
-
+    def _write(self, step: int, *values: Summary.Value) -> None:
+        summary = Summary(value=values)
         self._writer.add_event(Event(step=step, summary=summary, wall_time=time.time()))
 
 

@@ -1,0 +1,33 @@
+"""Commands as a user types them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(module, *arguments, **environment):
+    """`python -m MODULE ARGUMENTS`; a variable that is None is taken away."""
+    variables = {
+        **os.environ,
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        **environment,
+    }
+    return subprocess.run(
+        [sys.executable, "-m", module, *map(str, arguments)],
+        cwd=ROOT,
+        env={name: value for name, value in variables.items() if value is not None},
+        text=True,
+        capture_output=True,
+    )
+
+
+def refusal(module, *arguments, **environment):
+    """The message of a command that refuses what it is given, and nothing else."""
+    done = run(module, *arguments, **environment)
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.startswith("error: ")
+    return done.stderr.removeprefix("error: ")
