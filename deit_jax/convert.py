@@ -20,15 +20,16 @@ from deit_jax import command, files
 from deit_jax.errors import InputError
 
 LAYOUTS = ("timm", "hf")
-# Which flags go with --src and which with --workdir.
+# Which flags go with --src only and which with --workdir only.
 IMPORT = ("variant", "class_names", "mean", "std", "crop_ratio")
-EXPORT = ("to", "weights", "step")
+EXPORT = ("to", "step")
 
 
 def import_weights(
     src: str | os.PathLike,
     out: str | os.PathLike,
     *,
+    weights: str = "raw",
     variant: str | None = None,
     class_names: Sequence[str] | None = None,
     mean: Sequence[float] | None = None,
@@ -63,6 +64,7 @@ def import_weights(
         )
     loaded = load(
         src,
+        weights=weights,
         variant=variant,
         class_names=class_names,
         mean=mean,
@@ -200,7 +202,7 @@ def define_flags() -> None:
         "weights",
         None,
         ["raw", "ema"],
-        "With --workdir: raw (default), or the average.",
+        "raw (default), or their moving average.",
     )
     flags.DEFINE_integer("step", None, "With --workdir: of the checkpoint; the newest.")
 
@@ -224,6 +226,7 @@ def main(_) -> None:
         text = import_weights(
             values.src,
             values.out,
+            weights=values.weights or "raw",
             variant=values.variant,
             class_names=None if names is None else read_class_names(names),
             mean=parse_numbers("mean", values.mean),
