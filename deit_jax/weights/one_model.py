@@ -58,23 +58,18 @@ def choose(
         if name.startswith(place) and not (inner and name.startswith(inner))
     }
     where = f"{file.where} ({_show(chosen)})" if place else file.where
-    return Weights(where, tensors, file.content, _note(chosen, raw, averages))
+    note = None
+    if averages:
+        kind = "raw" if chosen is raw else "averaged"
+        note = (
+            f"the {kind} weights ({_show(chosen)}) are taken, of raw "
+            f"({_show(raw) or 'none'}) and averaged ({_show(averages)})"
+        )
+    return Weights(where, tensors, file.content, note)
 
 
 def _show(places: list[str]) -> str:
     return ", ".join(place.rstrip(".") or "the top level" for place in sorted(places))
-
-
-def _note(chosen: list[str], raw: list[str], averages: list[str]) -> str | None:
-    if not averages:
-        return None
-    if chosen == raw:
-        there = f"the averaged ones ({_show(averages)}) are there too"
-        return f"the raw weights ({_show(raw)}) are taken; {there}"
-    there = (
-        f"the raw ones ({_show(raw)}) are there too" if raw else "there are no raw ones"
-    )
-    return f"the averaged weights ({_show(chosen)}) are taken; {there}"
 
 
 def check(found: Weights, expected: Mapping, what: str) -> None:

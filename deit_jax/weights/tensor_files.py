@@ -140,17 +140,15 @@ def open_file(path: str | os.PathLike, *names: str) -> Weights:
     tensors = {}
     for part in sorted(set(parts.values())):
         tensors |= _open_one(path.parent / part).tensors
-    if lost := [name for name in parts if name not in tensors]:
-        raise InputError(
-            f"{path}: {parts[lost[0]]} has no {lost[0]}, which it should hold. "
-            "Download both again."
-        )
     return Weights(str(path), tensors)
 
 
 def _start(path: Path) -> bytes:
-    with open(path, "rb") as file:
-        return file.read(512)
+    try:
+        with open(path, "rb") as file:
+            return file.read(512)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
 
 
 def _is_safetensors(start: bytes) -> bool:
