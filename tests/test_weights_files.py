@@ -112,7 +112,7 @@ def test_the_average_is_taken_where_it_is_asked_for(weights, tmp_path):
     assert_equal(load(path).params, weights)
     loaded = load(path, weights="ema")
     assert_equal(loaded.params, average)
-    assert "averaged weights (ema) are taken, of raw (model)" in loaded.notes[0]
+    assert "averaged weights of ema are taken, not those of model" in loaded.notes[0]
 
 
 def write_npz(path, tensors):

@@ -60,11 +60,9 @@ def choose(
     where = f"{file.where} ({_show(chosen)})" if place else file.where
     note = None
     if averages:
-        kind = "raw" if chosen is raw else "averaged"
-        note = (
-            f"the {kind} weights ({_show(chosen)}) are taken, of raw "
-            f"({_show(raw) or 'none'}) and averaged ({_show(averages)})"
-        )
+        kind, other = ("raw", averages) if chosen is raw else ("averaged", raw)
+        rest = f"not those of {_show(other)}" if other else "there are no raw ones"
+        note = f"the {kind} weights of {_show(chosen)} are taken, {rest}"
     return Weights(where, tensors, file.content, note)
 
 
