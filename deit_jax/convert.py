@@ -19,9 +19,9 @@ from deit_jax import command, files
 from deit_jax.errors import InputError
 
 LAYOUTS = ("timm", "hf")
-# Which flags go with --src and which with --workdir.
+# Which flags go with --src only and which with --workdir only.
 IMPORT = ("variant", "class_names", "mean", "std", "crop_ratio")
-EXPORT = ("to", "weights", "step")
+EXPORT = ("to", "step")
 
 
 def import_weights(src: str | os.PathLike, out: str | os.PathLike, **overrides) -> str:
@@ -29,7 +29,7 @@ def import_weights(src: str | os.PathLike, out: str | os.PathLike, **overrides) 
 
     Args:
       src: As the `path` of `weights.load.load`.
-      overrides: Its keyword arguments: `IMPORT`.
+      overrides: Its keyword arguments: `weights` and those of `IMPORT`.
 
     Returns:
       What was made, in words.
@@ -154,7 +154,7 @@ def define_flags() -> None:
         "weights",
         None,
         ["raw", "ema"],
-        "With --workdir: raw (default), or the average.",
+        "raw (default), or their moving average.",
     )
     flags.DEFINE_integer("step", None, "With --workdir: of the checkpoint; the newest.")
 
@@ -180,6 +180,7 @@ def main(_) -> None:
         for name in ("mean", "std"):
             example = "0.5,0.5,0.5 for pixels in 0 .. 1"
             overrides[name] = command.numbers(name, overrides[name], float, example)
+        overrides["weights"] = values.weights or "raw"
         print(import_weights(values.src, values.out, **overrides))
         return
     if values.to is None:

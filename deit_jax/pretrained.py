@@ -110,7 +110,8 @@ def initial_params(
 
 def _load(path: str) -> tuple[dict, ModelCard, list[str]]:
     """The parameters, the card, and sentences on the reading."""
-    if not path.startswith(("timm:", "hf:")) and not Path(path).exists():
+    named = path.startswith(("timm:", "hf:")) or "://" in path
+    if not named and not Path(path).exists():
         raise InputError(f"it does not exist. Expected {EXPECTED}.")
     if any((Path(path) / name).exists() for name in (model_card.MODEL, "checkpoints")):
         card = model_card.read(path)

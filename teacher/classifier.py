@@ -14,7 +14,8 @@ from torch.nn import functional
 
 from deit_jax.data.crops import centre_view
 from deit_jax.errors import InputError
-from teacher import network, weights
+from deit_jax.weights import tensor_files
+from teacher import network
 from teacher.blocks import consecutive, read_blocks
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -70,7 +71,18 @@ def save(path: str | os.PathLike, classifier: Classifier, **extra) -> None:
     content["model"] = {
         name: tensor.cpu() for name, tensor in classifier.model.state_dict().items()
     }
-    weights.replace_file(Path(path), content | extra)
+    replace_file(Path(path), content | extra)
+
+
+def replace_file(path: Path, content: dict) -> None:
+    """torch.save to a file that is either the old one or the new one, never a half."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    with open(partial, "wb") as file:
+        torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
 
 
 def load(
@@ -80,10 +92,10 @@ def load(
     stem: str | None = None,
     image_size: int | None = None,
 ) -> Classifier:
-    """Reads what `save` wrote, or a bare state dict of a torchvision network.
+    """Reads what `save` wrote, or a state dict of a torchvision network.
 
     Args:
-      path: The file, or a run directory of teacher.finetune.
+      path: A run directory of teacher.finetune, or what `tensor_files.open_file` reads.
       arch, stem, image_size: What a bare state dict does not say: `arch` and
         `image_size` are needed for one, its stem is `standard` if not given. Where the
         file says them, they may only repeat it. A bare state dict of any float type is
@@ -93,17 +105,16 @@ def load(
       InputError: There is no such file, it is damaged, holds more than tensors and
         plain values, or does not fit the network.
     """
-    path = Path(path)
-    if path.is_dir():
-        path = path / TEACHER
-        if not path.exists() and path.with_name("checkpoint.pt").exists():
-            raise InputError(
-                f"the teacher in {path.parent} is not trained to its end. Repeat the "
-                "teacher.finetune command that began it: it goes on from there."
-            )
-    content, _ = weights.read(path)
+    unfinished = Path(path, "checkpoint.pt").exists()
+    if unfinished and not Path(path, TEACHER).exists():
+        raise InputError(
+            f"the teacher in {path} is not trained to its end. Repeat the "
+            "teacher.finetune command that began it: it goes on from there."
+        )
+    file = tensor_files.open_file(path, TEACHER)
+    content = file.content
     given = {"arch": arch, "stem": stem, "image_size": image_size}
-    if content:
+    if network.is_teacher(content):
         for name, value in given.items():
             if value is not None and value != content[name]:
                 raise InputError(
@@ -123,13 +134,9 @@ def load(
                 "--stem=cifar."
             )
         stored = given | {"stem": stem or "standard"}
-    model = network.build(
-        stored["arch"],
-        None,
-        image_size=stored["image_size"],
-        weights=str(path),
-        stem=stored["stem"],
-    )
+    kind = {name: stored[name] for name in given}
+    model = network.build(num_classes=None, **kind)
+    network.load_weights(model, file, network.describe(**kind))
     network.check_image_size(model, stored["arch"], stored["image_size"])
     return Classifier(model=model, **stored)
 

@@ -25,9 +25,9 @@ from deit_jax import command
 from deit_jax.data import sources
 from deit_jax.errors import InputError
 from deit_jax.patience import Patience
+from deit_jax.weights import tensor_files
 from teacher import classifier as classifiers
 from teacher import network
-from teacher import weights as weight_files
 from teacher.blocks import augmented_batches
 
 CHECKPOINT = "checkpoint.pt"
@@ -183,7 +183,7 @@ class Training:
         content = {"epoch": epoch, "settings": self.identity}
         for name in ("model", "optimizer", "scaler"):
             content[name] = getattr(self, name).state_dict()
-        weight_files.replace_file(self.out / CHECKPOINT, content)
+        classifiers.replace_file(self.out / CHECKPOINT, content)
 
     def _announce(self, done: int) -> None:
         settings = self.settings
@@ -279,7 +279,7 @@ def _stored(out: Path, settings: dict) -> dict:
     for name in (classifiers.TEACHER, CHECKPOINT):
         if not (out / name).exists():
             continue
-        stored = weight_files.load_file(out / name)
+        stored = tensor_files.load_torch(out / name)
         theirs = stored.get("settings", {})
         differing = [
             f"{key} {theirs.get(key)!r}, now {value!r}"

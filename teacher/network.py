@@ -1,14 +1,14 @@
 """torchvision's classification networks: built by name, with another head or stem."""
 
 import difflib
-from pathlib import Path
+import sys
 
 import torch
 import torchvision
 from torch import nn
 
 from deit_jax.errors import InputError
-from teacher import weights as weight_files
+from deit_jax.weights import one_model, tensor_files
 
 STEMS = ("standard", "cifar")
 # Their training loss needs a second, auxiliary head.
@@ -31,7 +31,7 @@ def build(
         head that the weights have.
       image_size: Side of the input in pixels.
       weights: `none` (random), `DEFAULT` (torchvision's best, downloaded once), or a
-        file: a `teacher.pt` or a bare state dict of the same network.
+        file, as `load_weights` takes it.
       stem: See `replace_stem`.
 
     Raises:
@@ -43,13 +43,12 @@ def build(
     if stem == "cifar":
         replace_stem(model, arch)
     if weights not in ("none", "DEFAULT"):
-        content, state = weight_files.read(Path(weights))
-        if content.get("arch", arch) != arch:
+        file = tensor_files.open_file(weights)
+        if is_teacher(file.content) and file.content["arch"] != arch:
             raise InputError(
-                f"{weights} holds a {content['arch']}, --arch={arch} is asked for."
+                f"{weights} holds a {file.content['arch']}, --arch={arch} is asked for."
             )
-        replace_head(model, _head_width(model, state, weights, arch))
-        weight_files.load_state(model, state, f"{weights} as {arch} with --stem={stem}")
+        load_weights(model, file, describe(arch, stem, image_size))
     if num_classes not in (None, find_head(model)[1].out_features):
         replace_head(model, num_classes)
     return model
@@ -137,11 +136,41 @@ def check_image_size(model: nn.Module, arch: str, image_size: int) -> None:
         ) from error
 
 
-def _head_width(model: nn.Module, state: dict, path: str, arch: str) -> int:
-    name, _ = find_head(model)
-    if name + ".weight" not in state:
-        raise InputError(
-            f"{path} is not a {arch}: it has no {name}.weight, but "
-            f"{', '.join(list(state)[:3])} ... Give the --arch it was trained as."
-        )
-    return len(state[name + ".weight"])
+def is_teacher(content: dict) -> bool:
+    """Whether a file of weights is a `teacher.pt`, which says what it is."""
+    return {"arch", "stem", "image_size"} <= content.keys()
+
+
+def describe(arch: str, stem: str, image_size: int) -> str:
+    """A network for messages, by the flags that a user can change."""
+    return f"{arch} of --stem={stem} and --image_size={image_size}"
+
+
+def load_weights(model: nn.Module, file: tensor_files.Weights, what: str) -> None:
+    """Loads the weights of `model`, whose head becomes as wide as theirs.
+
+    Args:
+      file: A `teacher.pt`, or any file with a state dict of the same network.
+      what: The network, for messages.
+
+    Raises:
+      InputError: The file has no such network, or not quite.
+    """
+    expected = model.state_dict()
+    names = ", ".join(list(expected)[:3])
+    found = one_model.choose(file, expected.__contains__, f"{what}: no {names}, ...")
+    head = found.tensors.get(find_head(model)[0] + ".weight")
+    if head is not None and len(head.shape) == 2:
+        replace_head(model, head.shape[0])
+    # BatchNorm's counters take no part in the logits, and old files have none.
+    expected = {
+        name: tensor
+        for name, tensor in model.state_dict().items()
+        if name in found.tensors or not name.endswith(".num_batches_tracked")
+    }
+    one_model.check(found, expected, what)
+    if found.note:
+        print(f"note: {found.where}: {found.note}", file=sys.stderr)
+    with torch.no_grad():
+        for name, tensor in expected.items():
+            tensor.copy_(torch.from_numpy(found.tensors[name].read()))

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import sys
+import time
 
 import commands
 import jax
@@ -16,7 +17,7 @@ from deit_jax.models.params import abstract_params
 from deit_jax.training.checkpoint import CONVERTED_FROM, Checkpoints
 from deit_jax.training.saved_params import load_params
 from deit_jax.training.state import TrainState
-from deit_jax.weights import save, tensor_files
+from deit_jax.weights import download, save, tensor_files
 from deit_jax.weights.load import load
 
 CARD = model_card.ModelCard(
@@ -201,9 +202,10 @@ def test_a_directory_of_the_hub(run, tmp_path, monkeypatch):
     asked = []
 
     def snapshot_download(name, allow_patterns):
-        asked.append((name, allow_patterns[-1]))
+        asked.append((name, *allow_patterns[2:]))
         return str(tmp_path / "hub")
 
+    monkeypatch.setattr(download, "_ask_hub", lambda: None)
     monkeypatch.setattr(hub, "snapshot_download", snapshot_download)
     loaded = load("hf:someone/model")
     assert loaded.card.origin == "hf:someone/model"
@@ -214,19 +216,52 @@ def test_a_directory_of_the_hub(run, tmp_path, monkeypatch):
     (tmp_path / "hub" / "model.safetensors").unlink()
     with pytest.raises(InputError, match=r"has no model\.safetensors or pytorch_model"):
         load("hf:someone/model")
-    assert asked[-1] == ("someone/model", "pytorch_model.bin")
+    assert asked[2:] == [
+        (
+            "someone/model",
+            "model.safetensors.index.json",
+            "model-*-of-*.safetensors",
+        ),
+        ("someone/model", "pytorch_model.bin"),
+        (
+            "someone/model",
+            "pytorch_model.bin.index.json",
+            "pytorch_model-*-of-*.bin",
+        ),
+    ]
 
 
-def test_without_the_network(monkeypatch):
+def test_without_the_network(monkeypatch, tmp_path, capfd):
     hub = pytest.importorskip("huggingface_hub")
     timm = pytest.importorskip("timm")
 
     def fail(*_, **__):
         raise OSError("Temporary failure in name resolution\nand more")
 
+    monkeypatch.setattr(hub, "get_session", fail)
+    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    sources = {
+        "hf:someone/model": "https://huggingface.co/someone/model by hand",
+        "timm:deit_tiny_patch16_224": "patch16_224.fb_in1k by hand",
+    }
+    for src, address in sources.items():
+        monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", False)
+        began = time.perf_counter()
+        with pytest.raises(
+            InputError,
+            match=f"{src} cannot be downloaded: it is not in the local .*{address}",
+        ) as refused:
+            load(src)
+        assert len(str(refused.value).splitlines()) == 1
+        assert time.perf_counter() - began < 15  # the libraries' retries take 55 s
+        assert capfd.readouterr() == ("", "")
+
+    # The hub answers, and then something fails.
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(download, "_ask_hub", lambda: None)
     monkeypatch.setattr(hub, "snapshot_download", fail)
     monkeypatch.setattr(timm, "create_model", fail)
-    for src in ("hf:someone/model", "timm:deit_tiny_patch16_224"):
+    for src in sources:
         with pytest.raises(InputError, match=f"{src} cannot be downloaded: Temp") as e:
             load(src)
         assert "and more" not in str(e.value)

@@ -239,6 +239,12 @@ def test_a_file_of_weights_is_read_too(tmp_path):
     assert any("mean (0.5, 0.5, 0.5)" in sentence for sentence in sentences)
 
 
+def test_an_address_is_refused_as_it_is():
+    address = "https://host//weights.pth"
+    with pytest.raises(InputError, match=f"init_from={address}: {address} is an addre"):
+        start(address)
+
+
 def test_heads_of_another_number_of_classes_cannot_be_kept(source):
     path, _ = source(class_names=ANIMALS)
     with pytest.raises(InputError, match="it has 3 classes and this run 10"):

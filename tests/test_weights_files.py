@@ -1,16 +1,17 @@
 """Files of weights that are not what they should be, and what is found out of them."""
 
-import argparse
-import collections
 import json
 import pickle
+import re
 import sys
+import zipfile
 
 import jax
 import numpy as np
 import pytest
 import safetensors.numpy
 from flax import traverse_util
+from wrapped_weights import WRAPPED
 
 from deit_jax.errors import InputError
 from deit_jax.models.params import abstract_params
@@ -77,32 +78,84 @@ def test_a_safetensors_file_needs_no_torch(weights, tmp_path, monkeypatch):
     assert (loaded.card.variant, loaded.card.num_classes) == (VARIANT, 5)
     assert len(loaded.notes) == 2  # no preprocessing and no names
 
-    (tmp_path / "w.pth").write_bytes(b"x")
+    (tmp_path / "w.pth").write_bytes(b"\x80\2")
     with pytest.raises(InputError, match=r"needs torch: pip install -e .*safetensors"):
         load(tmp_path / "w.pth")
 
 
-def wrap_ema(tensors):
-    other = {name: value + 1 for name, value in tensors.items()}
-    return {"model_ema": other, "model": tensors, "epoch": 3}
-
-
 @pytest.mark.usefixtures("one_torch_thread")
-@pytest.mark.parametrize(
-    ("ending", "legacy", "wrap"),
-    [
-        ("pth", False, lambda x: x),
-        ("pt", True, lambda x: {"module." + name: value for name, value in x.items()}),
-        ("bin", False, wrap_ema),
-        ("PTH", True, lambda x: {"state_dict": x, "args": argparse.Namespace(lr=0.1)}),
-        ("pth", False, lambda x: {"model_ema": collections.OrderedDict(x)}),
-    ],
-)
-def test_state_dicts_as_they_are_published(weights, tmp_path, ending, legacy, wrap):
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+@pytest.mark.parametrize(("wrap", "note"), WRAPPED.values(), ids=WRAPPED)
+def test_a_student_is_found_wherever_a_script_put_it(
+    weights, tmp_path, wrap, note, legacy
+):
     torch = pytest.importorskip("torch")
-    path = tmp_path / f"w.{ending}"
-    torch.save(wrap(as_torch(weights)), path, _use_new_zipfile_serialization=not legacy)
+    path = tmp_path / "w.pth.tar"
+    content = wrap(as_torch(weights))
+    torch.save(content, path, _use_new_zipfile_serialization=not legacy)
+    loaded = load(path)
+    assert_equal(loaded.params, weights)
+    said = [text for text in loaded.notes if "are taken, " in text]
+    assert len(said) == (note is not None)
+    assert note is None or re.search(note, said[0])
+
+
+def test_the_average_is_taken_where_it_is_asked_for(weights, tmp_path):
+    path = tmp_path / "w.ckpt"
+    average = {name: value + 1 for name, value in weights.items()}
+    tensors = {"model." + name: value for name, value in weights.items()}
+    tensor_files.write_safetensors(path, tensors)
+    with pytest.raises(InputError, match="has no averaged weights beside model"):
+        load(path, weights="ema")
+    tensors |= {"ema." + name: value for name, value in average.items()}
+    tensor_files.write_safetensors(path, tensors)
     assert_equal(load(path).params, weights)
+    loaded = load(path, weights="ema")
+    assert_equal(loaded.params, average)
+    assert "averaged weights of ema are taken, not those of model" in loaded.notes[0]
+
+
+def write_npz(path, tensors):
+    with open(path, "wb") as file:
+        np.savez(file, **{"model." + name: value for name, value in tensors.items()})
+
+
+def write_torch(path, tensors):
+    pytest.importorskip("torch").save(as_torch(tensors), path)
+
+
+def write_padded(length):
+    """safetensors whose eight bytes of length begin like another kind of file."""
+
+    def write(path, tensors):
+        tensor_files.write_safetensors(path, tensors)
+        content = path.read_bytes()
+        size = int.from_bytes(content[:8], "little")
+        more = (length - size) % 256
+        header = content[8 : 8 + size] + b" " * more
+        path.write_bytes(
+            (size + more).to_bytes(8, "little") + header + content[8 + size :]
+        )
+
+    return write
+
+
+@pytest.mark.parametrize("name", ["w.pth", "w.safetensors", "w.bin", "w"])
+@pytest.mark.parametrize(
+    "write",
+    [
+        write_npz,
+        write_padded(0x80),
+        write_padded(ord("{")),
+        write_torch,
+    ],
+    ids=["npz", "like a pickle", "like JSON", "torch"],
+)
+def test_the_content_says_what_a_file_is(weights, tmp_path, monkeypatch, name, write):
+    write(tmp_path / name, weights)
+    if write is not write_torch:
+        monkeypatch.setitem(sys.modules, "torch", None)
+    assert_equal(load(tmp_path / name).params, weights)
 
 
 @pytest.mark.usefixtures("one_torch_thread")
@@ -143,6 +196,23 @@ def torch_of(content):
     return write
 
 
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 2\n"
+
+
+def module(path):
+    torch = pytest.importorskip("torch")
+    torch.save(torch.nn.Linear(2, 2), path)
+
+
+def zip_of(*names):
+    def write(path):
+        with zipfile.ZipFile(path, "w") as archive:
+            for name in names:
+                archive.writestr(name, "x")
+
+    return write
+
+
 def safetensors_of(content):
     return lambda path: safetensors.numpy.save_file(content, path)
 
@@ -160,46 +230,55 @@ HUGE = '{"head.weight":{"dtype":"F32","shape":[9999999999,96],"data_offsets":[0,
 @pytest.mark.parametrize(
     ("name", "write", "message"),
     [
-        ("w.pth", code, r"it refers to \S*print. Only tensors and plain values"),
-        ("w.pth", code_in_zip, r"it refers to \S*print. Only tensors and plain values"),
-        ("w.bin", lambda p: p.write_bytes(b"no weights"), "is damaged or is no file"),
+        ("w.pth", code, r"than tensors and plain values: \S*print, .*state_dict\(\)"),
+        ("w.pth", code_in_zip, r"than tensors and plain values: \S*print, which"),
+        ("w.pth", module, r"plain values: torch\.nn\S*\.Linear, which is not loaded"),
+        (
+            "w.pth",
+            lambda p: p.write_bytes(pickle.dumps({})),
+            "torch.save did not write",
+        ),
+        ("w.bin", lambda p: p.write_bytes(b"no weights"), "begins with b'no weights'"),
+        ("w.pth", lambda p: p.write_bytes(b" <!DOCTYPE html>"), "is a web page"),
+        ("w.pth", lambda p: p.write_bytes(LFS), "is a pointer of Git LFS"),
+        ("w.pth", lambda p: p.write_text('{"a": 1}'), "no index .* has no weight_map"),
+        ("w.pth", zip_of("a.txt"), r"is an archive of a\.txt"),
+        ("w.pth", zip_of("w/constants.pkl", "w/data.pkl"), "is a TorchScript program"),
         ("w.pth", lambda p: p.touch(), "w.pth is empty. Download"),
         ("w.pth", torch_of(lambda torch: [torch.ones(2)]), "holds a list, not a state"),
-        ("w.pth", torch_of(lambda torch: {}), "holds no tensors"),
+        ("w.pth", torch_of(lambda torch: {}), "no tensors of a model, but nothing"),
+        ("w.pth", torch_of(lambda torch: {"a": 3}), "no tensors of a model, but a"),
         (
             "w.pth",
-            torch_of(lambda torch: {(1,): torch.ones(2)}),
-            "by a tuple, expected",
-        ),
-        ("w.pth", torch_of(lambda torch: {"a": 3}), "no floating-point.*\n  a: int"),
-        (
-            "w.pth",
-            torch_of(lambda torch: {"a": torch.ones(2, dtype=torch.int64)}),
-            r"a: torch\.int64",
+            torch_of(lambda torch: {"optimizer": {"s": torch.ones(2)}, "epoch": 3}),
+            "no tensors of a model, but optimizer, epoch",
         ),
         (
             "w.pth",
-            torch_of(lambda torch: {"a": torch.ones(1).expand(10**12)}),
-            r"a: \(1000000000000,\), larger than its memory",
-        ),
-        ("w.pth", torch_of(lambda torch: {"a": torch.eye(3).to_sparse()}), "not dense"),
-        (
-            "w.pth",
-            torch_of(lambda torch: {"a": torch.ones(3, device="meta")}),
-            "a: on device meta",
+            torch_of(lambda torch: {(1,): torch.ones(2), "b": {"c": torch.ones(2)}}),
+            r"holds no ViT .* It has \(1,\), b\.c\.",
         ),
         ("w.safetensors", lambda p: p.touch(), "is empty"),
-        ("w.safetensors", lambda p: p.write_bytes(b"\xff" * 9), "is damaged: .*header"),
+        (
+            "w.safetensors",
+            lambda p: p.write_bytes(b"\xff" * 9),
+            "is no file of weights",
+        ),
         ("w.safetensors", header(HUGE), "is damaged: "),
-        ("w.safetensors", header("{}"), "holds no tensors"),
-        ("w.safetensors", safetensors_of({"a": np.arange(3)}), "  a: I64"),
-        ("w.npz", lambda p: p.touch(), r"ends in \.safetensors, \.pth, \.pt, \.bin"),
+        ("w.safetensors", header("{}"), "It has no tensors"),
+        ("w.safetensors", safetensors_of({"a": np.arange(3)}), "It has a"),
+        (
+            "w.npz",
+            lambda p: np.savez(p, a=np.array([{}], object)),
+            "is damaged .Object",
+        ),
         ("w.pth", lambda p: None, "w.pth does not exist"),
         ("w.pth", lambda p: p.mkdir(), r"has no model\.safetensors or pytorch_model"),
+        ("https://host//w.pth", lambda p: None, "https://host//w.pth is an address"),
     ],
 )
 def test_a_file_without_weights_is_refused(tmp_path, capfd, name, write, message):
-    path = tmp_path / name
+    path = name if "://" in name else tmp_path / name
     write(path)
     with pytest.raises(InputError, match=message):
         load(path)
@@ -225,10 +304,37 @@ def test_a_truncated_file_is_refused(weights, tmp_path, ending, share):
 
 def test_a_directory_without_weights_says_what_is_there(tmp_path):
     (tmp_path / "b.pth").touch()
-    with pytest.raises(InputError, match=r"Give a file of it: b\.pth"):
+    with pytest.raises(InputError, match=r"Give a file of weights: it has b\.pth"):
         load(tmp_path)
     (tmp_path / "model.json").touch()
     with pytest.raises(InputError, match="is a run directory of this package"):
+        load(tmp_path)
+
+
+@pytest.mark.usefixtures("one_torch_thread")
+@pytest.mark.parametrize("kind", ["model.safetensors", "pytorch_model.bin"])
+def test_a_model_in_parts_is_read_through_its_index(weights, tmp_path, kind):
+    stem, ending = kind.split(".")
+    names, parts = sorted(weights), [f"{stem}-0000{i}-of-00003.{ending}" for i in "123"]
+    write = write_torch if ending == "bin" else tensor_files.write_safetensors
+    for i, part in enumerate(parts):
+        write(tmp_path / part, {name: weights[name] for name in names[i::3]})
+    with pytest.raises(InputError, match=rf"but not {kind}\.index\.json"):
+        load(tmp_path)
+    with pytest.raises(InputError, match="is one of 3 parts of a model"):
+        load(tmp_path / parts[0])
+
+    index = tmp_path / f"{kind}.index.json"
+    place = {name: parts[i % 3] for i, name in enumerate(names)}
+    index.write_text(json.dumps({"metadata": {}, "weight_map": place}))
+    for path in (tmp_path, index):
+        assert_equal(load(path).params, weights)
+    write(tmp_path / parts[1], {name: weights[name] for name in names[4::3]})
+    with pytest.raises(InputError, match=f"{names[1]}: missing"):
+        load(tmp_path)
+    (tmp_path / parts[1]).unlink()
+    missing = rf"lists {parts[1]}, which .* does not have: \d+ of {len(names)} tensors"
+    with pytest.raises(InputError, match=missing):
         load(tmp_path)
 
 
@@ -251,6 +357,13 @@ def with_(**shapes):
     return change
 
 
+BLOCK = [
+    f"{part}.{kind}"
+    for part in ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
+    for kind in ("weight", "bias")
+]
+
+
 def with_nan(tensors):
     tensors["norm.bias"] = np.full(96, np.nan, np.float32)
 
@@ -265,7 +378,7 @@ def with_nan(tensors):
         (without("blocks.2.attn.qkv.bias"), r"blocks\.2\.attn\.qkv\.bias: missing"),
         (
             with_(blocks__0__ls1__gamma=(96,)),
-            r"ls1\.gamma: \(96,\), left over: deit_nano",
+            r"ls1\.gamma: \(96,\), left over",
         ),
         (with_(norm_pre__weight=(96,)), r"norm_pre\.weight: \(96,\), left over"),
         (with_(fc_norm__weight=(96,)), r"fc_norm\.weight: \(96,\), left over"),
@@ -290,6 +403,14 @@ def with_nan(tensors):
             with_(blocks__4__norm1__weight=(96,)),
             "not in this package: 96 wide, 5 deep, patches of 8 px, with",
         ),
+        (
+            without(*(f"blocks.2.{name}" for name in BLOCK)),
+            r"has 3 of 4 blocks: blocks\.2 missing",
+        ),
+        (
+            without(*(f"blocks.3.{name}" for name in BLOCK)),
+            "3 deep, .* Of a nano model 1 blocks are missing",
+        ),
         (with_nan, r"norm\.bias has values that are not finite"),
     ],
 )
@@ -299,6 +420,37 @@ def test_weights_that_do_not_fit_are_refused(weights, tmp_path, change, message)
     path = tmp_path / "w.safetensors"
     tensor_files.write_safetensors(path, tensors)
     with pytest.raises(InputError, match=message):
+        load(path)
+
+
+@pytest.mark.usefixtures("one_torch_thread")
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (lambda torch: torch.ones(96, dtype=torch.int8), "int8, expected a floating"),
+        (lambda torch: torch.ones(1).expand(96), "larger than its memory, expected"),
+        (lambda torch: torch.ones(96).to_sparse(), "not dense, expected"),
+        (lambda torch: torch.ones(96, device="meta"), "on device meta, expected"),
+        (lambda torch: 3, r"missing, expected \(96,\)"),
+    ],
+)
+def test_a_tensor_without_values_is_refused(weights, tmp_path, value, message):
+    torch = pytest.importorskip("torch")
+    tensors = as_torch(weights) | {"norm.bias": value(torch)}
+    torch.save(tensors, tmp_path / "w.pth")
+    with pytest.raises(InputError, match=r"  norm\.bias: " + message):
+        load(tmp_path / "w.pth")
+
+
+def test_two_models_are_told_apart_by_the_user(weights, tmp_path):
+    path = tmp_path / "w.safetensors"
+    tensors = {
+        f"{who}.{name}": value
+        for name, value in weights.items()
+        for who in ("student", "teacher")
+    }
+    tensor_files.write_safetensors(path, tensors)
+    with pytest.raises(InputError, match="holds several models: student, teacher"):
         load(path)
 
 

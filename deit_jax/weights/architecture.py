@@ -45,7 +45,7 @@ def infer(
         raise InputError(
             f"{where} has no {roles['head']}, the layer that makes the logits: it is a "
             "model without classes (timm's num_classes=0, a bare model of "
-            "transformers) or no ViT. Give one with a classifier."
+            "transformers) or a part of one. Give one with a classifier."
         )
     patches = _shape(shapes, roles["patches"], "width, 3, patch, patch", where)
     width, _, patch_size, _ = patches
@@ -53,8 +53,7 @@ def infer(
     head = _shape(shapes, roles["head"], f"classes, {width}", where)
     num_classes, num_positions = head[0], positions[1]
     distilled = roles["distillation token"] in shapes
-    start = roles["blocks"]
-    depth = len({n[len(start) :].split(".")[0] for n in shapes if n.startswith(start)})
+    depth = _depth(shapes, roles["blocks"], where)
     words = (
         f"{width} wide, {depth} deep, patches of {patch_size} px, "
         f"{'with' if distilled else 'without'} a distillation token"
@@ -84,6 +83,20 @@ def infer(
     )
 
 
+def _depth(shapes, start: str, where: str) -> int:
+    """The number of blocks; refuses gaps between them."""
+    names = [n[len(start) :].split(".")[0] for n in shapes if n.startswith(start)]
+    there = {int(name) for name in names if name.isdigit()}
+    depth = max(there, default=-1) + 1
+    if len(there) < depth:
+        missing = ", ".join(f"{start}{i}" for i in sorted({*range(depth)} - there))
+        raise InputError(
+            f"{where} has {len(there)} of {depth} blocks: {missing} missing. Download "
+            "all of it."
+        )
+    return depth
+
+
 def _variants(width, depth, patch_size, distilled, words: str, where: str) -> list[str]:
     """The variants of these sizes."""
     found = [
@@ -100,8 +113,14 @@ def _variants(width, depth, patch_size, distilled, words: str, where: str) -> li
             )
             for size, sizes in SIZES.items()
         )
+        part = "".join(
+            f" Of a {size} model {sizes['depth'] - depth} blocks are missing."
+            for size, sizes in SIZES.items()
+            if sizes["width"] == width and sizes["depth"] > depth
+        )
         raise InputError(
-            f"{where} holds a model that is not in this package: {words}. There are, "
+            f"{where} holds a model that is not in this package: {words}.{part} There "
+            "are, "
             f"with and without the token:\n{there}"
         )
     return found

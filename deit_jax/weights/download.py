@@ -7,6 +7,8 @@ from pathlib import Path
 from deit_jax.errors import InputError
 from deit_jax.weights import tensor_files
 
+TIMEOUT = 5  # seconds, for the hub's first answer
+
 
 def timm_model(name: str) -> tuple[dict[str, tensor_files.Tensor], dict]:
     """A pretrained model of timm.
@@ -34,10 +36,13 @@ def timm_model(name: str) -> tuple[dict[str, tensor_files.Tensor], dict]:
             f"timm:{name}: timm {timm.__version__} has no such model."
             + (f" Did you mean {' or '.join(close)}?" if close else "")
         )
+    address = None
     try:
+        address = timm.get_pretrained_cfg(name).hf_hub_id
+        _ask_hub()
         model = timm.create_model(name, pretrained=True)
     except Exception as error:  # the network, the hub, a missing tag
-        raise _cannot(f"timm:{name}", error) from error
+        raise _cannot(f"timm:{name}", address, error) from error
     data = resolve_model_data_config(model)
     config = {
         "architecture": name.partition(".")[0],
@@ -48,18 +53,15 @@ def timm_model(name: str) -> tuple[dict[str, tensor_files.Tensor], dict]:
     }
     if model.num_classes == 1000:
         config["label_names"] = ImageNetInfo().label_descriptions()
-    return tensor_files.from_state_dict(model.state_dict(), f"timm:{name}"), config
+    return tensor_files.from_torch(model.state_dict()), config
 
 
-def hugging_face_directory(
-    name: str, configs: Sequence[str], weights: Sequence[str]
-) -> Path:
+def hugging_face_directory(name: str, configs: Sequence[str]) -> Path:
     """A local copy of a model of the Hugging Face hub.
 
     Args:
       name: As in its address: `facebook/deit-tiny-distilled-patch16-224`.
-      configs: The files to copy, where they are there.
-      weights: Of these the first that is there.
+      configs: The files to copy beside the weights, where they are there.
 
     Raises:
       InputError: huggingface_hub is missing, there is no such model, or the download
@@ -73,18 +75,41 @@ def hugging_face_directory(
             "the files of the model into a directory and give that."
         ) from error
     try:
-        for file in weights:
-            directory = Path(snapshot_download(name, allow_patterns=[*configs, file]))
+        _ask_hub()
+        for file in tensor_files.FILES:
+            whole = Path(file.removesuffix(tensor_files.INDEX))
+            parts = f"{whole.stem}-*-of-*{whole.suffix}"
+            patterns = [*configs, file, *([parts] if str(whole) != file else [])]
+            directory = Path(snapshot_download(name, allow_patterns=patterns))
             if (directory / file).is_file():
                 break
     except Exception as error:  # the network, the hub, a malformed name
-        raise _cannot(f"hf:{name}", error) from error
+        raise _cannot(f"hf:{name}", name, error) from error
     return directory
 
 
-def _cannot(what: str, error: Exception) -> InputError:
+def _ask_hub() -> None:
+    """Leaves a hub that does not answer alone: its cache serves, without retries."""
+    from huggingface_hub import constants, get_session
+
+    try:
+        get_session().head(constants.ENDPOINT, timeout=TIMEOUT)
+    except Exception:  # whatever the library's HTTP client raises
+        constants.HF_HUB_OFFLINE = True
+
+
+def _cannot(what: str, address: str | None, error: Exception) -> InputError:
+    from huggingface_hub import constants
+
+    hub = constants.ENDPOINT
     first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if constants.HF_HUB_OFFLINE:
+        first = (
+            f"it is not in the local cache, and {hub} does not answer or "
+            "HF_HUB_OFFLINE is set."
+        )
     return InputError(
         f"{what} cannot be downloaded: {first} Look at the name and the network, or "
-        "download the files elsewhere and give --src=DIR."
+        f"download {f'the files of {hub}/{address}' if address else 'it'} by hand and "
+        "give their file or directory in place of the name."
     )

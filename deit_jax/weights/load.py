@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from deit_jax.weights import (
     architecture,
     download,
     hugging_face,
+    one_model,
     preprocessing,
     tensor_files,
     timm,
@@ -25,8 +27,15 @@ from deit_jax.weights import (
 
 CONFIG = "config.json"
 PREPROCESSOR = "preprocessor_config.json"
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # of a directory, in this order
 EPSILON = 1e-6  # of our layer norms
+# Names of timm's and transformers' models; wrappers can be called `vit.` or `encoder.`.
+NAME = re.compile(
+    r"(cls_token|dist_token|pos_embed"
+    r"|(patch_embed\.proj|blocks\.\d+\..+|norm|head|head_dist"
+    r"|((vit|deit)\.)?(embeddings|encoder\.layer|layers\.\d+|layernorm|pooler)\b.*"
+    r"|(cls_|distillation_)?classifier)\.(weight|bias)"
+    r"|((vit|deit)\.)?embeddings\.\w+)"
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -48,8 +57,7 @@ class Loaded:
 class _Source:
     """Tensors, and what the files beside them say."""
 
-    where: str
-    tensors: dict[str, tensor_files.Tensor]
+    weights: tensor_files.Weights
     config: dict = dataclasses.field(default_factory=dict)
     preprocessor: dict = dataclasses.field(default_factory=dict)
 
@@ -57,6 +65,7 @@ class _Source:
 def load(
     path: str | os.PathLike,
     *,
+    weights: str = "raw",
     variant: str | None = None,
     class_names: Sequence[str] | None = None,
     mean: Sequence[float] | None = None,
@@ -66,10 +75,10 @@ def load(
     """Reads a file of weights, or a directory of timm or transformers.
 
     Args:
-      path: A file (`tensor_files.read_tensors`); a directory with `config.json` and
-        `model.safetensors` or `pytorch_model.bin`; `timm:NAME` or `hf:ID`, which are
-        downloaded. A `config.json` and `preprocessor_config.json` of timm or
-        transformers beside a file count too.
+      path: A file or directory (`tensor_files.open_file`); `timm:NAME` or `hf:ID`,
+        which are downloaded. A `config.json` and `preprocessor_config.json` of timm or
+        transformers beside the file count too.
+      weights: `raw`, or `ema` for their moving average, of a file that holds both.
       variant: What it is to be; None finds it out.
       class_names: One a class; None takes those of `config.json`, or numbers.
       mean: Of the channels, for pixels in 0 .. 1; None takes that of the files, or
@@ -81,9 +90,12 @@ def load(
     """
     if variant is not None:
         variants.create(variant, num_classes=1)  # explains an unknown one
-    source = _open(str(path))
-    where, config, notes = source.where, source.config, []
-    tensors = dict(source.tensors)
+    source = _open(str(path), average=weights == "ema")
+    where, config = source.weights.where, source.config
+    notes = []
+    if source.weights.note:
+        notes.append(f"{source.weights.note} (convert's --weights chooses)")
+    tensors = source.weights.tensors
     is_hugging_face = hugging_face.is_layout(tensors)
     if is_hugging_face:
         tensors, unused = _published(tensors, where)
@@ -125,74 +137,55 @@ def load(
         origin=str(path),
     )
 
-    params = _read_params(tensors, shapes, card, is_hugging_face, where)
+    found = tensor_files.Weights(where, tensors)
+    params = _read_params(found, card, is_hugging_face)
     return Loaded(params, card, tuple(notes))
 
 
-def _read_params(
-    tensors, shapes, card: ModelCard, is_hugging_face: bool, where
-) -> dict:
+def _read_params(found, card: ModelCard, is_hugging_face: bool) -> dict:
     """Reads the tensors when all shapes are those of the card's model."""
     state_dict = timm.from_flax(_placeholders(card))
     if is_hugging_face:
         state_dict = hugging_face.from_timm(state_dict)
-    expected = {name: value.shape for name, value in state_dict.items()}
-    _check_shapes(shapes, expected, card.variant, where)
-    state_dict = {name: tensor.read() for name, tensor in tensors.items()}
+    one_model.check(found, state_dict, card.variant)
+    state_dict = {name: tensor.read() for name, tensor in found.tensors.items()}
     for name, value in state_dict.items():
         if not np.isfinite(value).all():
-            raise InputError(f"{where}: {name} has values that are not finite.")
+            raise InputError(f"{found.where}: {name} has values that are not finite.")
     if is_hugging_face:
         state_dict = hugging_face.to_timm(state_dict)
     return timm.to_flax(state_dict)
 
 
-def _open(path: str) -> _Source:
+def _open(path: str, *, average: bool) -> _Source:
+    what = "ViT or DeiT of timm or transformers: no patch_embed.proj.weight or the like"
     kind, _, name = path.partition(":")
     if kind == "timm":
         tensors, config = download.timm_model(name)
-        return _Source(path, tensors, config)
-    if kind == "hf":
-        directory = download.hugging_face_directory(
-            name, (CONFIG, PREPROCESSOR), WEIGHTS
+        file = tensor_files.Weights(path, tensors)
+        return _Source(
+            one_model.choose(file, NAME.fullmatch, what, average=average), config
         )
-        file = _weights_of(directory)
-    else:
-        file = Path(path)
-        if file.is_dir():
-            file = _weights_of(file)
-    tensors = tensor_files.read_tensors(file)
+    place = path
+    if kind == "hf":
+        place = download.hugging_face_directory(name, (CONFIG, PREPROCESSOR))
+    elif Path(path, MODEL).is_file():
+        raise InputError(
+            f"{path} is a run directory of this package. Expected weights of timm or "
+            "transformers; commands take a run directory as it is."
+        )
+    file = tensor_files.find(place)
+    weights = one_model.choose(
+        tensor_files.open_file(file), NAME.fullmatch, what, average=average
+    )
     config = _read_json(file.with_name(CONFIG))
     if not (
         config.get("model_type") in ("vit", "deit")
-        if hugging_face.is_layout(tensors)
+        if hugging_face.is_layout(weights.tensors)
         else "architecture" in config
     ):
         config = {}  # of something else that lies in the same folder
-    preprocessor = _read_json(file.with_name(PREPROCESSOR))
-    return _Source(path, tensors, config, preprocessor)
-
-
-def _weights_of(directory: Path) -> Path:
-    for name in WEIGHTS:
-        if (directory / name).is_file():
-            return directory / name
-    if (directory / MODEL).is_file():
-        raise InputError(
-            f"{directory} is a run directory of this package. Expected weights of timm "
-            "or transformers; commands take a run directory as it is."
-        )
-    others = sorted(
-        path.name for path in directory.iterdir() if path.suffix in tensor_files.ENDINGS
-    )
-    raise InputError(
-        f"{directory} has no {' or '.join(WEIGHTS)}. "
-        + (
-            f"Give a file of it: {', '.join(others[:10])}."
-            if others
-            else "Expected a directory as timm and transformers save it, or a file."
-        )
-    )
+    return _Source(weights, config, _read_json(file.with_name(PREPROCESSOR)))
 
 
 def _read_json(path: Path) -> dict:
@@ -332,24 +325,3 @@ def _placeholders(card: ModelCard) -> dict:
         lambda leaf: np.broadcast_to(zero, leaf.shape),
         abstract_params(card.create_model()),
     )
-
-
-def _check_shapes(found, expected, chosen: str, where: str) -> None:
-    lines = [
-        f"  {name}: "
-        + (
-            f"missing, expected {expected[name]}"
-            if name not in found
-            else f"{found[name]}, left over: {chosen} has no such tensor"
-            if name not in expected
-            else f"{found[name]}, expected {expected[name]}"
-        )
-        for name in sorted(found.keys() | expected.keys())
-        if found.get(name) != expected.get(name)
-    ]
-    if lines:
-        more = f"\n  ... and {len(lines) - 20} more" if len(lines) > 20 else ""
-        raise InputError(
-            f"the weights of {where} are not quite those of {chosen}, and nothing is "
-            "taken in part:\n" + "\n".join(lines[:20]) + more
-        )

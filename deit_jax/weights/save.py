@@ -18,7 +18,7 @@ def check(out: str | os.PathLike) -> None:
       InputError: It has the ending of a pickle, or is a run directory.
     """
     out = Path(out)
-    if out.suffix.lower() in tensor_files.TORCH_ENDINGS:
+    if out.suffix.lower() in (".pth", ".pt", ".bin"):
         raise InputError(
             f"--out={out}: expected a file that ends in .safetensors, which torch, "
             "timm and transformers read, or a directory."

@@ -1,104 +1,260 @@
 """Files of weights as NumPy tensors that are read one by one, and writing them.
 
-A file of weights comes from anywhere. Nothing in it is executed, and no tensor is
-brought into memory before its reader has looked at its shape.
+Students and teachers read their files here. A file of weights comes from anywhere: its
+content says what it is, not its ending. Nothing in it is executed, and no tensor of
+safetensors or torch is converted before its reader has looked at its shape.
 """
 
 import argparse
 import dataclasses
 import os
+import pathlib
 import re
 import warnings
-from collections.abc import Callable, Mapping
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 import safetensors
 import safetensors.numpy
 
+from deit_jax import files
 from deit_jax.errors import InputError
 
-TORCH_ENDINGS = (".pth", ".pt", ".bin")
-ENDINGS = (".safetensors", *TORCH_ENDINGS)
-# Where training scripts put the state dict: DeiT's and timm's, the raw one first.
-NESTED = ("model", "state_dict", "model_ema", "state_dict_ema")
-FLOATS = {"F64", "F32", "F16", "BF16"}  # safetensors' names of types
+# Of a directory, in this order. An index names the files of a model in several parts.
+INDEX = ".index.json"
+WHOLE = ("model.safetensors", "pytorch_model.bin")
+FILES = tuple(name + ending for name in WHOLE for ending in ("", INDEX))
+PART = re.compile(r"-\d{5}-of-(\d{5})\.")  # of a file's name
+FLOATS = ("float64", "float32", "float16", "bfloat16")
+SAFETENSORS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+DEEPEST = 8  # dicts in one another
 
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """A tensor of a file: its shape, and `read()`, its values as a float32 array."""
+    """A tensor of a file.
+
+    Attributes:
+      shape: Its sides.
+      dtype: NumPy's name of its type; or what makes it unreadable.
+      read: Returns its values; all floating-point types become float32.
+    """
 
     shape: tuple[int, ...]
+    dtype: str
     read: Callable[[], np.ndarray]
 
 
-def read_tensors(path: str | os.PathLike) -> dict[str, Tensor]:
-    """The tensors of a file of weights by name, without a prefix `module.`.
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """What a file holds, or one model of it.
+
+    Attributes:
+      where: The file, and the place of the model in it, for messages.
+      tensors: By name; a dict in a dict is a prefix: `state_dict.model.head.weight`.
+      content: The whole dict of a file of torch; empty for others.
+      note: Which of raw and averaged weights were chosen, where there is an average.
+    """
+
+    where: str
+    tensors: dict[str, Tensor]
+    content: dict = dataclasses.field(default_factory=dict)
+    note: str | None = None
+
+
+def find(path: str | os.PathLike, *names: str) -> Path:
+    """The file that holds or lists the weights: `path`, or one in this directory.
 
     Args:
-      path: `.safetensors`; or `.pth`, `.pt` or `.bin`, which need torch: a state dict,
-        or a training checkpoint of DeiT or timm that holds one. Of a raw one and its
-        moving average the raw one is taken.
+      names: What to look for in a directory before `FILES`.
 
     Raises:
-      InputError: There is no such file, it is damaged, it is a pickle that holds more
-        than tensors and plain values, it holds no state dict, or one with tensors
-        that are no floating-point numbers.
+      InputError: `path` is an address, does not exist, is one part of several, or is a
+        directory without such a file.
     """
+    if "://" in str(path):
+        raise InputError(f"{path} is an address. Download it, and give the file.")
     path = Path(path)
+    if path.is_dir():
+        return _find_in(path, names)
     if not path.is_file():
         what = "is no file" if path.exists() else "does not exist"
-        raise InputError(f"{path} {what}. Expected a file of weights.")
-    if path.suffix.lower() not in ENDINGS:
+        raise InputError(f"{path} {what}. Expected a file or directory of weights.")
+    if part := PART.search(path.name):
         raise InputError(
-            f"{path}: expected a file of weights that ends in {', '.join(ENDINGS)}."
+            f"{path} is one of {int(part[1])} parts of a model. Give their directory."
         )
-    if path.stat().st_size == 0:
-        raise InputError(f"{path} is empty. Download or save it again.")
-    if path.suffix.lower() == ".safetensors":
-        tensors = _read_safetensors(path)
-    else:
-        tensors = from_state_dict(_state_dict(_load_torch(path), path), path)
-    if tensors and all(name.startswith("module.") for name in tensors):
-        # Of torch's DistributedDataParallel.
-        tensors = {name.removeprefix("module."): t for name, t in tensors.items()}
-    if not tensors:
-        raise InputError(f"{path} holds no tensors.")
-    return tensors
+    return path
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
+def _find_in(directory: Path, names: tuple[str, ...]) -> Path:
+    for name in (*names, *FILES):
+        if (directory / name).is_file():
+            return directory / name
+    there = sorted(path.name for path in directory.iterdir() if path.is_file())
+    if parts := [name for name in there if PART.search(name)]:
+        raise InputError(
+            f"{directory} has parts of a model ({', '.join(parts[:3])}), but not "
+            f"{PART.sub('.', parts[0])}{INDEX}, which lists them. Download it too."
+        )
+    raise InputError(
+        f"{directory} has no {' or '.join((*names, *WHOLE))}, nor an index of parts. "
+        + (
+            f"Give a file of weights: it has {', '.join(there[:10])}."
+            if there
+            else "Expected a directory as timm and transformers save it, or a file."
+        )
+    )
+
+
+def open_file(path: str | os.PathLike, *names: str) -> Weights:
+    """All tensors of a file of weights, or of the files that its index lists.
+
+    Args:
+      path: safetensors, npz, what torch.save writes (which needs torch), an index of
+        transformers, or a directory with one of `FILES`.
+      names: See `find`.
+
+    Raises:
+      InputError: See `find`; or the file is damaged, of another kind, or a pickle with
+        more in it than tensors and plain values; or a part is missing.
+    """
+    path = find(path, *names)
+    start = _start(path)
+    if _is_safetensors(start) or not start.lstrip().startswith(b"{"):
+        return _open_one(path)
+    try:
+        index = files.read_json(path)
+        files.check(index, {"weight_map": {...: str}})
+    except ValueError as error:
+        raise InputError(f"{path} is no index of weights: {error}.") from error
+    parts = index["weight_map"]
+    if missing := {p for p in parts.values() if not (path.parent / p).is_file()}:
+        count = sum(part in missing for part in parts.values())
+        raise InputError(
+            f"{path} lists {', '.join(sorted(missing))}, which {path.parent} does not "
+            f"have: {count:,} of {len(parts):,} tensors are missing. Download it too."
+        )
+    tensors = {}
+    for part in sorted(set(parts.values())):
+        tensors |= _open_one(path.parent / part).tensors
+    return Weights(str(path), tensors)
+
+
+def _start(path: Path) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read(512)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
+
+
+def _is_safetensors(start: bytes) -> bool:
+    """Its header follows eight bytes of length, which can look like anything."""
+    return start[4:9] == b"\0\0\0\0{"
+
+
+def _open_one(path: Path) -> Weights:
+    start = _start(path)
+    if _is_safetensors(start):
+        return _open_safetensors(path)
+    if start.startswith(b"\x80"):
+        return _open_torch(path)
+    if start.startswith(b"PK\3\4"):
+        return _open_zip(path)
+    raise InputError(f"{path} {_describe(start)}")
+
+
+def _describe(start: bytes) -> str:
+    """What a file is that holds no weights, from how it begins."""
+    if not start:
+        return "is empty. Download or save it again."
+    if start.startswith(b"version https://git-lfs"):
+        return "is a pointer of Git LFS, not the file itself. Run `git lfs pull`."
+    if re.match(rb"\s*<(!doctype|html|\?xml|!--)", start, re.IGNORECASE):
+        return (
+            "is a web page, not weights: its download met an error or a login. "
+            "Download it again."
+        )
+    return (
+        f"is no file of weights: it begins with {start[:16]!r}. Expected safetensors, "
+        "npz, or what torch.save writes."
+    )
+
+
+def _open_safetensors(path: Path) -> Weights:
     try:
         # The library checks that the header and the file fit to each other.
         file = safetensors.safe_open(path, framework="np")
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
     except (safetensors.SafetensorError, OSError) as error:
         raise InputError(f"{path} is damaged: {error}. Download it again.") from error
-    types = {name: part.get_dtype() for name, part in slices.items()}
-    _refuse_types(path, {n: kind for n, kind in types.items() if kind not in FLOATS})
 
-    def reader(name):
-        return lambda: np.array(file.get_tensor(name), np.float32)
-
-    return {
-        name: Tensor(tuple(part.get_shape()), reader(name))
-        for name, part in slices.items()
-    }
-
-
-def _refuse_types(where, wrong: Mapping[str, str]) -> None:
-    if wrong:
-        lines = [f"  {name}: {what}" for name, what in list(wrong.items())[:10]]
-        more = f"\n  ... and {len(wrong) - 10} more" if len(wrong) > 10 else ""
-        raise InputError(
-            f"{where} holds entries that are no floating-point tensors:\n"
-            + "\n".join(lines)
-            + more
+    def reader(name, dtype):
+        return lambda: np.array(
+            file.get_tensor(name), np.float32 if dtype in FLOATS else None
         )
 
+    tensors = {}
+    for name, part in slices.items():
+        dtype = part.get_dtype()
+        dtype = SAFETENSORS.get(dtype, dtype.replace("I", "int"))
+        tensors[name] = Tensor(tuple(part.get_shape()), dtype, reader(name, dtype))
+    return Weights(str(path), tensors)
 
-def _load_torch(path: Path):
+
+def _open_zip(path: Path) -> Weights:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+        arrays = {}
+        if all(name.endswith(".npy") for name in names):
+            with np.load(path) as file:  # no pickles
+                arrays = dict(file)
+    except (zipfile.BadZipFile, ValueError, EOFError) as error:
+        raise InputError(
+            f"{path} is damaged ({error}). Download or save it again."
+        ) from error
+    if arrays:
+        return Weights(str(path), {n: _from_array(x) for n, x in arrays.items()})
+    if any(name.endswith("constants.pkl") for name in names):
+        raise InputError(
+            f"{path} is a TorchScript program, not weights. Save those of it: "
+            "torch.save(torch.jit.load(FILE).state_dict(), NEW)."
+        )
+    if any(name.endswith("data.pkl") for name in names):
+        return _open_torch(path)
+    raise InputError(
+        f"{path} is an archive of {', '.join(names[:3]) or 'nothing'} ... Unpack it, "
+        "and give the file of weights."
+    )
+
+
+def _from_array(array: np.ndarray) -> Tensor:
+    dtype = array.dtype.name
+    kind = np.float32 if dtype in FLOATS else None
+    return Tensor(array.shape, dtype, lambda: np.array(array, kind))
+
+
+def _open_torch(path: Path) -> Weights:
+    content = load_torch(path)
+    if not isinstance(content, Mapping):
+        raise InputError(f"{path} holds a {type(content).__name__}, not a state dict.")
+    tensors = from_torch(content)
+    if not tensors:
+        keys = ", ".join(map(str, list(content)[:5])) or "nothing at all"
+        raise InputError(f"{path} holds no tensors of a model, but {keys}.")
+    return Weights(str(path), tensors, dict(content))
+
+
+def load_torch(path: str | os.PathLike):
+    """`torch.load` of tensors and plain values.
+
+    Raises:
+      InputError: torch is missing, or the file is damaged or refers to other code.
+    """
     try:
         import torch
     except ImportError as error:
@@ -106,73 +262,66 @@ def _load_torch(path: Path):
             f'reading {path} needs torch: pip install -e ".[teacher]", or give the '
             "weights as .safetensors, which does not."
         ) from error
+    scalar = np.float64(0).__reduce__()[0]
+    # What training scripts store beside weights: arguments, and NumPy's numbers.
+    safe = [
+        argparse.Namespace,
+        pathlib.PosixPath,
+        scalar,
+        (scalar, "numpy.core.multiarray.scalar"),  # of NumPy 1
+        np.dtype,
+        *(type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8")),
+    ]
     try:
-        # Training checkpoints of DeiT hold their arguments as a Namespace.
-        safe = torch.serialization.safe_globals([argparse.Namespace])
-        with safe, warnings.catch_warnings():
-            # Of unusual pickles; what matters of them is looked at below.
-            warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(safe), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about unusual pickles
+            with open(path, "rb") as file:  # of a path torch believes the ending
+                return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can raise anything
-        code = re.search(r"GLOBAL (\S+)", str(error))
+        code = re.search(r"(?:GLOBAL|Unsupported class|function) (\S+)", str(error))
+        if code is None:
+            raise InputError(
+                f"{path} is damaged, or torch.save did not write it "
+                f"({type(error).__name__}). Download or save it again."
+            ) from error
         raise InputError(
-            f"{path} is damaged or is no file of weights"
-            + (f": it refers to {code[1]}" if code else f" ({type(error).__name__})")
-            + ". Only tensors and plain values are loaded, since a pickle can run "
-            "code: store a model by torch.save(model.state_dict(), FILE)."
+            f"{path} holds more than tensors and plain values: {code[1]}, which is not "
+            "loaded, since a pickle can run code. Where you trust it, save the tensors "
+            "alone: torch.save(model.state_dict(), FILE), or of a checkpoint "
+            "torch.save(torch.load(FILE, weights_only=False)['state_dict'], NEW)."
         ) from error
 
 
-def _state_dict(content, path: Path) -> dict:
-    if not isinstance(content, dict):
-        raise InputError(f"{path} holds a {type(content).__name__}, not a state dict.")
-    for key in NESTED:
-        if isinstance(content.get(key), dict):
-            return content[key]
-    return content
+def from_torch(state_dict: Mapping) -> dict[str, Tensor]:
+    """The tensors of a dict of torch, in dicts in it too, but of no optimizer."""
+    return {name: _from_tensor(x) for name, x in _flat(state_dict, "", DEEPEST)}
 
 
-def from_state_dict(state_dict: Mapping, where) -> dict[str, Tensor]:
-    """The tensors of a torch state dict, by name.
+def _flat(content: Mapping, prefix: str, depth: int) -> Iterator[tuple]:
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            if depth and "optim" not in str(key).lower():
+                yield from _flat(value, f"{prefix}{key}.", depth - 1)
+        elif hasattr(value, "untyped_storage"):
+            yield f"{prefix}{key}", value
 
-    Args:
-      where: Where it comes from, for messages.
 
-    Raises:
-      InputError: An entry is no dense floating-point tensor with memory of its own.
-    """
-    import torch
+def _from_tensor(value) -> Tensor:
+    dtype = str(value.dtype).removeprefix("torch.")
+    if str(value.layout) != "torch.strided" or value.is_nested:
+        dtype = "not dense"
+    elif value.device.type != "cpu":
+        dtype = f"on device {value.device.type}"
+    # An expanded tensor could be of any size in a file of a few bytes.
+    elif value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        dtype = "larger than its memory"
 
-    floats = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+    def read():
+        tensor = value.detach()
+        tensor = tensor.float() if tensor.is_floating_point() else tensor
+        return np.array(tensor.numpy())
 
-    def problem(value) -> str | None:
-        if not isinstance(value, torch.Tensor):
-            return type(value).__name__
-        if value.dtype not in floats:
-            return str(value.dtype)
-        if value.layout is not torch.strided or value.is_nested:
-            return "not dense"
-        if value.device.type != "cpu":
-            return f"on device {value.device.type}"
-        # An expanded tensor could be of any size in a file of a few bytes.
-        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
-            return f"{tuple(value.shape)}, larger than its memory"
-        return None
-
-    for name in state_dict:
-        if not isinstance(name, str):
-            kind = type(name).__name__
-            raise InputError(f"{where} names a tensor by a {kind}, expected a string.")
-    problems = {name: problem(value) for name, value in state_dict.items()}
-    _refuse_types(where, {name: what for name, what in problems.items() if what})
-
-    def reader(value):
-        return lambda: np.array(value.detach().float().numpy())
-
-    return {
-        name: Tensor(tuple(value.shape), reader(value))
-        for name, value in state_dict.items()
-    }
+    return Tensor(tuple(value.shape), dtype, read)
 
 
 def write_safetensors(
