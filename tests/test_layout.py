@@ -53,6 +53,8 @@ def load(root: Path, split: str):
         (both("pets/train", "pets/val"), "val", "pets/val"),
         (both("a/b/Train", "a/b/Valid", "__MACOSX/a/b/Train"), "val", "a/b/Valid"),
         ([*both("pets/train", "pets/val"), "docs"], "train", "pets/train"),
+        (both("train/train", "test/images"), "train", "train/train"),
+        (both("train/train", "test/images"), "val", "test/images"),
         ([*CLASSES], "train", ""),
         ([*CLASSES], "train[50%:]", ""),
         (["pets/cats", "pets/dogs"], "train", "pets"),
@@ -177,7 +179,10 @@ def test_tiny_imagenet(tmp_path):
     )
     (tmp_path / "val/images/more.JPEG").touch()
     assert load(tmp_path, "val").fingerprint == source.fingerprint
-    assert load(tmp_path, "val").passed_over == {"without a class": 1}
+    assert load(tmp_path, "val").passed_over == {
+        "without a class": 1,
+        ".txt": 1,
+    }
     (tmp_path / "val/val_annotations.txt").write_text("val_0.JPEG\tn9\t0\n")
     with pytest.raises(InputError, match="no training images: n9"):
         load(tmp_path, "val")

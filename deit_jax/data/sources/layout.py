@@ -5,9 +5,10 @@ note says so; anything else is refused with what was found and what would work:
 
 - `train`, `val` and `test` have other names too (`SPLITS`), in any case of the letters,
   and one that is not there is stood in for by the other that is for evaluation;
-- the data set may lie in a folder of the one that is given, or be the parent of it;
+- the data set may lie in a folder of the one that is given, or be the parent of it,
+  and the classes of a split in one folder more;
 - without splits the folders are the classes, and `train` is all of them;
-- `val_annotations.txt` (Tiny ImageNet) names the classes of images in one folder;
+- `val_annotations.txt` (Tiny ImageNet) names the classes of images beside it;
 - names of classes are compared as NFC, without blanks around them: macOS and other
   systems write the same letters in two ways. Folders of one name are one class.
 """
@@ -29,7 +30,8 @@ SPLITS = {
     "test": ("test", "testing"),
 }
 STAND_IN = {"val": "test", "test": "val"}  # people have one of them
-ANNOTATIONS, ANNOTATED = "val_annotations.txt", "images"
+WRAPPERS = ("images", "data")  # names of a folder around the classes of a split
+ANNOTATIONS = "val_annotations.txt"
 # Made by macOS, Windows, Synology, Linux: images in them are thumbnails or leftovers.
 SYSTEM_FOLDERS = frozenset(
     ("__MACOSX", "$RECYCLE.BIN", "System Volume Information", "@eaDir", "lost+found")
@@ -81,19 +83,9 @@ def find(name: str, split: str) -> Layout:
       InputError: The root or the split is missing, there are fewer than two classes,
         or the split's classes are not those of `train`.
     """
-    if not name.removeprefix(PREFIX):
-        raise InputError(
-            f"{PREFIX!r} needs a path: {PREFIX}/path/to/images. {EXPECTED}."
-        )
-    root = Path(name.removeprefix(PREFIX)).expanduser()
-    if not root.is_dir():
-        what = "is a file; unpack it" if root.exists() else "does not exist"
-        raise InputError(
-            f"{name!r}: the folder {Path(root).absolute()} {what}. {EXPECTED}."
-        )
     notes: list[str] = []
-    root, splits = _find_root(root, notes)
-    train = root / splits["train"][0]
+    root, splits = _find_root(_given_root(name), notes)
+    train = _unwrapped(root / splits["train"][0], notes)
     classes = _classes(train, notes)
     if len(classes) < 2:
         found = f"only one class, {next(iter(classes))!r}" if classes else "no class"
@@ -103,9 +95,9 @@ def find(name: str, split: str) -> Layout:
         )
     split, directory = _choose(root, split, splits, notes)
     labels = {class_name: label for label, class_name in enumerate(classes)}
-    annotations = _annotations(directory, labels) if directory != train else {}
+    annotations = _annotations(directory, labels)
     if annotations:
-        folders = [(ANNOTATED, None)]
+        folders = [("", None)]
         notes.append(f"{directory}: the classes are those of {ANNOTATIONS}")
     else:
         theirs = classes if directory == train else _classes(directory, notes)
@@ -118,13 +110,26 @@ def find(name: str, split: str) -> Layout:
         class_folders=tuple(folder for each in classes.values() for folder in each),
         folders=tuple(folders),
         annotations=annotations,
-        notes=tuple(notes),
+        notes=tuple(dict.fromkeys(notes)),
     )
 
 
 def plain_name(name: str) -> str:
     """The name of a class as it is compared and shown."""
     return unicodedata.normalize("NFC", name).strip() or name
+
+
+def _given_root(name: str) -> Path:
+    path = name.removeprefix(PREFIX)
+    if not path:
+        raise InputError(
+            f"{PREFIX!r} needs a path: {PREFIX}/path/to/images. {EXPECTED}."
+        )
+    root = Path(path).expanduser()
+    if not root.is_dir():
+        what = "is a file; unpack it" if root.exists() else "does not exist"
+        raise InputError(f"{name!r}: the folder {root.absolute()} {what}. {EXPECTED}.")
+    return root
 
 
 def _find_root(
@@ -206,7 +211,18 @@ def _choose(
     folder = (same or splits[kind])[0]
     if folder not in (base, "."):
         notes.append(f"{root / folder} is taken for {base}")
-    return kind + split[len(base) :], root / folder
+    return kind + split[len(base) :], _unwrapped(root / folder, notes)
+
+
+def _unwrapped(directory: Path, notes: list[str]) -> Path:
+    """A split's folder, or the one folder in it that has the classes: `train/train`."""
+    inner = [directory / folder for folder in subfolders(directory)]
+    if len(inner) == 1 and subfolders(inner[0]):
+        name = inner[0].name.lower()
+        if name in WRAPPERS or _kind(name):
+            notes.append(f"{inner[0]} is taken for {directory}")
+            return inner[0]
+    return directory
 
 
 def _classes(directory: Path, notes: list[str]) -> dict[str, list[str]]:
@@ -264,7 +280,7 @@ def _check_classes(train: Path, directory: Path, classes, theirs) -> None:
 def _annotations(directory: Path, labels: Mapping[str, int]) -> dict[str, int]:
     """The label of each file in Tiny ImageNet's list; nothing where there is none."""
     path = directory / ANNOTATIONS
-    if not path.is_file() or subfolders(directory) != (ANNOTATED,):
+    if not path.is_file() or labels.keys() & map(plain_name, subfolders(directory)):
         return {}
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     named = [line.split("\t")[:2] for line in lines if "\t" in line]
