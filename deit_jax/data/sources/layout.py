@@ -83,8 +83,11 @@ def find(name: str, split: str) -> Layout:
       InputError: The root or the split is missing, there are fewer than two classes,
         or the split's classes are not those of `train`.
     """
-    notes: list[str] = []
-    root, splits = _find_root(_given_root(name), notes)
+    given = _given_root(name)
+    root, splits = _find_root(given)
+    notes = [] if root == given else [f"{root} is taken for {given}"]
+    if splits["train"] == ["."]:
+        notes.append(f"{root} has no folder named train: its folders are the classes")
     train = _unwrapped(root / splits["train"][0], notes)
     classes = _classes(train, notes)
     if len(classes) < 2:
@@ -132,9 +135,7 @@ def _given_root(name: str) -> Path:
     return root
 
 
-def _find_root(
-    root: Path, notes: list[str], depth: int = DEPTH
-) -> tuple[Path, dict[str, list[str]]]:
+def _find_root(root: Path, depth: int = DEPTH) -> tuple[Path, dict[str, list[str]]]:
     """Where the splits lie, and the folders of each."""
     splits = _splits(root)
     if "train" in splits:
@@ -148,7 +149,6 @@ def _find_root(
     kind = None if deeper else _kind(given.name)
     beside = _splits(given.parent) if kind else {}
     if kind == "train":
-        notes.append(f"{root} is a split: {given.parent} is taken for the data set")
         return given.parent, beside | {"train": [given.name]}
     if "train" in beside:
         raise InputError(
@@ -157,15 +157,13 @@ def _find_root(
     if not deeper and len(folders) == 1 and depth and subfolders(root / folders[0]):
         deeper = list(folders)
     if deeper:
-        notes.append(f"{root / deeper[0]} is taken for the data set")
-        return _find_root(root / deeper[0], notes, depth - 1)
+        return _find_root(root / deeper[0], depth - 1)
     if splits or not folders:
         raise InputError(
             f"{root} has no folder named train. {_shown(root)}. {EXPECTED}; without "
             f"splits, as <class>/*.jpg, and one part of the images evaluates:\n"
             f"  {SLICES}"
         )
-    notes.append(f"{root} has no folder named train: its folders are the classes")
     return root, {"train": ["."]}
 
 
