@@ -44,7 +44,8 @@ EXPECTED = (
 )
 SLICES = (
     "--config.dataset.train_split='train[:90%]' "
-    "--config.dataset.eval_split='train[90%:]'"
+    "--config.dataset.eval_split='train[90%:]'\n"
+    "(teacher.finetune has --train_split and --eval_split)"
 )
 
 

@@ -16,7 +16,7 @@ from PIL import ExifTags, Image
 ORIENTATION = ExifTags.Base.Orientation
 PNG_XMP, JPEG_XMP = b"XML:com.adobe.xmp\0", b"http://ns.adobe.com/xap/1.0/\0"
 # A segment of a JPEG: marker, length.
-SEGMENT = re.compile(rb"\xff+(?P<kind>[\xc0-\xfe])(?P<length>..)", re.DOTALL)
+SEGMENT = re.compile(rb"\xff(?P<kind>[\xc0-\xfe])(?P<length>..)", re.DOTALL)
 TIFF_SIZES = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}  # by type, others 1
 
 
