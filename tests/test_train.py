@@ -536,11 +536,13 @@ def pictures(tmp_path, digits_config):
 def test_a_folder_trains_to_the_same_bits_with_any_workers(
     pictures, tmp_path, capsys, stop_after
 ):
+    (tmp_path / "pictures" / "val").rename(tmp_path / "pictures" / "valid")
     alone = train_and_evaluate(pictures, tmp_path / "alone")
     assert alone["steps"] == 6
     assert alone["eval_images"] == 12
     out = capsys.readouterr().out
     assert "3 classes" in out
+    assert "pictures/valid is taken for val\n" in out
     assert "train: files passed over, no images: 1 .heic" in out
 
     pictures.dataset.workers = 2
