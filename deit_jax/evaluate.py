@@ -78,7 +78,7 @@ def evaluate(
         "dataset": source.name,
         "split": source.split,
         "images": len(source),
-        "notes": notes,
+        "notes": [*source.notes, *notes],
         "absent_classes": evaluation.absent_classes(labels, card.class_names),
         **results,
     }

@@ -192,6 +192,7 @@ class Experiment:
             f"jax {jax.__version__}, {self.card.dtype}",
             f"augmentation {config['augment']['recipe']}: {self.student.settings}",
         ]
+        lines += dict.fromkeys((*train.notes, *evaluation.notes))
         for source in (train, evaluation):
             # Without the HEIC files of a phone a class could be half of itself.
             if passed_over := getattr(source, "passed_over", None):

@@ -13,7 +13,7 @@ The directory `--out` is all that is needed:
   what else reads ONNX.
 - `model.json`: the `ModelCard`, the names of the input and the outputs, and what the
   parameters are.
-- `predict.py`: how to use it, in a few lines.
+- `predict.py`: how to use it, with this package's decoding of images.
 
 The input is uint8 [b, S, S, 3] for any b, normalised inside. The outputs are the logits
 of every head, with two heads their `mean`, and the `probabilities` of the mean or of
@@ -24,9 +24,11 @@ StableHLO nor ONNX has that operation.
 
 import dataclasses
 import importlib.util
+import inspect
 import json
 import logging
 import os
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -91,7 +93,7 @@ def export(
         {
             FILES[format]: model,
             "model.json": (json.dumps(about, indent=1) + "\n").encode(),
-            PREDICT.name: PREDICT.read_bytes(),
+            PREDICT.name: _program().encode(),
         },
     )
     return (
@@ -99,6 +101,15 @@ def export(
         f"{len(model):,} bytes of {format}: {out}\n"
         f"try it: python {out / PREDICT.name} IMAGE ..."
     )
+
+
+def _program() -> str:
+    """`predict.py`, with what it imports of this package written into it."""
+    text = PREDICT.read_text(encoding="utf-8")
+    while line := re.search(r"^from (deit_jax\S*) import .*\n", text, re.MULTILINE):
+        module = inspect.getsource(importlib.import_module(line[1]))
+        text = text.replace(line[0], f"{module}\n")
+    return text
 
 
 def stablehlo(trained) -> bytes:

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from deit_jax.data.crops import centre_view
+from deit_jax.data.sources.layout import plain_name
 from deit_jax.errors import InputError
 from deit_jax.weights import tensor_files
 from teacher import network
@@ -286,7 +287,7 @@ def check_classes(classifier: Classifier, source) -> None:
             f"--dataset={source.name} --arch={classifier.arch} --out=DIR"
         )
     mine, theirs = classifier.class_names, source.class_names
-    if mine is None or tuple(mine) == tuple(theirs):
+    if mine is None or [*map(plain_name, mine)] == [*map(plain_name, theirs)]:
         return
     first = next(i for i, (a, b) in enumerate(zip(mine, theirs, strict=True)) if a != b)
     kind = "in another order" if sorted(mine) == sorted(theirs) else "of other names"

@@ -188,6 +188,8 @@ class Training:
     def _announce(self, done: int) -> None:
         settings = self.settings
         millions = sum(p.numel() for p in self.model.parameters()) / 1e6
+        for note in dict.fromkeys((*self.train.notes, *self.test.notes)):
+            print(note)
         print(
             f"{settings.arch}, {settings.stem} stem, {self.image_size} px, "
             f"{millions:.1f} M parameters, weights: {settings.weights}\n"

@@ -91,8 +91,9 @@ def test_classes_are_matched_by_name(tmp_path):
         tmp_path / "run", class_names=("nine", "one", "two", "zero")
     )
     folder = folder_of_digits(tmp_path / "pictures", (0, 1, 9), ("zero", "one", "nine"))
-    result = command.evaluate(tmp_path / "run", dataset=folder, split="test")
-    assert "matched by their names" in result["notes"][0]
+    result = command.evaluate(tmp_path / "run", dataset=folder, split="val")
+    assert "pictures/test is taken for val" in result["notes"][0]
+    assert "matched by their names" in result["notes"][1]
     assert result["absent_classes"] == ["two"]
     # By hand: the labels are the model's numbers of these names.
     source = sources.load(folder, "test")

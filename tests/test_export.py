@@ -11,6 +11,7 @@ import jax.export
 import numpy as np
 import pytest
 import run_directories
+from broken_metadata import TURNED, UPRIGHT
 from PIL import Image
 
 from deit_jax import export, trained_model
@@ -133,6 +134,15 @@ def test_sees_the_pixels_of_the_run(artifact, tmp_path, monkeypatch, size):
         np.testing.assert_array_equal(program.view(tmp_path / "picture.png"), expected)
 
 
+def test_sees_the_pixels_of_the_run_whatever_the_metadata(run, artifact, tmp_path):
+    program, trained = artifact_program(artifact), trained_model.load(run)
+    for number, encoded in enumerate([*UPRIGHT.values(), *TURNED.values()]):
+        path = tmp_path / f"{number}.jpg"
+        path.write_bytes(encoded)
+        seen = trained.view(image_files.read(str(path)))
+        np.testing.assert_array_equal(program.view(path), seen)
+
+
 def test_is_run_by_a_machine_without_this_package(run, artifact, tmp_path):
     files = []
     for number, picture in enumerate(IMAGES[:2]):
@@ -229,6 +239,7 @@ def test_the_program_takes_folders_and_goes_on_after_a_broken_file(
     rgba = random.integers(0, 256, (40, 50, 4), np.uint8)
     Image.fromarray(rgba, "RGBA").save(images / "clear.PNG")
     (images / "broken.jpg").write_bytes(b"no image")
+    (images / "._clear.PNG").write_bytes(b"what macOS leaves beside it")
     program = [sys.executable, str(artifact / "predict.py")]
     environment = os.environ | {"PYTHONIOENCODING": "cp1252:strict"}
 
@@ -239,7 +250,8 @@ def test_the_program_takes_folders_and_goes_on_after_a_broken_file(
 
     done = start(str(tmp_path / "images"))
     assert done.returncode == 1
-    assert f"error: {images / 'broken.jpg'}: " in done.stderr
+    assert f"error: {images / 'broken.jpg'}: it is not an image" in done.stderr
+    assert "._clear" not in done.stderr
     predict = artifact_program(artifact)
     trained = trained_model.load(run)
     for name in ("sixteen.png", "clear.PNG"):

@@ -464,12 +464,15 @@ def test_a_folder_trains_to_the_same_bits_with_any_workers(
     folder_config, folder, tmp_path, capsys, stop_after
 ):
     Path(folder[7:], "train", "dark", "IMG_1.HEIC").write_bytes(b"heic")
+    Path(folder[7:], "val").rename(Path(folder[7:], "valid"))
     folder_config.checkpoint.every_steps = 2
     alone = train_and_evaluate(folder_config, tmp_path / "alone")
     assert alone["steps"] == 4
     assert alone["eval_images"] == 8
     out = capsys.readouterr().out
     assert "2 classes" in out
+    assert "pictures/valid is taken for val
+" in out
     assert "train: files passed over, no images: 1 .heic" in out
 
     folder_config.dataset.workers = 2

@@ -11,24 +11,22 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
+
+from deit_jax.data.sources.decode import open_rgb
 
 HERE = Path(__file__).parent
 CARD = json.loads((HERE / "model.json").read_text(encoding="utf-8"))
-ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+ENDINGS = frozenset(
+    [".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff"]
+)
+HIDDEN = (".", "__MACOSX", "$RECYCLE.BIN", "@eaDir")  # what starts a name
 BLOCK = 64  # images at once
 
 
 def view(path) -> np.ndarray:
     """An image file as the model takes it: uint8 [S, S, 3], upright, its centre."""
-    image = ImageOps.exif_transpose(Image.open(path))
-    if image.mode.startswith("I"):  # 16 bits
-        levels = (np.asarray(image).astype(np.uint32) + 128) // 257
-        image = Image.fromarray(levels.astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = image.convert("RGB")
+    image = open_rgb(Path(path).read_bytes(), "it")
     size, shorter = CARD["image_size"], int(CARD["image_size"] / CARD["crop_ratio"])
     sides = [shorter * side // min(image.size) for side in image.size]
     left, top = (round((side - size) / 2) for side in sides)
@@ -55,7 +53,12 @@ def find(paths) -> list[Path]:
     """The files at `paths`, and the images in the folders among them."""
     found = []
     for path in map(Path, paths):
-        inside = (p for p in path.rglob("*") if p.suffix.lower() in ENDINGS)
+        inside = (
+            p
+            for p in path.rglob("*")
+            if p.suffix.lower() in ENDINGS
+            and not any(q.startswith(HIDDEN) for q in p.relative_to(path).parts)
+        )
         found += sorted(inside) if path.is_dir() else [path]
     return found
 

@@ -47,6 +47,7 @@ from pathlib import Path
 import numpy as np
 
 from deit_jax import files
+from deit_jax.data.sources.layout import plain_name
 from deit_jax.distillation.encoding import Encoding
 from deit_jax.errors import InputError
 
@@ -217,7 +218,7 @@ class TeacherCache:
                 )
         pairs = zip(mine["class_names"], theirs["class_names"], strict=True)
         for number, (my_name, their_name) in enumerate(pairs):
-            if my_name != their_name:
+            if plain_name(my_name) != plain_name(their_name):
                 raise InputError(
                     f"class {number} of the teacher cache {self.directory} is "
                     f"{their_name!r}, that of {source.name} is {my_name!r}."

@@ -40,6 +40,7 @@ class ArraySource:
       labels: int32 [N], in 0 .. num_classes - 1.
       class_names: One name a class, in the order of the labels.
       fingerprint: sha256 (hex) of name, split, labels, ids and original pixels.
+      notes: What a user should be told of how the data were found.
     """
 
     name: str
@@ -48,6 +49,7 @@ class ArraySource:
     labels: np.ndarray
     class_names: tuple[str, ...]
     fingerprint: str
+    notes: tuple[str, ...] = ()
 
     @property
     def num_classes(self) -> int:
@@ -132,6 +134,7 @@ def load_into_memory(source: ArraySource | EncodedSource) -> ArraySource:
         labels=labels,
         class_names=source.class_names,
         fingerprint=source.fingerprint,
+        notes=source.notes,
     )
 
 

@@ -10,19 +10,26 @@ same pixels everywhere.
   255, which makes nearly everything white. Of 16-bit colour Pillow keeps the high byte.
 - Of an animation or a multi-page file the first frame counts.
 - Colour profiles are not applied; CMYK is converted by Pillow's formula.
+- Metadata that is damaged or too large is passed over, as by a viewer.
 """
 
+import contextlib
 import io
+import warnings
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
+from deit_jax.data.sources.metadata import orientation, strip_metadata
 from deit_jax.errors import InputError
 
 # Named, so that no file reaches one of Pillow's decoders that start other programs
 # (EPS). JPEG covers MPO, what phones write into files that end in .jpg.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 FORMATS_NAMED = "JPEG, PNG, WebP, GIF, BMP or TIFF"
+
+# Pillow warns of metadata that it passes over, and from half its limit of pixels on.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 # What undoes each EXIF orientation. Pillow's `exif_transpose` also rewrites the EXIF
 # block, and fails where a camera has written an odd one.
@@ -54,9 +61,7 @@ def open_rgb(encoded: bytes, where: str) -> Image.Image:
     if not encoded:
         raise InputError(f"{where} is empty (0 bytes). Replace or remove it.")
     try:
-        with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
-            image.load()
-            return _rgb(_upright(image))
+        return _rgb(_upright(_load(encoded)))
     except UnidentifiedImageError as error:
         raise InputError(
             f"{where} is not an image ({FORMATS_NAMED}), or its beginning is damaged. "
@@ -76,8 +81,28 @@ def decode_rgb(encoded: bytes, where: str) -> np.ndarray:
     return np.array(open_rgb(encoded, where))
 
 
+def _load(encoded: bytes) -> Image.Image:
+    try:
+        return _load_whole(encoded)
+    except Image.DecompressionBombError:
+        raise
+    except Exception:
+        with contextlib.suppress(Exception):
+            pixels, found = strip_metadata(encoded)
+            image = _load_whole(pixels)
+            image.info |= found
+            return image
+        raise  # the first: it was not for the metadata
+
+
+def _load_whole(encoded: bytes) -> Image.Image:
+    image = Image.open(io.BytesIO(encoded), formats=FORMATS)
+    image.load()
+    return image
+
+
 def _upright(image: Image.Image) -> Image.Image:
-    method = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation))
+    method = UPRIGHT.get(orientation(image))
     return image if method is None else image.transpose(method)
 
 

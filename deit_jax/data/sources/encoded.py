@@ -29,6 +29,7 @@ class EncodedSource:
       image_shape: (H, W, 3) where the data set fixes it, None where sizes differ.
       passed_over: How many files were not taken for images, by ending (`.heic`) or
         as `hidden`.
+      notes: What a user should be told of how the data were found.
     """
 
     name: str
@@ -39,6 +40,7 @@ class EncodedSource:
     order: str | None = None
     image_shape: tuple[int, int, int] | None = None
     passed_over: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def num_classes(self) -> int:

@@ -1,10 +1,10 @@
 """A folder of images: `root/train/<class>/*` and `root/val/<class>/*`.
 
-The classes are the folders in `train`, sorted by name. Images lie in a class folder
-or deeper; files that are no images and hidden ones are passed over and counted.
-Links are followed, also those that leave the root: many data sets are folders of links,
-and whoever can make one in a folder could copy what it points to. Pipes and devices are
-passed over, whatever their names.
+The classes are the folders in `train`, sorted by name; `layout` finds them in what
+else people have. Images lie in a class folder or deeper; files that are no images and
+hidden ones are passed over and counted. Links are followed, also those that leave the
+root: many data sets are folders of links, and whoever can make one in a folder could
+copy what it points to. Pipes and devices are passed over, whatever their names.
 
 Images are ordered by a hash of `<class>/<file>`, not by class, so that a slice such
 as `train[:90%]` holds every class in about its share, on every machine; an image
@@ -20,21 +20,20 @@ import dataclasses
 import errno
 import hashlib
 import os
-import shlex
 import stat
 import time
-import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from deit_jax.data.sources import fingerprints
+from deit_jax.data.sources import fingerprints, layout
 from deit_jax.data.sources.encoded import EncodedSource
+from deit_jax.data.sources.layout import is_folder, is_hidden, listing
 from deit_jax.data.sources.split import parse_split
 from deit_jax.errors import InputError
 
-PREFIX = "folder:"
+PREFIX = layout.PREFIX
 ENDINGS = frozenset(
     [".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff"]
 )
@@ -43,18 +42,6 @@ MAX_BYTES = 2**30
 # What a network disk says that is away for a moment, and a file that is not there yet.
 TRANSIENT = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOENT)
 RETRY_SECONDS = (0.3, 0.6, 1.2)
-# Made by macOS, Windows, Synology: images in them are thumbnails or leftovers.
-SYSTEM_FOLDERS = frozenset(("__MACOSX", "$RECYCLE.BIN", "@eaDir"))
-# Whichever exists stands in for the other: people have one of them.
-EVALUATION_SPLITS = ("val", "test")
-LAYOUT = (
-    "A folder of images is laid out as train/<class>/*.jpg and val/<class>/*.jpg "
-    "(or test/)"
-)
-SLICES = (
-    "--config.dataset.train_split='train[:90%]' "
-    "--config.dataset.eval_split='train[90%:]'"
-)
 
 
 @dataclasses.dataclass(eq=False, repr=False)
@@ -94,137 +81,72 @@ def open_folder(name: str, split: str) -> EncodedSource:
 
     Raises:
       InputError: The root or the split is missing, there are fewer than two classes,
-        a class has no image, or the split's classes are not those of `train`.
+        a class has no training image, or the split has a class that `train` lacks.
     """
-    root = Path(name.removeprefix(PREFIX)).expanduser()
-    train, splits = _splits(root, name)
-    split = _resolve(root, split, splits)
-    base = split.partition("[")[0]
-    class_names = _subfolders(train)
-    if len(class_names) < 2:
-        found = f"only one class, {class_names[0]!r}" if class_names else "no class"
-        raise InputError(
-            f"{train} holds {found}; at least two are needed. {LAYOUT}, one folder a "
-            "class."
-        )
-    directory = root / base
-    _check_classes(train, class_names, directory)
-
+    found = layout.find(name, split)
     passed_over = collections.Counter()
-    _check_names(train, class_names)
-    found = []  # (order, relative path, label, size)
-    for label, class_name in enumerate(class_names):
-        pictures = list(find_image_files(directory, class_name, passed_over))
-        if not pictures:
-            others = _counted(passed_over)
-            raise InputError(
-                f"the class folder {directory / class_name} holds no image "
-                f"({', '.join(sorted(ENDINGS))}). "
-                + (f"Passed over so far: {others}. " if others else "")
-                + "Fill it, convert its files, or remove the class from every split."
-            )
-        found += [(_order(path), path, label, size) for path, size in pictures]
-    found.sort()
-    _, start, stop = parse_split(split, {base: len(found)})
-    _, paths, labels, sizes = zip(*found[start:stop], strict=True)
+    images = sorted(_images(found, passed_over))
+    notes = _check_classes(found, images, passed_over)
+    lengths = {found.split.partition("[")[0]: len(images)}
+    _, start, stop = parse_split(found.split, lengths)
+    _, paths, labels, sizes = zip(*images[start:stop], strict=True)
 
-    records = FolderRecords(str(directory), paths, np.array(labels, np.int32))
+    records = FolderRecords(str(found.directory), paths, np.array(labels, np.int32))
     read = fingerprints.positions(len(paths), sum(sizes))
     _, sums = fingerprints.scan(records, read)
     portable = "\n".join(path.replace(os.sep, "/") for path in paths)
-    names = os.fsencode("\n".join(class_names))
-    order = (split, names, os.fsencode(portable), records.labels)
+    names = os.fsencode("\n".join(found.class_folders))
+    order = (found.split, names, os.fsencode(portable), records.labels)
     return EncodedSource(
         name=name,
-        split=split,
-        class_names=class_names,
+        split=found.split,
+        class_names=found.class_names,
         records=records,
         fingerprint=fingerprints.fingerprint(
             "folder", "1", *order, np.array(sizes, np.int64), sums
         ),
         order=fingerprints.fingerprint(*order),
         passed_over=dict(passed_over),
+        notes=(*found.notes, *notes),
     )
 
 
-def _splits(root: Path, name: str) -> tuple[Path, list[str]]:
-    """The training folder and the names of the splits that exist."""
-    if not name.removeprefix(PREFIX):
-        raise InputError(f"{PREFIX!r} needs a path: {PREFIX}/path/to/images. {LAYOUT}.")
-    if not root.is_dir():
-        what = "is a file; unpack it" if root.exists() else "does not exist"
-        raise InputError(
-            f"{name!r}: the folder {Path(root).absolute()} {what}. {LAYOUT}."
-        )
-    splits = [s for s in ("train", *EVALUATION_SPLITS) if (root / s).is_dir()]
-    if "train" in splits:
-        return root / "train", splits
-    folders = _subfolders(root)
-    message = f"{root} has no folder named train. {LAYOUT}."
-    classes = [f for f in folders if f not in splits]
-    if classes:
-        shown = " ".join(shlex.quote(f) for f in classes[:20])
-        more = " ..." if len(classes) > 20 else ""
-        message += (
-            f" If its folders ({', '.join(classes[:5])}{', ...' * (len(classes) > 5)}) "
-            f"are the classes:\n  cd {shlex.quote(str(root))} && mkdir train && "
-            f"mv {shown}{more} train/"
-        )
-        if not splits:
-            message += f"\nand evaluate on a slice of them:\n  {SLICES}"
-    raise InputError(message)
+def _images(
+    found: layout.Layout, passed_over: collections.Counter
+) -> Iterator[tuple[bytes, str, int, int]]:
+    """Yields (order, relative path, label, size) of each image of a split."""
+    for folder, label in found.folders:
+        for path, size in find_image_files(found.directory, folder, passed_over):
+            if label is not None:
+                yield _order(path), path, label, size
+            elif (name := os.path.basename(path)) in found.annotations:
+                yield _order(path), path, found.annotations[name], size
+            else:
+                passed_over["without a class"] += 1
 
 
-def _resolve(root: Path, split: str, splits: list[str]) -> str:
-    """`split` with `val` and `test` standing in for each other."""
-    base = split.partition("[")[0]
-    if base in EVALUATION_SPLITS and base not in splits:
-        for other in EVALUATION_SPLITS:
-            if other in splits:
-                return other + split[len(base) :]
-        raise InputError(
-            f"{root} has neither val nor test to evaluate on. Make one, or take a "
-            f"slice of the training images:\n  {SLICES}"
-        )
-    if base not in splits:
-        raise InputError(
-            f"unknown split {split!r}. {root} has {', '.join(splits)}; a slice of one "
-            "is written in TFDS syntax, such as train[:1000] or train[80%:]."
-        )
-    return split
-
-
-def _check_classes(train: Path, class_names: tuple[str, ...], directory: Path) -> None:
-    others = _subfolders(directory)
-    if others == class_names:
-        return
-    missing = sorted(set(class_names) - set(others))
-    extra = sorted(set(others) - set(class_names))
-    sides = []
-    for names, here, there in ((missing, train, directory), (extra, directory, train)):
-        if names:
-            shown = ", ".join(names[:10]) + ", ..." * (len(names) > 10)
-            sides.append(f"in {here} but not in {there}: {shown}")
+def _check_classes(found: layout.Layout, images: list, passed_over) -> list[str]:
+    """Refuses classes without training images; notes those that are not measured."""
+    present = {label for _, _, label, _ in images}
+    empty = [c for label, c in enumerate(found.class_names) if label not in present]
+    if not empty:
+        return []
+    where, training = found.directory, found.split.startswith("train")
+    if images and not training:
+        return [
+            f"{where} holds no image of {len(empty)} of {len(found.class_names)} "
+            f"classes, left out of F1 and AUC: {layout.listed(empty)}"
+        ]
+    if training:
+        label = found.class_names.index(empty[0])
+        where /= next(f for f, its_label in found.folders if its_label == label)
+    others = ", ".join(f"{n} {ending}" for ending, n in passed_over.most_common(5))
     raise InputError(
-        f"{train.name} and {directory.name} have different classes ({'; '.join(sides)})"
-        ". Both need the same folders, in the same spelling."
+        f"{'the class folder' if training else 'the split'} {where} holds no image "
+        f"({', '.join(sorted(ENDINGS))}). "
+        + (f"Passed over so far: {others}. " if others else "")
+        + "Give it images in one of these formats."
     )
-
-
-def _check_names(train: Path, class_names: tuple[str, ...]) -> None:
-    """Names of classes are printed and written: they have to be text."""
-    for name in class_names:
-        if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name):
-            raise InputError(
-                f"the class folder {str(train / name)!r} has a name that cannot be "
-                "printed: it is not in UTF-8, or has line breaks or other control "
-                "characters. Rename it in every split."
-            )
-
-
-def _subfolders(directory: Path) -> tuple[str, ...]:
-    with _listing(directory) as entries:
-        return tuple(sorted(e.name for e in entries if _is_dir(e) and not _hidden(e)))
 
 
 def find_image_files(
@@ -244,7 +166,7 @@ def find_image_files(
     folders, seen = [relative], set()
     while folders:
         relative = folders.pop()
-        with _listing(directory / relative) as entries:
+        with listing(directory / relative) as entries:
             about = os.stat(directory / relative)
             entries = sorted(entries, key=lambda entry: entry.name)
         if (about.st_dev, about.st_ino) in seen:
@@ -254,9 +176,9 @@ def find_image_files(
         for entry in entries:
             path = os.path.join(relative, entry.name)
             ending = os.path.splitext(entry.name)[1].lower()
-            if _hidden(entry):
+            if is_hidden(entry):
                 passed_over["hidden"] += 1
-            elif _is_dir(entry):
+            elif is_folder(entry):
                 below.append(path)
             elif ending in ENDINGS:
                 about = _stat(entry)
@@ -308,28 +230,6 @@ def _stat(entry: os.DirEntry) -> os.stat_result:
         ) from error
 
 
-def _listing(directory: Path):
-    try:
-        return os.scandir(directory)
-    except OSError as error:
-        raise InputError(f"{directory} cannot be listed: {error.strerror}.") from error
-
-
-def _is_dir(entry: os.DirEntry) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself
-        return False
-
-
-def _hidden(entry: os.DirEntry) -> bool:
-    return entry.name.startswith(".") or entry.name in SYSTEM_FOLDERS
-
-
 def _order(path: str) -> bytes:
     name = os.fsencode(path.replace(os.sep, "/"))
     return hashlib.sha256(name).digest()
-
-
-def _counted(passed_over: collections.Counter) -> str:
-    return ", ".join(f"{n} {ending}" for ending, n in passed_over.most_common(5))

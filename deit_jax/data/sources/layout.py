@@ -1,0 +1,332 @@
+"""How a folder of images is laid out: where its splits and its classes lie.
+
+People name and nest these in many ways. What can mean one thing only is taken, and a
+note says so; anything else is refused with what was found and what would work:
+
+- `train`, `val` and `test` have other names too (`SPLITS`), in any case of the letters,
+  and one that is not there is stood in for by the other that is for evaluation;
+- the data set may lie in a folder of the one that is given, or be the parent of it,
+  and the classes of a split in one folder more;
+- without splits the folders are the classes, and `train` is all of them;
+- `val_annotations.txt` (Tiny ImageNet) names the classes of images beside it;
+- names of classes are compared as NFC, without blanks around them: macOS and other
+  systems write the same letters in two ways. Folders of one name are one class.
+"""
+
+import dataclasses
+import os
+import re
+import unicodedata
+from collections.abc import Mapping
+from pathlib import Path
+
+from deit_jax.errors import InputError
+
+PREFIX = "folder:"
+# Names of folders, the first found counts; `_set` may follow.
+SPLITS = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "dev", "eval"),
+    "test": ("test", "testing"),
+}
+STAND_IN = {"val": "test", "test": "val"}  # people have one of them
+WRAPPERS = ("images", "data")  # names of a folder around the classes of a split
+ANNOTATIONS = "val_annotations.txt"
+# Made by macOS, Windows, Synology, Linux: images in them are thumbnails or leftovers.
+SYSTEM_FOLDERS = frozenset(
+    ("__MACOSX", "$RECYCLE.BIN", "System Volume Information", "@eaDir", "lost+found")
+)
+DEPTH = 3  # folders around a data set
+SHOWN = 10  # names in a message
+EXPECTED = (
+    "A folder of images is laid out as train/<class>/*.jpg and val/<class>/*.jpg "
+    "(or test/)"
+)
+SLICES = (
+    "--config.dataset.train_split='train[:90%]' "
+    "--config.dataset.eval_split='train[90%:]'\n"
+    "(teacher.finetune has --train_split and --eval_split)"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """One split of a folder of images.
+
+    Attributes:
+      split: `train`, `val` or `test`, whatever its folder's name, and its slice.
+      directory: The split's folder.
+      class_names: In the order of the labels.
+      class_folders: Of `train`, in the same order; one class can have several.
+      folders: (path relative to `directory`, label) of each folder with images; the
+        label is None where `annotations` has those of the files.
+      annotations: The label of a file by its name.
+      notes: What was taken that is not laid out as expected, in sentences.
+    """
+
+    split: str
+    directory: Path
+    class_names: tuple[str, ...]
+    class_folders: tuple[str, ...]
+    folders: tuple[tuple[str, int | None], ...]
+    annotations: Mapping[str, int]
+    notes: tuple[str, ...]
+
+
+def find(name: str, split: str) -> Layout:
+    """Finds a split and its classes.
+
+    Args:
+      name: `folder:` and the path of the root.
+      split: A name in `SPLITS`, or a slice: `train[:90%]`.
+
+    Raises:
+      InputError: The root or the split is missing, there are fewer than two classes,
+        or the split's classes are not those of `train`.
+    """
+    given = _given_root(name)
+    root, splits = _find_root(given)
+    notes = [] if root == given else [f"{root} is taken for {given}"]
+    if splits["train"] == ["."]:
+        notes.append(f"{root} has no folder named train: its folders are the classes")
+    train = _unwrapped(root / splits["train"][0], notes)
+    classes = _classes(train, notes)
+    if len(classes) < 2:
+        found = f"only one class, {next(iter(classes))!r}" if classes else "no class"
+        raise InputError(
+            f"{train} holds {found}; at least two are needed. {_shown(train)}. "
+            f"{EXPECTED}, one folder a class."
+        )
+    split, directory = _choose(root, split, splits, notes)
+    labels = {class_name: label for label, class_name in enumerate(classes)}
+    annotations = _annotations(directory, labels)
+    if annotations:
+        folders = [("", None)]
+        notes.append(f"{directory}: the classes are those of {ANNOTATIONS}")
+    else:
+        theirs = classes if directory == train else _classes(directory, notes)
+        _check_classes(train, directory, classes, theirs)
+        folders = [(folder, labels[c]) for c, each in theirs.items() for folder in each]
+    return Layout(
+        split=split,
+        directory=directory,
+        class_names=tuple(classes),
+        class_folders=tuple(folder for each in classes.values() for folder in each),
+        folders=tuple(folders),
+        annotations=annotations,
+        notes=tuple(dict.fromkeys(notes)),
+    )
+
+
+def plain_name(name: str) -> str:
+    """The name of a class as it is compared and shown."""
+    return unicodedata.normalize("NFC", name).strip() or name
+
+
+def _given_root(name: str) -> Path:
+    path = name.removeprefix(PREFIX)
+    if not path:
+        raise InputError(
+            f"{PREFIX!r} needs a path: {PREFIX}/path/to/images. {EXPECTED}."
+        )
+    root = Path(path).expanduser()
+    if not root.is_dir():
+        what = "is a file; unpack it" if root.exists() else "does not exist"
+        raise InputError(f"{name!r}: the folder {root.absolute()} {what}. {EXPECTED}.")
+    return root
+
+
+def _find_root(root: Path, depth: int = DEPTH) -> tuple[Path, dict[str, list[str]]]:
+    """Where the splits lie, and the folders of each."""
+    splits = _splits(root)
+    if "train" in splits:
+        return root, splits
+    folders = subfolders(root)
+    deeper = [f for f in folders if "train" in _splits(root / f)]
+    if len(deeper) > 1:
+        shown = ", ".join(f"{PREFIX}{root / f}" for f in deeper[:SHOWN])
+        raise InputError(f"{root} holds several data sets: give one of {shown}.")
+    given = root.absolute()
+    kind = None if deeper else _kind(given.name)
+    beside = _splits(given.parent) if kind else {}
+    if kind == "train":
+        return given.parent, beside | {"train": [given.name]}
+    if "train" in beside:
+        raise InputError(
+            f"{root} is a split: give {PREFIX}{given.parent} and the split {kind!r}."
+        )
+    if not deeper and len(folders) == 1 and depth and subfolders(root / folders[0]):
+        deeper = list(folders)
+    if deeper:
+        return _find_root(root / deeper[0], depth - 1)
+    if splits or not folders:
+        raise InputError(
+            f"{root} has no folder named train. {_shown(root)}. {EXPECTED}; without "
+            f"splits, as <class>/*.jpg, and one part of the images evaluates:\n"
+            f"  {SLICES}"
+        )
+    return root, {"train": ["."]}
+
+
+def _splits(root: Path) -> dict[str, list[str]]:
+    """The folders of each kind of split, the one to take first."""
+    found: dict[str, list[tuple]] = {}
+    for folder in subfolders(root):
+        if kind := _kind(folder):
+            rank = SPLITS[kind].index(_spelling(folder))
+            found.setdefault(kind, []).append(
+                (rank, folder not in SPLITS[kind], folder)
+            )
+    return {kind: [each[-1] for each in sorted(found[kind])] for kind in found}
+
+
+def _kind(name: str) -> str | None:
+    spelling = _spelling(name)
+    return next((kind for kind in SPLITS if spelling in SPLITS[kind]), None)
+
+
+def _spelling(name: str) -> str:
+    return re.sub(r"[ _-]?set$", "", name.strip().lower())
+
+
+def _choose(
+    root: Path, split: str, splits: dict[str, list[str]], notes: list[str]
+) -> tuple[str, Path]:
+    """The split by its plain name, with its slice, and its folder."""
+    base = split.partition("[")[0]
+    asked = _kind(base)
+    if asked is None:
+        raise InputError(
+            f"unknown split {split!r}. {root} has {', '.join(splits)}; a slice of one "
+            "is written in TFDS syntax, such as train[:1000] or train[80%:]."
+        )
+    kind = asked if asked in splits else STAND_IN[asked]
+    if kind not in splits:
+        raise InputError(
+            f"{root} has neither val nor test to evaluate on. {_shown(root)}. Take a "
+            f"slice of the training images:\n  {SLICES}"
+        )
+    same = [f for f in splits[kind] if _spelling(f) == _spelling(base)]
+    folder = (same or splits[kind])[0]
+    if folder not in (base, "."):
+        notes.append(f"{root / folder} is taken for {base}")
+    return kind + split[len(base) :], _unwrapped(root / folder, notes)
+
+
+def _unwrapped(directory: Path, notes: list[str]) -> Path:
+    """A split's folder, or the one folder in it that has the classes: `train/train`."""
+    inner = [directory / folder for folder in subfolders(directory)]
+    if len(inner) == 1 and subfolders(inner[0]):
+        name = inner[0].name.lower()
+        if name in WRAPPERS or _kind(name):
+            notes.append(f"{inner[0]} is taken for {directory}")
+            return inner[0]
+    return directory
+
+
+def _classes(directory: Path, notes: list[str]) -> dict[str, list[str]]:
+    """The folders of each class, by name, in the order of the folders."""
+    _check_links(directory)
+    classes: dict[str, list[str]] = {}
+    for folder in subfolders(directory):
+        classes.setdefault(plain_name(folder), []).append(folder)
+    for name, folders in classes.items():
+        if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name):
+            raise InputError(
+                f"the class folder {str(directory / folders[0])!r} has a name that "
+                "cannot be printed: it is not in UTF-8, or has line breaks or other "
+                "control characters. Give it another in every split."
+            )
+        if len(folders) > 1:
+            spelt = ", ".join(map(ascii, folders))
+            notes.append(f"{directory}: the folders {spelt} are one class, {name}")
+    return classes
+
+
+def _check_links(directory: Path) -> None:
+    """A class folder may be a link; without what it points to a class is missing."""
+    with listing(directory) as entries:
+        links = [e for e in entries if e.is_symlink() and not is_hidden(e)]
+    gone = sorted(e.path for e in links if not os.path.exists(e))
+    if gone := [path for path in gone if not os.path.splitext(path)[1]]:
+        raise InputError(
+            f"{listed(gone)}: what the link points to is gone. Bring it back."
+        )
+
+
+def _check_classes(train: Path, directory: Path, classes, theirs) -> None:
+    """Refuses classes that `train` does not have; others may lack images."""
+    if not theirs:
+        raise InputError(
+            f"{directory} holds no class folder, so nothing says what its images show. "
+            f"{_shown(directory)}. Name another split, or take a slice of the "
+            f"training images:\n  {SLICES}"
+        )
+    extra = sorted(set(theirs) - set(classes))
+    if not extra:
+        return
+    missing = sorted(set(classes) - set(theirs))
+    sides = [f"in {directory} but not in {train}: {listed(extra)}"]
+    if missing:
+        sides.insert(0, f"in {train} but not in {directory}: {listed(missing)}")
+    raise InputError(
+        f"{train.name} and {directory.name} have different classes ({'; '.join(sides)})"
+        ". The same classes need the same names. A slice of the training images "
+        f"evaluates without {directory.name}:\n  {SLICES}"
+    )
+
+
+def _annotations(directory: Path, labels: Mapping[str, int]) -> dict[str, int]:
+    """The label of each file in Tiny ImageNet's list; nothing where there is none."""
+    path = directory / ANNOTATIONS
+    if not path.is_file() or labels.keys() & map(plain_name, subfolders(directory)):
+        return {}
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    named = [line.split("\t")[:2] for line in lines if "\t" in line]
+    unknown = sorted({plain_name(c) for _, c in named} - labels.keys())
+    if unknown:
+        raise InputError(
+            f"{path} names classes that have no training images: {listed(unknown)}."
+        )
+    return {file: labels[plain_name(c)] for file, c in named}
+
+
+def listed(names) -> str:
+    """The first of many names, for a message."""
+    return ", ".join(names[:SHOWN]) + ", ..." * (len(names) > SHOWN)
+
+
+def _shown(directory: Path) -> str:
+    """What lies in a folder, in words."""
+    with listing(directory) as entries:
+        seen = [entry for entry in entries if not is_hidden(entry)]
+    folders = sorted(f"{entry.name}/" for entry in seen if is_folder(entry))
+    files = len(seen) - len(folders)
+    found = [listed(folders)] * bool(folders) + [f"{files:,} files"] * bool(files)
+    return f"Found there: {' and '.join(found) or 'nothing'}"
+
+
+def subfolders(directory: Path) -> tuple[str, ...]:
+    """The names of the folders in a folder, sorted; without hidden ones."""
+    with listing(directory) as entries:
+        return tuple(
+            sorted(e.name for e in entries if is_folder(e) and not is_hidden(e))
+        )
+
+
+def listing(directory: Path):
+    try:
+        return os.scandir(directory)
+    except OSError as error:
+        raise InputError(f"{directory} cannot be listed: {error.strerror}.") from error
+
+
+def is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def is_hidden(entry: os.DirEntry) -> bool:
+    return entry.name.startswith(".") or entry.name in SYSTEM_FOLDERS
