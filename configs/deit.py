@@ -189,7 +189,8 @@ def _base() -> ConfigDict:
     config.augment.crop_area = placeholder(tuple)
     # ... and of their width / height.
     config.augment.crop_aspect = placeholder(tuple)
-    # Black pixels around an image of image_size, which is cropped back; 0: none.
+    # Pixels around an image of image_size, which is cropped back; 0: none. Black, and
+    # with three_augment reflected.
     config.augment.crop_padding = placeholder(int)
     # Mirror every second image, left to right.
     config.augment.flip = placeholder(bool)
@@ -197,7 +198,7 @@ def _base() -> ConfigDict:
     config.augment.color_jitter = placeholder(tuple)
     # In timm's syntax, rand-m9-mstd0.5-inc1; empty: none.
     config.augment.randaugment = placeholder(str)
-    # Grey, solarized or blurred (DeiT III).
+    # Grey, solarized or blurred (DeiT III), and padding by reflection.
     config.augment.three_augment = placeholder(bool)
     # Of RandAugment's warps: bicubic or bilinear.
     config.augment.interpolation = placeholder(str)
