@@ -141,8 +141,9 @@ def _base() -> ConfigDict:
     # Whether the devices hold all training images, which then are no part of a batch.
     # Unset: on GPUs and TPUs, where they are of the model's size and up to 1 GiB.
     config.dataset.on_device = placeholder(bool)
-    # The centre view of such an image: the shorter side is resized to size / ratio.
-    config.dataset.eval_crop_ratio = 0.9
+    # The centre view of an image that differs from image_size: its shorter side is
+    # resized to size / ratio, 256 for 224 px and 438 for 384, as in the code of DeiT.
+    config.dataset.eval_crop_ratio = 0.875
     # A value for each channel or one for all, for pixels in 0 .. 1.
     config.dataset.mean = IMAGENET_MEAN
     config.dataset.std = IMAGENET_STD

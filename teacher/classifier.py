@@ -12,14 +12,13 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from deit_jax.data.crops import centre_view
+from deit_jax.data.crops import CROP_RATIO, centre_view
 from deit_jax.errors import InputError
 from teacher import network, weights
 from teacher.blocks import consecutive, read_blocks
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-CROP_RATIO = 0.875  # 224 of 256 px: how ImageNet weights are evaluated
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 TEACHER = "teacher.pt"  # in the run directory of teacher.finetune
 

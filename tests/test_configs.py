@@ -114,9 +114,9 @@ def test_384_px_is_the_recipe_of_the_references_readme():
         "init_from",
         "epochs",
         "batch_size",
-        "dataset.eval_crop_ratio",
         "transfer.keep_heads",
         "model.variant",
+        "model.drop_path",
         "optimizer.learning_rate",
         "optimizer.weight_decay",
         "schedule.min_learning_rate",
@@ -125,6 +125,8 @@ def test_384_px_is_the_recipe_of_the_references_readme():
     assert config.optimizer.learning_rate == config.schedule.min_learning_rate == 5e-6
     assert config.optimizer.reference_batch_size == 512
     assert config.optimizer.weight_decay == 1e-8
+    assert config.model.drop_path == 0
+    assert config.dataset.eval_crop_ratio == 0.875
     assert variants.VARIANTS[config.model.variant]["image_size"] == 384
 
 
