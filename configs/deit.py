@@ -64,10 +64,18 @@ DATASETS = {
     # 1.28 million + 50,000 images, through TFDS. The paper's recipe, table 9, line by
     # line; what it has in common with the other data sets stands in `_base`: AdamW,
     # weight decay 0.05, 5 epochs of warm-up and half a cosine, label smoothing 0.1,
-    # stochastic depth 0.1, no dropout, no clipping. Deviations: the model is DeiT-S;
-    # the teacher is whichever was exported (the paper's is a RegNetY-16GF), it answers
-    # for 30 views that come back every 30 epochs and not for 300; and those of
-    # deit_jax/data/augment (mixing drawn for each pair, erasing before normalisation).
+    # stochastic depth 0.1, no dropout, no clipping. Deviations from the paper and from
+    # facebookresearch/deit:
+    # - The model is DeiT-S, and the teacher whichever was exported (theirs is a
+    #   RegNetY-16GF). It answers for 30 views, which come back every 30 epochs.
+    # - The learning rate moves with every step; its cosine begins after the warm-up.
+    #   Theirs moves once an epoch, an epoch late, along a cosine that begins at epoch
+    #   0, so that it never reaches its peak.
+    # - The distillation token has no weight decay, as in newer versions of timm.
+    # - MixUp and CutMix are drawn for each pair and not for each batch, and an image
+    #   has one partner in all its repeated views. Erasing comes before normalisation.
+    # - Where kind=soft is asked for, tau is 3 and alpha 0.5. The paper has 3 and 0.1;
+    #   the code has 1 and 0.5, and divides by the classes too (`reduction`).
     "imagenet": {
         "epochs": 300.0,
         "batch_size": 1024,

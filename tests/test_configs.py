@@ -60,6 +60,9 @@ def test_study_is_the_seeds_setting():
     vit_config, deit_config, augmented = map(study.get_config, study.MODELS)
     assert (vit_config.epochs, vit_config.batch_size) == (20.0, 64)
     assert vit_config.optimizer.name == "adam"
+    # Of configs/deit.py, as the docstring says.
+    assert vit_config.schedule.warmup_epochs == 5
+    assert vit_config.schedule.min_learning_rate == 1e-5
     assert vit_config.distillation.kind == "none"
     assert (deit_config.augment.recipe, deit_config.distillation.view) == (
         "none",
