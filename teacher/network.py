@@ -1,6 +1,7 @@
 """torchvision's classification networks: built by name, with another head or stem."""
 
 import difflib
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ def build(
     image_size: int,
     weights: str = "none",
     stem: str = "standard",
+    class_names: Sequence[str] = (),
 ) -> nn.Module:
     """Makes a torchvision classification network with `num_classes` outputs.
 
@@ -33,6 +35,8 @@ def build(
       weights: `none` (random), `DEFAULT` (torchvision's best, downloaded once), or a
         file: a `teacher.pt` or a bare state dict of the same network.
       stem: See `replace_stem`.
+      class_names: Of the outputs; a file that names its own gives each known class its
+        row of the head (`match_head`).
 
     Raises:
       InputError: The name, weights, stem or size cannot work.
@@ -50,6 +54,8 @@ def build(
             )
         replace_head(model, _head_width(model, state, weights, arch))
         weight_files.load_state(model, state, f"{weights} as {arch} with --stem={stem}")
+        if class_names and content.get("class_names"):
+            match_head(model, content["class_names"], class_names)
     if num_classes not in (None, find_head(model)[1].out_features):
         replace_head(model, num_classes)
     return model
@@ -105,6 +111,20 @@ def replace_head(model: nn.Module, num_classes: int) -> None:
     name, old = find_head(model)
     new = nn.Linear(old.in_features, num_classes, bias=old.bias is not None)
     model.set_submodule(name, new)
+
+
+def match_head(model: nn.Module, theirs: Sequence[str], ours: Sequence[str]) -> None:
+    """Makes the head of classes `theirs` one of `ours`, with new rows where unknown."""
+    if list(theirs) == list(ours):
+        return
+    old = find_head(model)[1].state_dict()
+    replace_head(model, len(ours))
+    head = find_head(model)[1].state_dict()  # shares the head's memory
+    place = {name: row for row, name in enumerate(theirs)}
+    known = [number for number, name in enumerate(ours) if name in place]
+    for name, values in old.items():
+        head[name][known] = values[[place[ours[number]] for number in known]]
+    print(f"the head keeps {len(known)} of {len(ours)} classes, matched by name")
 
 
 def replace_stem(model: nn.Module, arch: str) -> None:
