@@ -467,7 +467,7 @@ def test_a_cache_of_other_data_is_refused(small, tmp_path, cache):
             ("name", "cifar10", "name='cifar10'"),
             ("length", 127, "its manifest says float16 (127, 10)"),
             ("num_classes", 9, "10 names of classes"),
-            ("class_names", list("abcdefghij"), "class 0 of the teacher cache"),
+            ("class_names", list("abcdefghij"), "other classes (missing: '0', '1'"),
             ("fingerprint", "0" * 64, "other images"),
         ]
     ):
