@@ -64,10 +64,18 @@ DATASETS = {
     # 1.28 million + 50,000 images, through TFDS. The paper's recipe, table 9, line by
     # line; what it has in common with the other data sets stands in `_base`: AdamW,
     # weight decay 0.05, 5 epochs of warm-up and half a cosine, label smoothing 0.1,
-    # stochastic depth 0.1, no dropout, no clipping. Deviations: the model is DeiT-S;
-    # the teacher is whichever was exported (the paper's is a RegNetY-16GF), it answers
-    # for 30 views that come back every 30 epochs and not for 300; and those of
-    # deit_jax/data/augment (mixing drawn for each pair, erasing before normalisation).
+    # stochastic depth 0.1, no dropout, no clipping. Deviations from the paper and from
+    # facebookresearch/deit:
+    # - The model is DeiT-S, and the teacher whichever was exported (theirs is a
+    #   RegNetY-16GF). It answers for 30 views, which come back every 30 epochs.
+    # - The learning rate moves with every step; its cosine begins after the warm-up.
+    #   Theirs moves once an epoch, an epoch late, along a cosine that begins at epoch
+    #   0, so that it never reaches its peak.
+    # - The distillation token has no weight decay, as in newer versions of timm.
+    # - MixUp and CutMix are drawn for each pair and not for each batch, and an image
+    #   has one partner in all its repeated views. Erasing comes before normalisation.
+    # - Where kind=soft is asked for, tau is 3 and alpha 0.5. The paper has 3 and 0.1;
+    #   the code has 1 and 0.5, and divides by the classes too (`reduction`).
     "imagenet": {
         "epochs": 300.0,
         "batch_size": 1024,
@@ -141,8 +149,9 @@ def _base() -> ConfigDict:
     # Whether the devices hold all training images, which then are no part of a batch.
     # Unset: on GPUs and TPUs, where they are of the model's size and up to 1 GiB.
     config.dataset.on_device = placeholder(bool)
-    # The centre view of such an image: the shorter side is resized to size / ratio.
-    config.dataset.eval_crop_ratio = 0.9
+    # The centre view of an image that differs from image_size: its shorter side is
+    # resized to size / ratio, 256 for 224 px and 438 for 384, as in the code of DeiT.
+    config.dataset.eval_crop_ratio = 0.875
     # A value for each channel or one for all, for pixels in 0 .. 1.
     config.dataset.mean = IMAGENET_MEAN
     config.dataset.std = IMAGENET_STD
@@ -190,7 +199,8 @@ def _base() -> ConfigDict:
     config.augment.crop_area = placeholder(tuple)
     # ... and of their width / height.
     config.augment.crop_aspect = placeholder(tuple)
-    # Black pixels around an image of image_size, which is cropped back; 0: none.
+    # Pixels around an image of image_size, which is cropped back; 0: none. Black, and
+    # with three_augment reflected.
     config.augment.crop_padding = placeholder(int)
     # Mirror every second image, left to right.
     config.augment.flip = placeholder(bool)
@@ -198,7 +208,7 @@ def _base() -> ConfigDict:
     config.augment.color_jitter = placeholder(tuple)
     # In timm's syntax, rand-m9-mstd0.5-inc1; empty: none.
     config.augment.randaugment = placeholder(str)
-    # Grey, solarized or blurred (DeiT III).
+    # Grey, solarized or blurred (DeiT III), and padding by reflection.
     config.augment.three_augment = placeholder(bool)
     # Of RandAugment's warps: bicubic or bilinear.
     config.augment.interpolation = placeholder(str)

@@ -4,10 +4,12 @@
     python -m deit_jax.main --config=configs/study.py:deit
     python -m deit_jax.main --config=configs/study.py:deit_augment
 
-20 epochs with Adam at 1e-3 and batches of 64, tiny models with patches of 4 px. The
-first two see the images as they are, and the teacher does too; `deit_augment` has crop,
-flip, colour jitter, random erasing, and MixUp or CutMix of every pair, and 20 cached
-views of its teacher, one an epoch.
+20 epochs with Adam at 1e-3 and batches of 64, tiny models with patches of 4 px. 1e-3 is
+the peak of the schedule of configs/deit.py: the learning rate rises to it over 5 epochs
+and falls to 1e-5 along half a cosine. The first two see the images as they are, and the
+teacher does too; `deit_augment` has crop, flip, colour jitter, random erasing, MixUp or
+CutMix of every pair (the study mixed 1 % of its batches), and 20 cached views of its
+teacher, one an epoch.
 """
 
 from ml_collections import ConfigDict

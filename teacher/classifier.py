@@ -12,8 +12,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from deit_jax.data.crops import centre_view
+from deit_jax.data.crops import CROP_RATIO, centre_view
 from deit_jax.data.sources.layout import plain_name
+from deit_jax.distillation import classes
 from deit_jax.errors import InputError
 from deit_jax.weights import tensor_files
 from teacher import network
@@ -21,7 +22,6 @@ from teacher.blocks import consecutive, read_blocks
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-CROP_RATIO = 0.875  # 224 of 256 px: how ImageNet weights are evaluated
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 TEACHER = "teacher.pt"  # in the run directory of teacher.finetune
 
@@ -266,34 +266,49 @@ def evaluate(
     dtype: torch.dtype,
 ) -> tuple[float, np.ndarray]:
     """Top-1 accuracy in 0 .. 1 over all of `source`, and its labels' counts [C]."""
+    columns, _ = match_classes(classifier, source)
     correct, counts = 0, np.zeros(source.num_classes, np.int64)
     blocks = consecutive(0, len(source), batch_size)
     for images, labels in read_plain(classifier, source, blocks):
-        predicted = logits(classifier, images, device=device, dtype=dtype).argmax(-1)
-        correct += int((predicted == labels).sum())
+        answers = logits(classifier, images, device=device, dtype=dtype)
+        correct += int((answers[:, columns].argmax(-1) == labels).sum())
         counts += np.bincount(labels, minlength=source.num_classes)
     return correct / len(source), counts
 
 
-def check_classes(classifier: Classifier, source) -> None:
-    """Refuses a teacher whose logits are not the classes of `source`, in its order.
+def match_classes(classifier: Classifier, source) -> tuple[list[int], str]:
+    """Finds the classes of `source` among the teacher's, by name.
 
-    The order can be checked only where the teacher's file names its classes.
+    Where the teacher's file names none, they are taken to be those of `source`.
+
+    Returns:
+      For each class of `source` the column of the teacher's logits, and a sentence
+      about it, which is empty where they have the same names in the same order.
+
+    Raises:
+      InputError: The teacher has other classes, or without names another number.
     """
-    if classifier.num_classes != source.num_classes:
-        raise InputError(
-            f"the teacher has {classifier.num_classes} classes, {source.name} "
-            f"has {source.num_classes}. Train one: python -m teacher.finetune "
-            f"--dataset={source.name} --arch={classifier.arch} --out=DIR"
+    names, ours = classifier.class_names, [*map(plain_name, source.class_names)]
+    names = names and [*map(plain_name, names)]
+    columns, words = list(range(classifier.num_classes)), ""
+    wrong = f"it has {len(columns)}, not {len(ours)}"
+    if names is None:
+        words = (
+            "the teacher's file names no classes: its logits are taken to be those of "
+            f"{source.name}, in that order"
         )
-    mine, theirs = classifier.class_names, source.class_names
-    if mine is None or [*map(plain_name, mine)] == [*map(plain_name, theirs)]:
-        return
-    first = next(i for i, (a, b) in enumerate(zip(mine, theirs, strict=True)) if a != b)
-    kind = "in another order" if sorted(mine) == sorted(theirs) else "of other names"
+    elif set(names) != set(ours):
+        columns, wrong = [], classes.difference(names, ours)
+    elif names != ours:
+        words = f"the teacher's classes are put into the order of {source.name} by name"
+        place = {name: column for column, name in enumerate(names)}
+        columns = [place[name] for name in ours]
+    if len(columns) == len(ours):
+        return columns, words
     raise InputError(
-        f"the teacher has classes {kind}: its class {first} is {mine[first]!r}, that "
-        f"of {source.name} is {theirs[first]!r}. Train it on the same data set."
+        f"the teacher does not have the classes of {source.name} ({wrong}). Train one: "
+        f"python -m teacher.finetune --dataset={source.name} --arch={classifier.arch} "
+        "--out=DIR"
     )
 
 

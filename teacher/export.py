@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import os
 import time
@@ -27,7 +28,7 @@ class Export:
     """What a cache is made of; the same gives byte-identical files on one machine.
 
     Attributes:
-      teacher: Has the classes of `train`.
+      teacher: Has the classes of `train`, in any order where its file names them.
       train: The source to cache (`deit_jax.data.sources`).
       test: The source that the teacher's top-1 is measured on.
       seen: The images that the teacher sees; None for plain ones.
@@ -56,7 +57,7 @@ class Export:
     workers: int = 0
 
     def __post_init__(self):
-        classifiers.check_classes(self.teacher, self.train)
+        _ = self.classes
         if self.num_views < 1 or (self.seen is None and self.num_views != 1):
             raise InputError(
                 f"--views={self.num_views}: expected at least 1, and 1 for "
@@ -82,6 +83,11 @@ class Export:
             "device": device,
             "dtype": classifiers.choose_dtype(self.precision, device),
         }
+
+    @functools.cached_property
+    def classes(self) -> tuple[list[int], str]:
+        """The teacher's columns for the classes of `train`, and a sentence on them."""
+        return classifiers.match_classes(self.teacher, self.train)
 
     @property
     def encoding(self) -> Encoding:
@@ -135,12 +141,17 @@ class Export:
     def logits(
         self, opened, entries: Iterable[tuple[np.ndarray, np.ndarray]]
     ) -> Iterator[np.ndarray]:
-        """The teacher's float32 [B, C] for blocks of (index [B], view [B])."""
+        """The teacher's float32 [B, C] for blocks of (index [B], view [B]).
+
+        In the order of the classes of `train`.
+        """
+        columns, _ = self.classes
         # Ahead in a thread: JAX makes the next images while torch looks at these.
         images = batches.prefetch(self._images(opened, entries))
         with contextlib.closing(images):
             for block in images:
-                yield classifiers.logits(self.teacher, block, **self.compute)
+                answers = classifiers.logits(self.teacher, block, **self.compute)
+                yield answers[:, columns]
 
     def _images(self, opened, entries) -> Iterator[np.ndarray]:
         if self.seen is None:
@@ -281,6 +292,7 @@ def _announce(job: Export, manifest: dict, out, missing: list[int]) -> None:
         f"{kept}, {size / 1e6:,.2f} MB in {Path(out)}\n"
         f"{job.teacher.arch}, {job.teacher.stem} stem, {job.teacher.image_size} px, on "
         f"{job.compute['device']} in {manifest['teacher']['precision']}\n"
+        + "".join(f"{sentence}\n" for sentence in job.classes[1:] if sentence)
         + _words(missing, job.num_views),
         flush=True,
     )

@@ -149,6 +149,7 @@ class Training:
             image_size=self.image_size,
             weights=settings.weights,
             stem=settings.stem,
+            class_names=self.train.class_names,
         )
         network.check_image_size(model, settings.arch, self.image_size)
         self.model = model.to(self.device, memory_format=torch.channels_last)

@@ -2,11 +2,13 @@
 
 import difflib
 import sys
+from collections.abc import Sequence
 
 import torch
 import torchvision
 from torch import nn
 
+from deit_jax.data.sources.layout import plain_name
 from deit_jax.errors import InputError
 from deit_jax.weights import one_model, tensor_files
 
@@ -22,6 +24,7 @@ def build(
     image_size: int,
     weights: str = "none",
     stem: str = "standard",
+    class_names: Sequence[str] = (),
 ) -> nn.Module:
     """Makes a torchvision classification network with `num_classes` outputs.
 
@@ -33,6 +36,8 @@ def build(
       weights: `none` (random), `DEFAULT` (torchvision's best, downloaded once), or a
         file, as `load_weights` takes it.
       stem: See `replace_stem`.
+      class_names: Of the outputs; a file that names its own gives each known class its
+        row of the head (`match_head`).
 
     Raises:
       InputError: The name, weights, stem or size cannot work.
@@ -49,6 +54,8 @@ def build(
                 f"{weights} holds a {file.content['arch']}, --arch={arch} is asked for."
             )
         load_weights(model, file, describe(arch, stem, image_size))
+        if class_names and file.content.get("class_names"):
+            match_head(model, file.content["class_names"], class_names)
     if num_classes not in (None, find_head(model)[1].out_features):
         replace_head(model, num_classes)
     return model
@@ -104,6 +111,21 @@ def replace_head(model: nn.Module, num_classes: int) -> None:
     name, old = find_head(model)
     new = nn.Linear(old.in_features, num_classes, bias=old.bias is not None)
     model.set_submodule(name, new)
+
+
+def match_head(model: nn.Module, theirs: Sequence[str], ours: Sequence[str]) -> None:
+    """Makes the head of classes `theirs` one of `ours`, with new rows where unknown."""
+    theirs, ours = [*map(plain_name, theirs)], [*map(plain_name, ours)]
+    if theirs == ours:
+        return
+    old = find_head(model)[1].state_dict()
+    replace_head(model, len(ours))
+    head = find_head(model)[1].state_dict()  # shares the head's memory
+    place = {name: row for row, name in enumerate(theirs)}
+    known = [number for number, name in enumerate(ours) if name in place]
+    for name, values in old.items():
+        head[name][known] = values[[place[ours[number]] for number in known]]
+    print(f"the head keeps {len(known)} of {len(ours)} classes, matched by name")
 
 
 def replace_stem(model: nn.Module, arch: str) -> None:

@@ -158,6 +158,7 @@ def changed(section, **values):
         changed("log", every_steps=99),
         changed("dataset", data_dir="elsewhere"),
         changed("dataset", mean=(0.5, 0.5)),
+        changed("dataset", eval_crop_ratio=0.9),
     ],
 )
 def test_a_harmless_change_resumes(harmless):

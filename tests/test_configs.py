@@ -60,6 +60,9 @@ def test_study_is_the_seeds_setting():
     vit_config, deit_config, augmented = map(study.get_config, study.MODELS)
     assert (vit_config.epochs, vit_config.batch_size) == (20.0, 64)
     assert vit_config.optimizer.name == "adam"
+    # Of configs/deit.py, as the docstring says.
+    assert vit_config.schedule.warmup_epochs == 5
+    assert vit_config.schedule.min_learning_rate == 1e-5
     assert vit_config.distillation.kind == "none"
     assert (deit_config.augment.recipe, deit_config.distillation.view) == (
         "none",
@@ -114,9 +117,9 @@ def test_384_px_is_the_recipe_of_the_references_readme():
         "init_from",
         "epochs",
         "batch_size",
-        "dataset.eval_crop_ratio",
         "transfer.keep_heads",
         "model.variant",
+        "model.drop_path",
         "optimizer.learning_rate",
         "optimizer.weight_decay",
         "schedule.min_learning_rate",
@@ -125,6 +128,8 @@ def test_384_px_is_the_recipe_of_the_references_readme():
     assert config.optimizer.learning_rate == config.schedule.min_learning_rate == 5e-6
     assert config.optimizer.reference_batch_size == 512
     assert config.optimizer.weight_decay == 1e-8
+    assert config.model.drop_path == 0
+    assert config.dataset.eval_crop_ratio == 0.875
     assert variants.VARIANTS[config.model.variant]["image_size"] == 384
 
 

@@ -184,6 +184,27 @@ def test_cache_holds_the_answers_to_mixed_and_to_unmixed_images(
         )
 
 
+def test_columns_are_put_into_the_order_of_the_data_by_name(
+    teacher, train, held_out, tmp_path, capsys
+):
+    other = dataclasses.replace(teacher, class_names=teacher.class_names[::-1])
+    one, two = (
+        exported(
+            model, train, held_out, tmp_path / model.class_names[0], **EXPORTS["views"]
+        )
+        for model in (teacher, other)
+    )
+    np.testing.assert_array_equal(stored(two), stored(one)[..., ::-1])
+    assert two.manifest["source"] == one.manifest["source"]
+    assert two.manifest["teacher"]["top1"] == np.mean(
+        answers(teacher, held_out.images)[:, ::-1].argmax(-1) == held_out.labels
+    )
+    said = "the teacher's classes are put into the order of digits by name\n"
+    assert capsys.readouterr().out.count(said) == 1
+    job = Export(other, train, held_out, seen=LIGHT, num_views=2, batch_size=BATCH)
+    assert exporting.verify(job, two, 7)[1] < 1e-4
+
+
 def test_repeated_views_have_the_partners_of_training(
     teacher, train, held_out, tmp_path
 ):

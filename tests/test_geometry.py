@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from torchvision.transforms import functional
 
 from deit_jax.data import rng
 from deit_jax.data.augment import geometry
@@ -23,11 +24,12 @@ def without_black(side=12):
     return np.random.default_rng(0).integers(1, 256, (side, side, 3), np.uint8)
 
 
-def test_crops_are_windows_of_the_padded_image_at_every_position():
+@pytest.mark.parametrize("mode", ["constant", "reflect"])
+def test_crops_are_windows_of_the_padded_image_at_every_position(mode):
     image, padding = without_black(), 4
-    crop = functools.partial(geometry.pad_and_crop, padding=padding)
+    crop = functools.partial(geometry.pad_and_crop, padding=padding, mode=mode)
     cropped = jax.jit(jax.vmap(crop, (0, None)))(keys(2000), image)
-    padded = np.pad(image, ((padding, padding), (padding, padding), (0, 0)))
+    padded = np.asarray(functional.pad(Image.fromarray(image), padding, 0, mode))
     windows = np.lib.stride_tricks.sliding_window_view(padded, image.shape)
     windows = windows.reshape(81, *image.shape)
     position = {window.tobytes(): n for n, window in enumerate(windows)}

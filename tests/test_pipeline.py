@@ -58,7 +58,7 @@ def requests(count=4, batch=7, seed=0):
 def expected(source, index, draws):
     image, _ = source.pil_image(index)
     if draws is None:
-        return crops.centre_view(image, SIZE, 0.9)
+        return crops.centre_view(image, SIZE, crops.CROP_RATIO)
     box = crops.random_resized_crop_box(draws, *image.size)
     return crops.crop_and_resize(image, box, SIZE)
 
@@ -114,7 +114,9 @@ def test_a_set_in_memory_can_have_another_size_than_the_model():
         [(images, labels)] = pipeline.batches([(index, None)])
     for row, i in enumerate(index):
         original = Image.fromarray(digits.images[i])
-        np.testing.assert_array_equal(images[row], crops.centre_view(original, 48, 0.9))
+        np.testing.assert_array_equal(
+            images[row], crops.centre_view(original, 48, crops.CROP_RATIO)
+        )
     np.testing.assert_array_equal(labels, digits.labels[index])
 
 
@@ -127,7 +129,9 @@ def test_a_picture_of_a_mixed_source_is_cropped_though_it_has_the_size(tmp_path)
     mixed = sources.load(f"folder:{tmp_path}", "train")
     with HostPipeline(mixed, size=SIZE, workers=0) as pipeline:
         [(images, _)] = pipeline.batches([(np.array([0]), None)])
-    np.testing.assert_array_equal(images[0], crops.centre_view(image, SIZE, 0.9))
+    np.testing.assert_array_equal(
+        images[0], crops.centre_view(image, SIZE, crops.CROP_RATIO)
+    )
     assert (images[0] != np.asarray(image)).any()
 
 

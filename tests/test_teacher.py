@@ -478,26 +478,58 @@ def test_weights_of_a_teacher_are_those_of_its_arch(teacher, tmp_path):
 # Classes and accuracy
 
 
-def test_wrong_class_count_is_refused(teacher, train):
-    names = (*train.class_names, "ten")
-    with pytest.raises(InputError, match="has 10 classes, digits has 11"):
-        classifiers.check_classes(
-            teacher, dataclasses.replace(train, class_names=names)
-        )
+DIGITS = tuple("0123456789")
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("theirs", "ours", "columns", "said"),
     [
-        (lambda names: names[::-1], "in another order: its class 0 is '0', .* is '9'"),
-        (lambda names: (*names[:9], "x"), "of other names: its class 9 is '9'.* 'x'"),
+        (DIGITS, DIGITS, range(10), ""),
+        (list(DIGITS), DIGITS, range(10), ""),
+        (DIGITS[::-1], DIGITS, range(9, -1, -1), "into the order of digits by name"),
+        (None, DIGITS, range(10), "names no classes: .* those of digits, in that"),
+        (DIGITS, (*DIGITS[:9], "x"), None, r"\(missing: 'x'; too many: '9'\)"),
+        (DIGITS, (*DIGITS, "ten"), None, r"digits \(missing: 'ten'\)\. Train one: "),
+        (DIGITS, DIGITS[:9], None, "too many: '9'"),
+        (None, DIGITS[:9], None, "it has 10, not 9"),
     ],
 )
-def test_wrong_class_names_are_refused(teacher, train, change, message):
-    other = dataclasses.replace(train, class_names=change(train.class_names))
-    with pytest.raises(InputError, match=message):
-        classifiers.check_classes(teacher, other)
-    classifiers.check_classes(dataclasses.replace(teacher, class_names=None), other)
+def test_a_teachers_classes_are_matched_by_name(
+    teacher, train, theirs, ours, columns, said
+):
+    teacher = dataclasses.replace(teacher, class_names=theirs)
+    source = dataclasses.replace(train, class_names=ours)
+    if columns is None:
+        with pytest.raises(InputError, match=said):
+            classifiers.match_classes(teacher, source)
+    else:
+        found, sentence = classifiers.match_classes(teacher, source)
+        assert found == list(columns)
+        assert re.search(said, sentence) and bool(said) == bool(sentence)
+
+
+@pytest.mark.parametrize(
+    ("ours", "rows"),
+    [
+        (DIGITS, dict(enumerate(range(10)))),
+        (DIGITS[::-1], dict(enumerate(range(9, -1, -1)))),
+        (("x", "7", "y"), {1: 7}),
+        (("x", "y"), {}),
+    ],
+)
+def test_a_start_from_a_teacher_keeps_known_classes(teacher, tmp_path, ours, rows):
+    """So that --epochs=0 names each row of the head as it was trained."""
+    classifiers.save(tmp_path / "teacher.pt", teacher)
+    weights = str(tmp_path / "teacher.pt")
+    options = {"image_size": 32, "weights": weights, "class_names": ours}
+    head = network.build("resnet18", len(ours), **options).fc
+    assert head.out_features == len(ours)
+    old = teacher.model.fc
+    for row, theirs in rows.items():
+        assert torch.equal(head.weight[row], old.weight[theirs])
+        assert head.bias[row] == old.bias[theirs]
+    for row in set(range(len(ours))) - rows.keys():
+        assert not (head.weight[row] == old.weight).all(1).any()
 
 
 @pytest.mark.parametrize(

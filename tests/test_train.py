@@ -427,7 +427,7 @@ def test_bad_settings_end_in_a_message(small, tmp_path, field, value, message):
         ("name", "cifar10", "name='cifar10'"),
         ("length", 127, "its manifest says float16 (127, 10)"),
         ("num_classes", 9, "10 names of classes"),
-        ("class_names", list("abcdefghij"), "class 0 of the teacher cache"),
+        ("class_names", list("abcdefghij"), "other classes (missing: '0', '1'"),
         ("fingerprint", "0" * 64, "other images"),
         (None, None, "truncated"),
     ],
@@ -471,8 +471,7 @@ def test_a_folder_trains_to_the_same_bits_with_any_workers(
     assert alone["eval_images"] == 8
     out = capsys.readouterr().out
     assert "2 classes" in out
-    assert "pictures/valid is taken for val
-" in out
+    assert "pictures/valid is taken for val\n" in out
     assert "train: files passed over, no images: 1 .heic" in out
 
     folder_config.dataset.workers = 2

@@ -266,15 +266,14 @@ def test_an_export_prepares_pictures_as_we_do(tmp_path, layout):
 # Tables and names.
 
 
-def test_the_table_of_preprocessing_is_timms():
+def test_weights_alone_are_prepared_as_by_deits_authors_or_timm():
     for name in timm_layout.NAMES:
         config = timm.get_pretrained_cfg(name)
         found = preprocessing.of_variant(name)
-        assert (found.mean, found.std, found.crop_ratio) == (
-            config.mean,
-            config.std,
-            config.crop_pct,
-        )
+        ratio = 0.875 if name.startswith("deit_") else config.crop_pct
+        expected = config.mean, config.std, ratio
+        assert (found.mean, found.std, found.crop_ratio) == expected
+        assert preprocessing.from_timm(config.to_dict()).crop_ratio == config.crop_pct
         assert (config.interpolation, config.crop_mode) == ("bicubic", "center")
 
 

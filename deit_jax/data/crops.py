@@ -20,6 +20,8 @@ ATTEMPTS = 10
 CROP_WORDS = 2 * ATTEMPTS + 2
 FIXED = 16  # bits after the point
 ASPECTS = 1024  # on 800 pixels, half a pixel between neighbours
+# Of `centre_view`, as facebookresearch/deit evaluates: 224 of 256 px, 384 of 438.
+CROP_RATIO = 0.875
 # Times the shorter side. Of a longer image only what is seen is resized for the
 # centre view: the whole, resized, could take more memory than the machine has.
 LONGEST = 16
@@ -98,13 +100,14 @@ def crop_and_resize(
 
 
 def centre_view(image: Image.Image, size: int, crop_ratio: float) -> np.ndarray:
-    """What DeiT evaluates: the centre of an RGB image, uint8 [size, size, 3].
+    """What a model evaluates: the centre of an RGB image, uint8 [size, size, 3].
 
     Args:
       image: Its shorter side is resized (bicubic) to `int(size / crop_ratio)`, and the
         centre is cropped.
       size: Pixels a side.
-      crop_ratio: In (0, 1]; timm takes 0.9 for DeiT at 224 px, which makes 248.
+      crop_ratio: In (0, 1]; the reference's is `CROP_RATIO`, timm's for its models 0.9
+        at 224 px, which makes 248, and 1 at 384 px.
     """
     shorter = int(size / crop_ratio)
     width, height = image.size

@@ -23,7 +23,12 @@ from concurrent.futures.process import BrokenProcessPool
 import numpy as np
 
 from deit_jax.data import sources
-from deit_jax.data.crops import centre_view, crop_and_resize, random_resized_crop_box
+from deit_jax.data.crops import (
+    CROP_RATIO,
+    centre_view,
+    crop_and_resize,
+    random_resized_crop_box,
+)
 from deit_jax.errors import InputError
 
 # Batches that are decoded while the one before them is used: they bound the memory.
@@ -93,7 +98,7 @@ class HostPipeline:
         workers: int,
         area: tuple[float, float] = (0.08, 1.0),
         aspect: tuple[float, float] = (3 / 4, 4 / 3),
-        crop_ratio: float = 0.9,
+        crop_ratio: float = CROP_RATIO,
     ):
         if workers < 0:
             raise InputError(f"dataset.workers={workers} is less than 0.")

@@ -47,7 +47,7 @@ from pathlib import Path
 import numpy as np
 
 from deit_jax import files
-from deit_jax.data.sources.layout import plain_name
+from deit_jax.distillation import classes
 from deit_jax.distillation.encoding import Encoding
 from deit_jax.errors import InputError
 
@@ -209,21 +209,20 @@ class TeacherCache:
         mine, theirs = describe_source(source), dict(self.manifest["source"])
         if all(side["name"].startswith(FOLDER) for side in (mine, theirs)):
             theirs["name"] = mine["name"]  # a copied folder keeps its fingerprint
-        for field in ("name", "split", "length", "num_classes"):
-            if mine[field] != theirs[field]:
-                raise InputError(
-                    f"the teacher cache {self.directory} was made for {field}="
-                    f"{theirs[field]!r}, this run has {field}={mine[field]!r}."
-                    + self.how_to_fix(source.name, config)
-                )
-        pairs = zip(mine["class_names"], theirs["class_names"], strict=True)
-        for number, (my_name, their_name) in enumerate(pairs):
-            if plain_name(my_name) != plain_name(their_name):
-                raise InputError(
-                    f"class {number} of the teacher cache {self.directory} is "
-                    f"{their_name!r}, that of {source.name} is {my_name!r}."
-                    + self.how_to_fix(source.name, config)
-                )
+        wrong = [
+            f"{field}={theirs[field]!r}, this run has {field}={mine[field]!r}"
+            for field in ("name", "split", "length")
+            if mine[field] != theirs[field]
+        ]
+        # The same names in another order too: it changes the labels, and with them the
+        # fingerprint, so that nothing would show whether the images are the same.
+        if words := classes.difference(theirs["class_names"], mine["class_names"]):
+            wrong.append(f"other classes ({words})")
+        if wrong:
+            raise InputError(
+                f"the teacher cache {self.directory} was made for {'; '.join(wrong)}."
+                + self.how_to_fix(source.name, config)
+            )
         if mine["fingerprint"] != theirs["fingerprint"]:
             raise InputError(
                 f"the teacher cache {self.directory} was made from other images or "

@@ -30,6 +30,7 @@ FREE_FIELDS = (
     "eval.",
     "log.",
     "dataset.data_dir",
+    "dataset.eval_crop_ratio",
     "dataset.on_device",
     "dataset.workers",
     "distillation.logits_dir",

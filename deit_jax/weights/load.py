@@ -82,7 +82,7 @@ def load(
       variant: What it is to be; None finds it out.
       class_names: One a class; None takes those of `config.json`, or numbers.
       mean: Of the channels, for pixels in 0 .. 1; None takes that of the files, or
-        what timm has for the variant. So do `std` and `crop_ratio`.
+        what is usual for the variant. So do `std` and `crop_ratio`.
 
     Raises:
       InputError: The weights cannot be read, are those of no model of this package or

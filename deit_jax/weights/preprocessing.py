@@ -9,6 +9,7 @@ from deit_jax.models.variants import VARIANTS
 from deit_jax.weights import timm
 
 BICUBIC = 3  # Pillow's number, which transformers writes
+DEIT_CROP_RATIO = 0.875  # 224 of 256 px, 384 of 438
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,17 +23,25 @@ class Preprocessing:
 
 
 def of_variant(variant: str) -> Preprocessing:
-    """timm's for a variant."""
+    """What weights are taken to expect that come alone.
+
+    A `deit_*` comes from its authors, whose files say nothing more: the crop is that of
+    their evaluation. A `vit_*` is timm's.
+    """
     family = variant.partition("_")[0]
     mean, std = timm.MEAN_STD[family]
+    size = VARIANTS[variant]["image_size"]
+    deit = family == "deit"
+    # At 32 px they, too, see the whole image.
+    ratio = DEIT_CROP_RATIO if deit and size > 32 else timm.CROP_RATIO[size]
     return Preprocessing(
         mean,
         std,
-        timm.CROP_RATIO[VARIANTS[variant]["image_size"]],
+        ratio,
         (
-            "nothing was found about the preparation of images: mean and std of "
-            f"timm's {family}_* are taken (convert's --mean, --std and --crop_ratio "
-            "change that)",
+            "nothing was found about the preparation of images: mean, std and crop of "
+            f"{'facebookresearch/deit' if deit else 'timm'} are taken (convert's "
+            "--mean, --std and --crop_ratio change that)",
         ),
     )
 

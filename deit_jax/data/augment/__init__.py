@@ -35,7 +35,10 @@ def augment(
         return jax.random.fold_in(key, operation)
 
     if settings.crop_padding:
-        image = geometry.pad_and_crop(own(CROP), image, settings.crop_padding)
+        # Part of DeiT III's augmentation. A field for it would be missing in the
+        # manifests of all caches that there are.
+        mode = "reflect" if settings.three_augment else "constant"
+        image = geometry.pad_and_crop(own(CROP), image, settings.crop_padding, mode)
     if settings.flip:
         image = geometry.horizontal_flip(own(FLIP), image)
     if settings.randaugment:

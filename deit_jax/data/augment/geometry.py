@@ -18,15 +18,18 @@ MAX_SIDE = 512  # px
 
 
 def pad_and_crop(
-    key: Key[Array, ""], image: UInt8[Array, "h w 3"], padding: int
+    key: Key[Array, ""], image: UInt8[Array, "h w 3"], padding: int, mode: str
 ) -> UInt8[Array, "h w 3"]:
-    """Pads `padding` black pixels on each side and crops the size back at random.
+    """Pads `padding` pixels on each side and crops the size back at random.
 
-    As torchvision's RandomCrop(size, padding); every one of the (2 padding + 1)^2
-    positions is equally likely.
+    As torchvision's RandomCrop(size, padding, padding_mode=mode); every one of the
+    (2 padding + 1)^2 positions is equally likely.
+
+    Args:
+      mode: `constant` pads with black, `reflect` mirrors at the outermost pixels.
     """
     corner = jax.random.randint(key, (2,), 0, 2 * padding + 1)
-    padded = jnp.pad(image, ((padding, padding), (padding, padding), (0, 0)))
+    padded = jnp.pad(image, ((padding, padding), (padding, padding), (0, 0)), mode)
     return jax.lax.dynamic_slice(padded, (corner[0], corner[1], 0), image.shape)
 
 

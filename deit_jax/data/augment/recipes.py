@@ -20,8 +20,8 @@ class Augmentation:
       crop_area: Random crops of images that differ from the model's size: bounds of
         their share of the image.
       crop_aspect: And of their width / height.
-      crop_padding: Images of the model's size: black pixels added on each side before
-        the size is cropped back at random.
+      crop_padding: Images of the model's size: pixels added on each side before the
+        size is cropped back at random; black, and with `three_augment` reflected.
       flip: Mirror every second image, left to right.
       color_jitter: Strengths of brightness, contrast, saturation and hue, as of
         torchvision's ColorJitter, in random order.
@@ -123,8 +123,8 @@ RECIPES = {
         "randaugment": "rand-m9-mstd0.5-inc1",
         "erase_probability": 0.25,
     },
-    # Touvron et al. 2022 (DeiT III), section 3. Deviation: small images are padded
-    # with black pixels, not by reflection.
+    # Touvron et al. 2022 (DeiT III), section 3. Small images are padded by reflection,
+    # as in `augment.py` of facebookresearch/deit.
     "three_augment": RANDOM_CROP
     | MIX
     | {
