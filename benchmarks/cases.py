@@ -19,7 +19,7 @@ class Case:
       training: A whole train step, or the logits of a batch.
       augmented: Augmentation in the train step: the recipe `deit` here; what timm does
         on batches there (random erasing, MixUp or CutMix).
-      attention: Of this project, xla or cudnn; timm has its own way.
+      attention: Of this project, see configs/deit.py; timm has its own way.
       steps_per_dispatch: Of this project.
     """
 
@@ -29,7 +29,7 @@ class Case:
     dtype: str = "float32"
     training: bool = True
     augmented: bool = True
-    attention: str = "xla"
+    attention: str = "auto"
     steps_per_dispatch: int = 1
 
     def config(self):
@@ -81,7 +81,7 @@ GPU |= {
 }
 # This project in other ways, beside what timm does for the case without the ending.
 GPU_WAYS = {
-    f"{name}_cudnn": dataclasses.replace(case, attention="cudnn")
+    f"{name}_xla": dataclasses.replace(case, attention="xla")
     for name, case in GPU.items()
     if case.augmented
 } | {
@@ -101,7 +101,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             f"--{name}", action=argparse.BooleanOptionalAction, default=True
         )
-    parser.add_argument("--attention", choices=variants.ATTENTIONS, default="xla")
+    parser.add_argument("--attention", choices=variants.ATTENTIONS, default="auto")
     parser.add_argument("--steps_per_dispatch", type=int, default=1)
 
 

@@ -5,11 +5,11 @@
 
 Train steps of DeiT-Ti, S and B at 224 px and DeiT-Ti at 32 px in bfloat16, beside timm
 with torch.compile under autocast on the same card, each side in a process of its own;
-then this project with cuDNN's attention (`_cudnn`) and with ten steps a dispatch
+then this project with XLA's attention (`_xla`) and with ten steps a dispatch
 (`_dispatch`). With --data_dir, where TFDS has CIFAR-10, 20 epochs of
 configs/study.py:vit too. What does not fit into --minutes is named and left out;
 --cases asks for it by itself, and for the `_plain` cases without augmentation. On a
-machine without a GPU the same runs on its CPU, with --batch_size, but for `_cudnn`.
+machine without a GPU the same runs on its CPU, with --batch_size.
 """
 
 import json

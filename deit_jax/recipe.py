@@ -60,7 +60,7 @@ RULES = {
     "model.variant": TEXT,  # variants.create lists the names
     "model.dtype": choice(variants.DTYPES),
     "model.remat": FLAG,
-    "model.attention": choice(("auto", *variants.ATTENTIONS)),
+    "model.attention": choice(variants.ATTENTIONS),
     "model.drop_path": RATE,
     "model.dropout": RATE,
     "model.position_std": number(0),

@@ -13,7 +13,6 @@ import math
 import os
 import re
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -92,6 +91,22 @@ TARGETS = {
 }
 
 
+def parse(text: str) -> tuple[str, int]:
+    """`v5e:4` to ("v5e", 4); without a number one chip.
+
+    Raises:
+      InputError: There is no such target.
+    """
+    name, _, chips = text.partition(":")
+    chips = chips or "1"
+    if name not in TARGETS or chips not in ("1", "4", "8"):
+        raise InputError(
+            f"--target={text}: expected one of {', '.join(TARGETS)}, with :4 or :8 "
+            "behind it for so many chips"
+        )
+    return name, int(chips)
+
+
 def devices(name: str, chips: int = 1) -> list[jax.Device]:
     """Devices of a target, to compile for.
 
@@ -99,23 +114,23 @@ def devices(name: str, chips: int = 1) -> list[jax.Device]:
     environment, and leaves the CPU as the only device to run on.
 
     Raises:
-      InputError: There is no such target, or its compiler is not installed.
+      InputError: Its compiler is not installed.
     """
-    if name not in TARGETS or chips not in (1, 4, 8):
-        raise InputError(
-            f"no target {name!r} with {chips} chips; there are "
-            f"{', '.join(TARGETS)} with 1, 4 or 8, e.g. v5e:4"
-        )
     _check_packages(name)
-    target = TARGETS[name]
     jax.config.update("jax_platforms", "cpu")
+    # There is no GPU to tune on: products by cuBLAS's default algorithms.
+    flags = "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags} {_cuda()}"
+    os.environ |= {
+        "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+        "TPU_STDERR_LOG_LEVEL": "3",
+    }
+    target = TARGETS[name]
     if target.gpu:
-        os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
-        # There is no GPU to tune on: products by cuBLAS's default algorithms.
-        os.environ["XLA_FLAGS"] = (
-            os.environ.get("XLA_FLAGS", "") + " --xla_gpu_autotune_level=0 "
-            f"--xla_gpu_enable_triton_gemm=false --xla_gpu_cuda_data_dir={_cuda()}"
-        )
         text = GPU.format(
             bandwidth=int(target.bandwidth), memory=int(target.memory), **target.gpu
         )
@@ -123,7 +138,6 @@ def devices(name: str, chips: int = 1) -> list[jax.Device]:
             "", platform="cuda", target_config=text, topology=f"1x1x{chips}"
         )
     else:
-        os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
         topology = topologies.get_topology_desc(
             platform="tpu", topology_name=target.topology[max(4, chips)]
         )
@@ -155,12 +169,13 @@ def _found(module: str) -> bool:
         return False
 
 
-def _cuda() -> Path:
-    """The folder whose bin/ has ptxas."""
+def _cuda() -> str:
+    """XLA's flag for the folder whose bin/ has ptxas, where there is one."""
+    if not _found("nvidia.cu13"):
+        return ""
     places = importlib.util.find_spec("nvidia.cu13").submodule_search_locations
-    return next(
-        (p for p in map(Path, places) if (p / "bin/ptxas").exists()), Path(places[0])
-    )
+    found = (place for place in places if Path(place, "bin/ptxas").exists())
+    return f"--xla_gpu_cuda_data_dir={next(found, places[0])}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,7 +183,6 @@ class Program:
     """What a compiled program does on each chip, read from its HLO.
 
     Attributes:
-      flops: Floating-point operations as XLA counts them, of products and others.
       moved: {(kind, where): bytes read and written} of each kind of instruction, by
         the name of the code that it came from.
       xla_bytes: XLA's own count of the bytes, which only TPUs have.
@@ -178,7 +192,6 @@ class Program:
       seconds: It took to compile.
     """
 
-    flops: float
     moved: collections.Counter
     xla_bytes: float | None
     temporaries: int
@@ -191,9 +204,9 @@ class Program:
         """Bytes that it reads and writes: XLA's own count where there is one."""
         return self.xla_bytes or sum(self.moved.values())
 
-    def roofline(self, target: Target) -> float:
-        """Seconds it takes at least, by products or by memory."""
-        return max(self.flops / target.flops, self.bytes / target.bandwidth)
+    def roofline(self, target: Target, flops: float) -> float:
+        """Seconds it takes at least for so many `flops`, by products or by memory."""
+        return max(flops / target.flops, self.bytes / target.bandwidth)
 
 
 def compile_program(lowered: jax.stages.Lowered) -> Program:
@@ -201,14 +214,10 @@ def compile_program(lowered: jax.stages.Lowered) -> Program:
     began = time.monotonic()
     compiled = lowered.compile()
     seconds = time.monotonic() - began
-    memory = compiled.memory_analysis()
-    counts = compiled.cost_analysis() or {}
-    before = lowered.cost_analysis() or {}
-    text = compiled.as_text()
+    memory, text = compiled.memory_analysis(), compiled.as_text()
     return Program(
-        flops=counts.get("flops", before.get("flops", math.nan)),
         moved=traffic(text),
-        xla_bytes=counts.get("bytes accessed"),
+        xla_bytes=(compiled.cost_analysis() or {}).get("bytes accessed"),
         temporaries=memory.temp_size_in_bytes,
         memory=memory.argument_size_in_bytes
         + memory.output_size_in_bytes
@@ -227,6 +236,8 @@ INSTRUCTION = re.compile(
     r"\s+(?:ROOT )?%?([\w.\-]+) = ((?:\(.*?\)|\S+)) ([\w\-]+)\((.*?)\)(?:, |$)"
 )
 TRIPS = re.compile(r'known_trip_count":\{"n":"(\d+)"')
+# The last result of a call of cuBLAS or cuDNN, which is no result.
+WORKSPACE = re.compile(r", s8\[\d+\](\{0\})?\)$")
 # Instructions that move nothing by themselves.
 FREE = {"bitcast", "get-tuple-element", "parameter", "tuple", "constant", "after-all"}
 COLLECTIVES = (
@@ -239,8 +250,8 @@ def traffic(hlo: str) -> collections.Counter:
     """Bytes that a program reads and writes: {(kind, where in the code): bytes}.
 
     Each instruction reads its operands and writes its results once. What a fusion or a
-    custom call does inside is not counted. The body of a loop counts as often as it
-    runs, a branch as if it were taken.
+    custom call does inside is not counted, nor what a product may use as workspace. The
+    body of a loop counts as often as it runs, a branch as if it were taken.
 
     Args:
       hlo: The optimized program, `jax.stages.Compiled.as_text()`.
@@ -269,6 +280,8 @@ def _add(moved: collections.Counter, bodies: dict, name: str, times: int) -> Non
         if not (match := INSTRUCTION.match(line)):
             continue
         result, kind, op, operands = match.groups()
+        if op == "custom-call":
+            kind = WORKSPACE.sub(")", kind)
         sizes[result] = size(kind)
         if op in FREE:
             continue
@@ -302,24 +315,3 @@ def collectives(hlo: str) -> dict[str, list[int]]:
         counted[0] += 1
         counted[1] += size(kind)
     return found
-
-
-def parse(text: str) -> tuple[str, int]:
-    """`v5e:4` to ("v5e", 4); without a number one chip."""
-    name, _, chips = text.partition(":")
-    if chips and not chips.isdecimal():
-        raise InputError(f"--target={text}: write it like v5e or v5e:4")
-    return name, int(chips or 1)
-
-
-def lower(train_step, run_state, batch, images=None) -> jax.stages.Lowered:
-    """A pmapped train step for the shapes of its arguments."""
-
-    def shapes(tree):
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
-
-    return train_step.lower(*map(shapes, (run_state, batch, images)))
-
-
-def names(chosen: Sequence[str]) -> list[str]:
-    return list(chosen or TARGETS)

@@ -35,7 +35,8 @@ VARIANTS: dict[str, dict] = {
 LARGEST_GRID = 1024  # patches a side
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-ATTENTIONS = ("xla", "cudnn", "pallas")
+# `auto` is for a config: `recipe` decides by the devices.
+ATTENTIONS = ("auto", "xla", "cudnn", "pallas")
 
 
 def create(
@@ -70,8 +71,8 @@ def create(
             raise InputError(f"{name} is {rate}; it must be at least 0 and below 1")
     if dtype not in DTYPES:
         raise InputError(f"unknown dtype {dtype!r}; choose {' or '.join(DTYPES)}")
-    if attention not in ATTENTIONS:
-        choices = " or ".join(ATTENTIONS)
+    if attention not in ATTENTIONS[1:]:
+        choices = " or ".join(ATTENTIONS[1:])
         raise InputError(f"unknown attention {attention!r}; choose {choices}")
     return VisionTransformer(
         num_classes=num_classes,
