@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import run_directories
 
 from deit_jax.main import default_workdir
 
@@ -132,6 +133,43 @@ def test_unusual_environments_work_or_end_in_one_line(
     assert done.returncode == code, done.stderr
     assert message in (done.stdout if code == 0 else done.stderr)
     assert "Traceback" not in done.stderr
+
+
+FEW_FILES = {
+    "main": (
+        "--config=configs/vit.py:folder",
+        "--config.model.variant=vit_nano_patch8_32",
+        "--config.batch_size=8",
+        "--config.epochs=1",
+        "--config.dataset.name={data}",
+        "--workdir={new}",
+    ),
+    "evaluate": ("--workdir={run}", "--dataset={data}", "--split=val"),
+    "predict": ("--workdir={run}", "{images}"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FEW_FILES)
+def test_few_open_files_suffice_or_end_in_one_line(tmp_path, folder, name):
+    """As under `ulimit -n 24`."""
+    run_directories.make(tmp_path / "run", class_names=("bright", "dark"))
+    places = {"data": folder, "images": folder[7:], "new": tmp_path / "new"}
+    places["run"] = tmp_path / "run"
+    program = (
+        "import resource, runpy, sys; "
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (24, 24)); "
+        f"runpy.run_module('deit_jax.{name}', run_name='__main__', alter_sys=True)"
+    )
+    arguments = [argument.format(**places) for argument in FEW_FILES[name]]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+    )
+    limit = "error: too many open files: raise the limit, e.g. ulimit -n 1024"
+    assert (done.returncode, done.stderr.strip()) in [(0, ""), (2, limit)]
 
 
 def test_a_closed_stdout_is_no_error(tmp_path):
