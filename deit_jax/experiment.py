@@ -51,7 +51,7 @@ class Experiment:
 
     Attributes:
       saved_config: The config as a nested dict, for config.json and checkpoints.
-      config_file: The file that the config came from, for messages.
+      config_file: What followed `--config=` (`main.config_arguments`), for messages.
       devices: The devices of all processes (`processes.devices`).
       train_source, eval_source: The two splits.
       student: What the student sees of an image.

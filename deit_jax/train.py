@@ -51,7 +51,7 @@ def train_and_evaluate(config, workdir, *, config_file: str = "<config>") -> dic
       config: A `ConfigDict` as in configs/deit.py.
       workdir: The run directory: config.json, metrics.jsonl, TensorBoard events,
         checkpoints/, run.lock and, at the end, summary.json.
-      config_file: The file that the config came from, for messages and the summary.
+      config_file: What followed `--config=`, for messages and the summary.
 
     Returns:
       The summary, as in summary.json; None in all processes but the first.

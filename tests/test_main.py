@@ -1,14 +1,18 @@
 """The command as a user types it: exit codes and messages, never a traceback."""
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import run_directories
+from absl import flags
+from ml_collections import config_flags
 
-from deit_jax.main import default_workdir
+from deit_jax.distillation import teacher_cache
+from deit_jax.main import config_arguments, default_workdir
 
 ROOT = Path(__file__).parent.parent
 DIGITS = "--config=configs/deit.py:digits"
@@ -82,6 +86,42 @@ def test_default_workdir_names_config_and_data_set():
     assert default_workdir("configs/deit.py", "cifar10") == "runs/deit-cifar10"
     assert default_workdir("configs/study.py:vit", "digits") == "runs/study-vit-digits"
     assert default_workdir("a.py:folder", "folder:/my pets") == "runs/a-folder_my_pets"
+
+
+def config_flag(monkeypatch, arguments):
+    monkeypatch.setattr(sys, "argv", ["run", *arguments])  # config_flags looks there
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values)
+    for name in ("teacher", "out"):
+        flags.DEFINE_string(name, None, "", flag_values=values)
+    values(sys.argv)
+    return values["config"]
+
+
+@pytest.mark.filterwarnings("ignore:the load_module")  # of ml_collections
+def test_the_printed_commands_make_a_cache_for_this_very_run(monkeypatch):
+    """Of a config with flags: the same fields, where a shell has read the command."""
+    arguments = [
+        "--config=configs/deit.py:folder",
+        "--config.dataset.name=folder:/my 'pets'",
+        "--config.dataset.train_split=train[:90%]",
+        "--config.dataset.mean=0.5",
+        "--config.augment.recipe=crop_flip",
+        "--config.augment.crop_area=(0.5, 1.0)",
+        "--config.augment.flip=False",
+        "--config.distillation.num_views=3",
+    ]
+    flag = config_flag(monkeypatch, arguments)
+    commands = teacher_cache.export_commands(
+        "folder:/my 'pets'", "a cache", config_arguments(flag)
+    )
+    finetune, export = (shlex.split(line) for line in commands.splitlines())
+    assert export[:3] == ["python", "-m", "teacher.export_logits"]
+    assert "--out=a cache" in export
+    again = config_flag(monkeypatch, export[3:])
+    assert again.value.to_dict() == flag.value.to_dict()
+    assert {"--train_split=train[:90%]", "--eval_split=val"} < set(finetune)
+    assert "--dataset=folder:/my 'pets'" in finetune
 
 
 ENVIRONMENTS = {
