@@ -1,6 +1,7 @@
 """An experiment: what a config describes, opened and built, but for its state."""
 
 import dataclasses
+import functools
 import json
 import os
 import textwrap
@@ -102,7 +103,7 @@ class Experiment:
     def keeps_ema(self) -> bool:
         return self.settings["ema_decay"] > 0
 
-    @property
+    @functools.cached_property
     def data(self) -> dict:
         """What the run is trained on, by content (`data_identity.describe`)."""
         digest = self.teacher and self.teacher.digest
