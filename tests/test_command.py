@@ -62,3 +62,17 @@ def test_a_home_that_cannot_be_written_is_no_error(tmp_path):
 def test_what_the_user_has_set_stays():
     environment = {"GLIBC_TUNABLES": "", "JAX_COMPILATION_CACHE_DIR": ""}
     assert run(**environment).strip() == "['', ''] ['one', 'two words']"
+
+
+def test_file_names_are_utf8_in_a_c_locale():
+    before = "import os, sys\nprint(sys.getfilesystemencoding())\n"
+    lines = run(before, LC_ALL="C", PYTHONUTF8="0", GLIBC_TUNABLES="").splitlines()
+    assert lines[-2] == "utf-8"
+
+
+def test_an_unknown_home_is_refused(capsys):
+    assert command._at_home("~/a") == os.path.expanduser("~/a")
+    assert command._at_home("a/~b") == "a/~b"
+    with pytest.raises(SystemExit):
+        command._at_home("~nobody-of-this-name/a")
+    assert "error: ~nobody-of-this-name/a: this user" in capsys.readouterr().err
