@@ -57,6 +57,7 @@ def draw(
 
     from deit_jax import trained_model
     from deit_jax.data.sources import image_files
+    from deit_jax.reporting.labels import readable
 
     found, _ = image_files.find(paths)
     trained = trained_model.load(workdir, weights=weights, step=step)
@@ -76,7 +77,7 @@ def draw(
         maps, logits = jax.device_get(look(trained.params, view[None]))
         names = trained.card.class_names
         answers = {head: _top(values[0], names) for head, values in logits.items()}
-        title = Path(file).name
+        title = readable(Path(file).name, found.index(file), 60, kind="image")
         figure = plot(view, maps.heads[0], maps.rollout[0], answers, title=title)
         with files.writing(out / name):
             figure.savefig(out / name, dpi=DPI)
@@ -122,13 +123,13 @@ def plot(
     tokens, columns = heads.shape[0], heads.shape[1] + 2
     size = PANEL * columns, (PANEL + 0.25) * tokens + 0.3
     figure = Figure(size, layout="constrained")
-    figure.suptitle(title, fontsize=9)
+    figure.suptitle(title, fontsize=9, parse_math=False)
     bare = {"xticks": [], "yticks": []}
     panels = figure.subplots(tokens, columns, squeeze=False, subplot_kw=bare)
     show = functools.partial(_overlay, view=view)
     for row, (head, answer) in enumerate(predictions.items()):
         panels[row, 0].imshow(view)
-        panels[row, 0].set_title(answer, fontsize=8)
+        panels[row, 0].set_title(answer, fontsize=8, parse_math=False)
         panels[row, 0].set_ylabel(TOKENS[head], fontsize=8)
         for column in range(columns - 2):
             show(panels[row, 1 + column], heads[row, column], f"head {column + 1}")
@@ -154,8 +155,11 @@ def _overlay(panel, weights: np.ndarray, name: str, *, view: np.ndarray) -> None
 
 
 def _top(logits: np.ndarray, class_names: Sequence[str]) -> str:
+    from deit_jax.reporting.labels import readable
+
     best = int(logits.argmax())
-    return f"{class_names[best][:24]} {softmax(logits)[best]:.0%}"
+    name = readable(class_names[best], best, 24)
+    return f"{name} {softmax(logits)[best]:.0%}"
 
 
 def _names(files: Sequence[str]) -> list[str]:

@@ -48,6 +48,7 @@ def run(main, *, takes: str | None = None) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # announces itself otherwise
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    _in_utf8()
     _in_huge_pages()
     _keep_compiled_programs()
 
@@ -103,6 +104,14 @@ def _open_closed_streams() -> None:
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - as long as we run
         getattr(sys, name).reconfigure(errors="backslashreplace")
+
+
+def _in_utf8() -> None:
+    """Starts this command again where Python reads file names in another encoding."""
+    if sys.getfilesystemencoding() == "utf-8" or os.environ.get("PYTHONUTF8") == "1":
+        return
+    os.environ["PYTHONUTF8"] = "1"
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def _in_huge_pages() -> None:
@@ -205,7 +214,7 @@ def _parse_flags(argv):
             _expand_home(flags.FLAGS.config)
         for name in PATH_FLAGS & set(flags.FLAGS):
             if isinstance(flags.FLAGS[name].value, str):
-                flags.FLAGS[name].value = os.path.expanduser(flags.FLAGS[name].value)
+                flags.FLAGS[name].value = _at_home(flags.FLAGS[name].value)
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)  # orbax tells of every save
         return rest
@@ -224,7 +233,15 @@ def _expand_home(config) -> None:
         value = fields.get(name)
         if isinstance(value, str):
             kind, folder, path = value.rpartition("folder:")
-            fields[name] = kind + folder + os.path.expanduser(path)
+            fields[name] = kind + folder + _at_home(path)
+
+
+def _at_home(path: str) -> str:
+    """Replaces `~` and `~user`; a folder of such a name is not made."""
+    expanded = os.path.expanduser(path)
+    if expanded.startswith("~"):
+        fail(f"{path}: this user or home directory is not known. Give the whole path.")
+    return expanded
 
 
 def _shorten(text: str) -> str:

@@ -1,6 +1,7 @@
 """An experiment: what a config describes, opened and built, but for its state."""
 
 import dataclasses
+import functools
 import json
 import os
 import textwrap
@@ -51,7 +52,7 @@ class Experiment:
 
     Attributes:
       saved_config: The config as a nested dict, for config.json and checkpoints.
-      config_file: The file that the config came from, for messages.
+      config_file: What followed `--config=` (`main.config_arguments`), for messages.
       devices: The devices of all processes (`processes.devices`).
       train_source, eval_source: The two splits.
       student: What the student sees of an image.
@@ -102,7 +103,7 @@ class Experiment:
     def keeps_ema(self) -> bool:
         return self.settings["ema_decay"] > 0
 
-    @property
+    @functools.cached_property
     def data(self) -> dict:
         """What the run is trained on, by content (`data_identity.describe`)."""
         digest = self.teacher and self.teacher.digest

@@ -8,6 +8,7 @@ A rerun of the same command resumes from the last checkpoint in the run director
 """
 
 import re
+import shlex
 from pathlib import Path
 
 from absl import flags
@@ -25,6 +26,21 @@ def default_workdir(config_file: str, dataset: str) -> str:
     if not dataset.startswith(argument):
         parts.insert(1, argument)
     return "runs/" + re.sub(r"[^\w.-]+", "_", "-".join(parts)).strip("_")
+
+
+def config_arguments(flag) -> str:
+    """What follows `--config=` in a command with the same config, for a shell.
+
+    Args:
+      flag: The flag of the config.
+    """
+    changes = config_flags.get_override_values(flag)
+    # Where another command has another default.
+    changes = {"dataset.eval_split": flag.value.dataset.eval_split} | changes
+    if changes["dataset.eval_split"] == "test":
+        del changes["dataset.eval_split"]
+    words = [f"--config.{field}={value}" for field, value in changes.items()]
+    return shlex.join([config_flags.get_config_filename(flag), *words])
 
 
 def define_flags() -> None:
@@ -54,7 +70,7 @@ def main(_) -> None:
     workdir = flags.FLAGS.workdir or default_workdir(config_file, config.dataset.name)
     do = dry_run.show if flags.FLAGS.dry_run else train.train_and_evaluate
     with processes.joined(**config.distributed), command.reported():
-        do(config, workdir, config_file=config_file)
+        do(config, workdir, config_file=config_arguments(flags.FLAGS["config"]))
 
 
 if __name__ == "__main__":

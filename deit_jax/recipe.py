@@ -56,7 +56,7 @@ RULES = {
     "dataset.on_device": optional(FLAG),
     "dataset.eval_crop_ratio": number(above=0, high=1),
     "dataset.mean": channels(number(0, 1)),
-    "dataset.std": channels(POSITIVE),
+    "dataset.std": channels(number(1e-3)),  # a pixel's step is 4e-3
     "model.variant": TEXT,  # variants.create lists the names
     "model.dtype": choice(variants.DTYPES),
     "model.remat": FLAG,
@@ -108,7 +108,7 @@ RULES = {
     f"augment.{name}": optional(rule)
     for name, rule in {
         "crop_area": bounds(number(above=0, high=1)),
-        "crop_aspect": bounds(POSITIVE),
+        "crop_aspect": bounds(number(1 / MAX_ASPECT, MAX_ASPECT)),
         "crop_padding": whole(0),
         "flip": FLAG,
         "color_jitter": row(SHARE, SHARE, SHARE, number(0, 0.5)),

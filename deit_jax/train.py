@@ -9,7 +9,6 @@ from flax.traverse_util import flatten_dict
 
 from deit_jax import experiment, files
 from deit_jax.data import batches, image_check
-from deit_jax.data.pipeline import HostPipeline
 from deit_jax.errors import InputError
 from deit_jax.experiment import Experiment
 from deit_jax.models import cost
@@ -52,7 +51,7 @@ def train_and_evaluate(config, workdir, *, config_file: str = "<config>") -> dic
       config: A `ConfigDict` as in configs/deit.py.
       workdir: The run directory: config.json, metrics.jsonl, TensorBoard events,
         checkpoints/, run.lock and, at the end, summary.json.
-      config_file: The file that the config came from, for messages and the summary.
+      config_file: What followed `--config=`, for messages and the summary.
 
     Returns:
       The summary, as in summary.json; None in all processes but the first.
@@ -170,7 +169,7 @@ class Training:
             stop=stop,
         )
         self.parameters = count_parameters(train_state.params)
-        self._announce(workdir, streamed=isinstance(images, HostPipeline))
+        self._announce(workdir, getattr(images, "workers", None))
         self.state = step.replicate(train_state, run.devices)
         self.resident = None
         if run.resident:
@@ -194,11 +193,11 @@ class Training:
         self.evaluated = processes.broadcast_json(bool(self.directory.evaluated))
         self.results = self.tables = None
 
-    def _announce(self, workdir: Path, *, streamed: bool) -> None:
+    def _announce(self, workdir: Path, workers: int | None) -> None:
         run = self.run
         print(f"{run.card.variant}: {self.parameters:,} parameters\n{run.describe()}")
-        if streamed:
-            print(f"images are read by {run.workers} worker processes")
+        if workers:
+            print(f"images are read by {workers} worker processes")
         resumed = f", resumed at step {self.start}" if self.start else ""
         print(f"run directory {workdir}{resumed}", flush=True)
 

@@ -67,10 +67,12 @@ def test_rollout_is_the_product_of_the_blocks():
     np.testing.assert_allclose(got.sum(-1), 1, rtol=1e-5)
 
 
+@pytest.mark.filterwarnings("error:Glyph")
 def test_a_picture_a_file(tmp_path, capsys):
-    run_directories.make(tmp_path / "run")
+    names = ("猫", "$x_1", "🐶", *run_directories.DIGITS[3:])
+    run_directories.make(tmp_path / "run", class_names=names)
     random = np.random.default_rng(0)
-    for name in ("a/7.png", "b/7.png", "a/8.png"):
+    for name in ("a/7.png", "b/7.png", "a/$八$.png"):
         path = tmp_path / "pictures" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(random.integers(0, 256, (40, 50, 3), np.uint8)).save(path)
@@ -79,7 +81,7 @@ def test_a_picture_a_file(tmp_path, capsys):
     unreadable = attention.draw(tmp_path / "run", [tmp_path / "pictures"], out)
     assert unreadable == 1
     assert "bad.png is not an image" in capsys.readouterr().err
-    assert sorted(p.name for p in out.iterdir()) == ["7-2.png", "7.png", "8.png"]
+    assert sorted(p.name for p in out.iterdir()) == ["$八$.png", "7-2.png", "7.png"]
     with Image.open(out / "7.png") as picture:
         assert picture.width > 2 * picture.height > 200
 

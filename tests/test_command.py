@@ -131,3 +131,17 @@ def test_lists_of_numbers():
 def test_flags_are_refused_without_waiting_for_jax():
     said = commands.refusal("deit_jax.export", "--out=x", JAX_PLATFORMS="none")
     assert "--workdir is missing" in said
+
+
+def test_file_names_are_utf8_in_a_c_locale():
+    before = "import os, sys\nprint(sys.getfilesystemencoding())\n"
+    lines = run(before, LC_ALL="C", PYTHONUTF8="0", GLIBC_TUNABLES="").splitlines()
+    assert lines[-2] == "utf-8"
+
+
+def test_an_unknown_home_is_refused(capsys):
+    assert command._at_home("~/a") == os.path.expanduser("~/a")
+    assert command._at_home("a/~b") == "a/~b"
+    with pytest.raises(SystemExit):
+        command._at_home("~nobody-of-this-name/a")
+    assert "error: ~nobody-of-this-name/a: this user" in capsys.readouterr().err

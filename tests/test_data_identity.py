@@ -59,11 +59,41 @@ def test_the_same_contents_are_the_same_data():
     assert data_identity.check(DATA, changed(), where="runs/a") == []
 
 
+FIRSTS = {
+    "two classes swapped": (["b", "a", "c"], "other classes: cat, dog"),
+    "other images": (["x", "y", "c"], "same names hold other images: cat, dog"),
+    "one file repaired": (["x", "b", "c"], None),
+}
+
+
+@pytest.mark.parametrize(("firsts", "words"), FIRSTS.values(), ids=FIRSTS)
+def test_classes_that_changed_their_names_are_not_repaired_files(firsts, words):
+    saved = DATA | {"train": DATA["train"] | {"order": "o", "firsts": ["a", "b", "c"]}}
+    ours = changed(fingerprint="d", order="o", firsts=firsts)
+    if words is None:
+        assert len(data_identity.check(saved, ours, where="runs/a")) == 1
+        return
+    with pytest.raises(InputError, match=words):
+        data_identity.check(saved, ours, where="runs/a")
+
+
 def test_files_that_were_changed_in_their_places_are_noted():
     saved = DATA | {"train": DATA["train"] | {"order": "o"}}
     ours = changed(fingerprint="d", order="o")
     [note] = data_identity.check(saved, ours, where="runs/a")
     assert note.startswith("training images were changed in their places")
+
+
+def swap(root):
+    """Exchanges the contents of the files of two classes, pair by pair."""
+    for split in ("train", "val"):
+        dark, bright = (
+            sorted((root / split / n).iterdir()) for n in ("dark", "bright")
+        )
+        for one, other in zip(dark, bright, strict=True):
+            content = one.read_bytes()
+            one.write_bytes(other.read_bytes())
+            other.write_bytes(content)
 
 
 def files(run):
@@ -99,6 +129,7 @@ def test_a_run_resumes_on_its_data_alone_wherever_they_lie(
                      for s in ("train", "val")],
             "classes renamed: bright -> zebra",
         ),
+        (lambda: swap(moved), lambda: swap(moved), "in the folders of other classes"),
         (
             lambda: shutil.copy(next((moved / "train" / "dark").iterdir()),
                                 moved / "train" / "dark" / "more.jpg"),

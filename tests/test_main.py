@@ -1,12 +1,17 @@
 """The command as a user types it: exit codes and messages, never a traceback."""
 
+import shlex
 import subprocess
 import sys
 
 import commands
 import pytest
+import run_directories
+from absl import flags
+from ml_collections import config_flags
 
-from deit_jax.main import default_workdir
+from deit_jax.distillation import teacher_cache
+from deit_jax.main import config_arguments, default_workdir
 
 DIGITS = "--config=configs/deit.py:digits"
 
@@ -37,6 +42,42 @@ def test_default_workdir_names_config_and_data_set():
     assert default_workdir("configs/deit.py", "cifar10") == "runs/deit-cifar10"
     assert default_workdir("configs/study.py:vit", "digits") == "runs/study-vit-digits"
     assert default_workdir("a.py:folder", "folder:/my pets") == "runs/a-folder_my_pets"
+
+
+def config_flag(monkeypatch, arguments):
+    monkeypatch.setattr(sys, "argv", ["run", *arguments])  # config_flags looks there
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values)
+    for name in ("teacher", "out"):
+        flags.DEFINE_string(name, None, "", flag_values=values)
+    values(sys.argv)
+    return values["config"]
+
+
+@pytest.mark.filterwarnings("ignore:the load_module")  # of ml_collections
+def test_the_printed_commands_make_a_cache_for_this_very_run(monkeypatch):
+    """Of a config with flags: the same fields, where a shell has read the command."""
+    arguments = [
+        "--config=configs/deit.py:folder",
+        "--config.dataset.name=folder:/my 'pets'",
+        "--config.dataset.train_split=train[:90%]",
+        "--config.dataset.mean=0.5",
+        "--config.augment.recipe=crop_flip",
+        "--config.augment.crop_area=(0.5, 1.0)",
+        "--config.augment.flip=False",
+        "--config.distillation.num_views=3",
+    ]
+    flag = config_flag(monkeypatch, arguments)
+    commands = teacher_cache.export_commands(
+        "folder:/my 'pets'", "a cache", config_arguments(flag)
+    )
+    finetune, export = (shlex.split(line) for line in commands.splitlines())
+    assert export[:3] == ["python", "-m", "teacher.export_logits"]
+    assert "--out=a cache" in export
+    again = config_flag(monkeypatch, export[3:])
+    assert again.value.to_dict() == flag.value.to_dict()
+    assert {"--train_split=train[:90%]", "--eval_split=val"} < set(finetune)
+    assert "--dataset=folder:/my 'pets'" in finetune
 
 
 ENVIRONMENTS = {
@@ -75,6 +116,43 @@ def test_unusual_environments_work_or_end_in_one_line(
     assert done.returncode == code, done.stderr
     assert message in (done.stdout if code == 0 else done.stderr)
     assert "Traceback" not in done.stderr
+
+
+FEW_FILES = {
+    "main": (
+        "--config=configs/vit.py:folder",
+        "--config.model.variant=vit_nano_patch8_32",
+        "--config.batch_size=8",
+        "--config.epochs=1",
+        "--config.dataset.name={data}",
+        "--workdir={new}",
+    ),
+    "evaluate": ("--workdir={run}", "--dataset={data}", "--split=val"),
+    "predict": ("--workdir={run}", "{images}"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FEW_FILES)
+def test_few_open_files_suffice_or_end_in_one_line(tmp_path, folder, name):
+    """As under `ulimit -n 24`."""
+    run_directories.make(tmp_path / "run", class_names=("bright", "dark"))
+    places = {"data": folder, "images": folder[7:], "new": tmp_path / "new"}
+    places["run"] = tmp_path / "run"
+    program = (
+        "import resource, runpy, sys; "
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (24, 24)); "
+        f"runpy.run_module('deit_jax.{name}', run_name='__main__', alter_sys=True)"
+    )
+    arguments = [argument.format(**places) for argument in FEW_FILES[name]]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        cwd=commands.ROOT,
+        text=True,
+        capture_output=True,
+    )
+    limit = "error: too many open files: raise the limit, e.g. ulimit -n 1024"
+    assert (done.returncode, done.stderr.strip()) in [(0, ""), (2, limit)]
 
 
 def test_a_closed_stdout_is_no_error(tmp_path):

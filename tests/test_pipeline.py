@@ -1,5 +1,6 @@
 """Streaming with workers: order, pixels, bounds, and every way to stop."""
 
+import errno
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -11,12 +12,14 @@ import threading
 import time
 from concurrent.futures import CancelledError
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from deit_jax.data import crops, rng, sources
+from deit_jax.data import pipeline as pipeline_module
 from deit_jax.data.pipeline import BATCHES_AHEAD, HostPipeline
 from deit_jax.errors import InputError
 
@@ -185,6 +188,30 @@ def test_a_damaged_picture_is_named(damaged, workers):
             next(read)
     assert damaged.where(17) in str(error.value)
     _assert_no_process()
+
+
+NO_SEMAPHORES = {
+    "read-only": OSError(errno.EROFS, "Read-only file system"),
+    "none": OSError(errno.ENOSYS, "Function not implemented"),
+    "full": OSError(errno.ENOSPC, "No space left on device"),
+}
+
+
+@pytest.mark.parametrize("error", NO_SEMAPHORES.values(), ids=NO_SEMAPHORES)
+def test_without_semaphores_the_images_are_read_in_this_process(
+    source, error, monkeypatch, capfd
+):
+    """As where /dev/shm is missing: the error is raised where the system raises it."""
+    monkeypatch.setattr("_multiprocessing.SemLock", mock.Mock(side_effect=error))
+    pipeline_module._say_once.cache_clear()
+    for _ in range(2):  # the pipelines of two splits say it once
+        with HostPipeline(source, size=SIZE, workers=2) as pipeline:
+            images, _ = next(pipeline.batches([(np.arange(4), None)]))
+        assert pipeline.workers == 0
+    assert (images == [expected(source, n, None) for n in range(4)]).all()
+    said = capfd.readouterr().err
+    assert said.startswith(f"no worker processes ({error.strerror}: they need a /dev/")
+    assert said.count("\n") == 1
 
 
 def test_a_killed_worker_ends_in_a_message(source):

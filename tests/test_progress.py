@@ -9,11 +9,11 @@ from deit_jax.training import progress
 from deit_jax.training.cadence import Cadence
 
 
-def create(start=0, **settings):
+def create(start=0, log=1, total=20, **settings):
     plan = BatchPlan(length=40, batch_size=4, seed=0, augment_seed=0)
     return progress.Progress(
         start,
-        Cadence(total_steps=20, dispatch=1, log=1, evaluate=0, save=0),
+        Cadence(total_steps=total, dispatch=1, log=log, evaluate=0, save=0),
         plan,
         lambda step: 0.1 * (step + 1),
         max_consecutive_skips=3,
@@ -51,6 +51,30 @@ def test_an_interval_is_the_mean_of_its_steps(bar, capsys):
     assert "ETA 0:" in out
     bar.dispatched(4, metrics(5.0))
     assert bar.interval()["train/loss"] == 5.0
+
+
+@pytest.mark.parametrize(
+    ("total", "log", "shown"),
+    [
+        (30, 100, list(range(3, 31, 3))),
+        (5, 100, [1, 2, 3, 4, 5]),
+        (32, 20, [4, 8, 12, 16, 20, 24, 28, 32]),
+        (60, 5, list(range(5, 61, 5))),
+    ],
+)
+def test_a_short_run_prints_ten_lines(capsys, total, log, shown):
+    made = create(total=total, log=log)
+    logged = []
+    for done in range(1, total + 1):
+        made.dispatched(done, metrics(float(done)))
+        if done % log == 0 or done == total:
+            logged.append(made.interval()["train/loss"])
+    made.close()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("/")[0] for line in lines] == [f"step {n}" for n in shown]
+    # A line is the mean of the steps since the one before, a row that of its interval.
+    assert f"loss {np.mean(range(1, shown[0] + 1)):.4f}" in lines[0]
+    assert logged[0] == np.mean(range(1, min(log, total) + 1))
 
 
 def test_the_steps_of_a_dispatch_are_those_of_several(bar):

@@ -20,7 +20,7 @@ BAD = {
     "dataset.workers": (-1,),
     "dataset.eval_crop_ratio": (0.0, 1.1),
     "dataset.mean": ((0.5, 0.5), (0.1, 0.2, 1.5), 2.0, ()),
-    "dataset.std": (0.0, (0.2, 0.0, 0.2), (0.2, math.nan, 0.2), (0.2,) * 4),
+    "dataset.std": (0.0, 1e-30, (0.2, 0.0, 0.2), (0.2, math.nan, 0.2), (0.2,) * 4),
     "model.dtype": ("float16",),
     "model.attention": ("flash",),
     "model.drop_path": (1.0, -0.1),
@@ -57,7 +57,14 @@ BAD = {
     "augment.cutmix": (-0.1,),
     "augment.crop_area": ((0.5, 0.2), (0.0, 1.0), (0.5, 1.5), (0.5,), 0.5, "ab"),
     "augment.erase_area": ((0.5, 0.2),),
-    "augment.crop_aspect": ((2.0, 1.0), (0.0, 1.0), (1.0, math.inf), 1.0, ("a", "b")),
+    "augment.crop_aspect": (
+        (2.0, 1.0),
+        (1e-30, 1e30),
+        (0.0, 1.0),
+        (1.0, math.inf),
+        1.0,
+        ("a", "b"),
+    ),
     "augment.erase_aspect": ((2.0, 1.0), (0.01, 1.0), (1.0, 51.0), (1.0, 1.0, 1.0)),
     "augment.color_jitter": ((0.1,) * 3, (1.1, 0, 0, 0), (0, 0, 0, 0.6), 0.4),
     "augment.interpolation": ("nearest",),
@@ -106,7 +113,7 @@ def test_a_value_out_of_its_range_is_refused_by_name(field, value):
     [
         ("optimizer.b1", "a number at least 0 and below 1"),
         ("log.every_steps", "a whole number at least 1"),
-        ("dataset.std", "one value or three, each a number above 0"),
+        ("dataset.std", "one value or three, each a number at least 0.001"),
         ("distillation.kind", "one of none, soft, hard, cosine"),
         (
             "augment.color_jitter",

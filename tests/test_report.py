@@ -9,11 +9,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from deit_jax.errors import InputError
 from deit_jax.report import report
-from deit_jax.reporting import confusion, contents, document, learning, results, runs
+from deit_jax.reporting import (
+    confusion,
+    contents,
+    document,
+    figures,
+    learning,
+    results,
+    runs,
+)
+from deit_jax.reporting.labels import readable
 from deit_jax.training import metrics
 
 NASTY = "<script>alert(1)</script>"
@@ -190,6 +200,32 @@ def test_the_gap_is_between_an_evaluation_and_the_log_line_before(tmp_path):
     assert learning.gap(run, "loss", x="step") == ([8], [0.5])
 
 
+@pytest.mark.parametrize(
+    ("values", "limits"),
+    [
+        ([0.75], (0, 0.825)),
+        ([-0.2], (-0.22, 0)),
+        ([1.0, 0.99999], (0, 1.1)),  # two evaluations that rounding tells apart
+        ([0.0], (0, 1)),
+        ([], (0, 1)),
+    ],
+)
+def test_a_single_evaluation_is_drawn_against_zero(values, limits):
+    axes = Figure().subplots()
+    lines = [figures.Line(0, range(len(values)), values, dashed=True)]
+    figures._plot(axes, lines[0])
+    figures._limit(axes, lines)
+    assert axes.get_ylim() == pytest.approx(limits)
+    # A dashed line has no markers, but a point alone would not be seen without.
+    assert (axes.lines[0].get_marker() == "o") == (len(values) == 1)
+
+
+def test_curves_keep_their_range():
+    axes = Figure().subplots()
+    figures._limit(axes, [figures.Line(0, [1, 2], [0.5, 0.6])])
+    assert axes.get_autoscaley_on()
+
+
 def test_config_differences_leave_out_seed_and_unset_fields(tmp_path):
     one = make_run(tmp_path / "one", added=None)
     two = make_run(tmp_path / "two", seed=3, ema={"decay": 0.9})
@@ -231,6 +267,17 @@ def test_a_confusion_is_a_picture_for_tensorboard(classes):
     assert drawn.shape == (500, 500, 3)
     assert (drawn == 255).mean() > 0.2  # the page around
     assert (drawn < 128).mean() > 0.001  # the diagonal and the letters
+
+
+@pytest.mark.filterwarnings("error:Glyph")
+def test_names_that_the_font_lacks_are_drawn_without_warnings():
+    names, matrix = ["猫", "🐶 dog", "$x_1"], np.eye(3)
+    confusion.picture(matrix, names, title="eval/class/confusion")
+    figures.confusions([("ラン 🐶", matrix)], names)
+    figures.dots([(0, np.ones(3), None)], names, ["ラン"], x_label="F1")
+    assert readable("猫", 3) == "class 3"
+    assert readable("ラン", 0, kind="run") == "run 0"
+    assert readable("🐶 dog", 1) == "? dog"
 
 
 class Tags(html.parser.HTMLParser):

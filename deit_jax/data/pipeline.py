@@ -11,11 +11,14 @@ import collections
 import concurrent.futures
 import contextlib
 import dataclasses
+import errno
+import functools
 import multiprocessing
 import multiprocessing.connection
 import multiprocessing.context
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
@@ -86,6 +89,9 @@ class HostPipeline:
       aspect: Bounds of its width / height.
       crop_ratio: The share of the centre view, see `deit_jax.data.crops.centre_view`.
 
+    Attributes:
+      workers: Processes that there are: 0 where the machine has no semaphores for them.
+
     Raises:
       InputError: A setting is out of its range.
     """
@@ -116,20 +122,12 @@ class HostPipeline:
                     "numbers" + (", at most 1." if limit == 1 else ".")
                 )
         self.source = source
-        self._workers = workers
         reader = ImageReader(source, size, tuple(area), tuple(aspect), crop_ratio)
-        if workers:
-            # Not forked: a fork of a process in which JAX has threads can deadlock.
-            self._pool = concurrent.futures.ProcessPoolExecutor(
-                workers,
-                mp_context=_Workers(),
-                initializer=_start_worker,
-                initargs=(reader,),
-            )
-            self._read = _read_in_worker
-        else:
+        self._pool = _start_processes(workers, reader) if workers else None
+        self.workers, self._read = workers, _read_in_worker
+        if self._pool is None:
+            self.workers, self._read = 0, reader.read
             self._pool = concurrent.futures.ThreadPoolExecutor(1, "reader")
-            self._read = reader.read
 
     def __len__(self) -> int:
         return len(self.source)
@@ -182,7 +180,7 @@ class HostPipeline:
         self._pool.shutdown(cancel_futures=True)
 
     def _submit(self, indices: np.ndarray, draws: np.ndarray | None) -> list:
-        size = min(CHUNK, -(-len(indices) // max(self._workers, 1)))
+        size = min(CHUNK, -(-len(indices) // max(self.workers, 1)))
         parts = [slice(n, n + size) for n in range(0, len(indices), size)]
         with _without_interrupts():  # submitting starts the workers
             return [
@@ -210,6 +208,34 @@ class _Worker(multiprocessing.context.SpawnProcess):
 
 class _Workers(multiprocessing.context.SpawnContext):
     Process = _Worker
+
+
+def _start_processes(
+    workers: int, reader: ImageReader
+) -> concurrent.futures.ProcessPoolExecutor | None:
+    """A pool of workers; None where they cannot talk to this process."""
+    try:
+        # Not forked: a fork of a process in which JAX has threads can deadlock.
+        return concurrent.futures.ProcessPoolExecutor(
+            workers,
+            mp_context=_Workers(),
+            initializer=_start_worker,
+            initargs=(reader,),
+        )
+    except (OSError, ImportError, NotImplementedError) as error:
+        if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE):
+            raise
+        _say_once(
+            f"no worker processes ({getattr(error, 'strerror', None) or error}: they "
+            "need a /dev/shm that can be written): the images are read in this one, "
+            "as with dataset.workers=0"
+        )
+        return None
+
+
+@functools.cache  # a run has a pipeline for each of its splits
+def _say_once(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

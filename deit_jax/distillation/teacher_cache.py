@@ -86,15 +86,27 @@ FIELDS = {
     "teacher": {"arch": str, "top1": float, "top1_split": str},
 }
 EXPORT_COMMANDS = """\
-  python -m teacher.finetune --dataset={name} --arch=resnet50 --out={teacher}
+  python -m teacher.finetune --dataset={name} --arch=resnet50 --out={teacher}{data}
   python -m teacher.export_logits --config={config} --teacher={teacher} --out={out}\
 {more}"""
+# Fields of a config's `dataset` that are flags of teacher.finetune too.
+DATA_FLAGS = "--config.dataset.", ("data_dir", "train_split", "eval_split")
 
 
 def export_commands(
     name: str, logits_dir: str, config: str = "configs/deit.py:<data set>"
 ) -> str:
-    """The two commands that make a cache for the data set `name`."""
+    """The two commands that make a cache for the data set `name`.
+
+    Args:
+      config: What follows `--config=`: a file, and the flags that change it.
+    """
+    prefix, known = DATA_FLAGS
+    data = [
+        f" {shlex.quote('--' + word.removeprefix(prefix))}"
+        for word in shlex.split(config)[1:]
+        if word.startswith(tuple(prefix + name for name in known))
+    ]
     folder = name.startswith(FOLDER)
     short = Path(name.removeprefix(FOLDER)).name if folder else name
     return EXPORT_COMMANDS.format(
@@ -102,7 +114,10 @@ def export_commands(
         config=config,
         teacher=shlex.quote(f"runs/teacher-{short}"),
         out=shlex.quote(logits_dir),
-        more=f" --config.dataset.name={shlex.quote(name)}" if folder else "",
+        data="".join(data),
+        more=f" --config.dataset.name={shlex.quote(name)}"
+        if folder and "config.dataset.name=" not in config
+        else "",
     )
 
 
@@ -234,8 +249,7 @@ class TeacherCache:
     def how_to_fix(self, name: str, config: str) -> str:
         """The end of a message: how to get the right cache."""
         return (
-            " Point --config.distillation.logits_dir at the right cache, or make one "
-            "(with the --config flags of this run):\n"
+            " Point --config.distillation.logits_dir at the right cache, or make one:\n"
             + export_commands(name, str(self.directory) + "-new", config)
         )
 

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from deit_jax.reporting.labels import class_label
+from deit_jax.reporting.labels import readable
 
 MOST_NUMBERS = 15  # classes up to which every cell has its number and its name
 
@@ -24,7 +24,7 @@ def draw(axes: Axes, matrix: np.ndarray, class_names: Sequence[str]) -> None:
     axes.set_ylabel("true")
     if len(matrix) > MOST_NUMBERS:
         return
-    names = [class_label(name, c, 14) for c, name in enumerate(class_names)]
+    names = [readable(name, c, 14) for c, name in enumerate(class_names)]
     long = max(map(len, names)) > 3
     # A name may hold the dollar sign that starts a formula of matplotlib.
     rotation = 90 if long else 0

@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter
 
 from deit_jax.reporting import confusion
-from deit_jax.reporting.labels import class_label
+from deit_jax.reporting.labels import readable
 
 # Without yellow, which cannot be seen on white. There are more markers than colours,
 # so that it takes long until two runs share both.
@@ -25,6 +25,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = "osD^vP*X"
 DPI = 144
 WIDTH = 10  # inches
+HOLLOW = {"marker": "o", "markersize": 6, "fillstyle": "none"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,9 +57,11 @@ def curves(panels: Sequence[Panel], names: Sequence[str], *, x_label: str) -> by
         for panel, ax in zip(panels, axes, strict=False):
             for line in panel.lines:
                 _plot(ax, line)
+            _limit(ax, panel.lines)
             ax.set_title(panel.title)
             ax.xaxis.set_major_locator(MaxNLocator(integer=True))
             ax.grid(alpha=0.3)
+        axes[0].set_xlim(left=0)  # shared by all
         for ax in axes[len(panels) :]:
             ax.remove()
         # The lowest panel of each column has the numbers.
@@ -69,14 +72,32 @@ def curves(panels: Sequence[Panel], names: Sequence[str], *, x_label: str) -> by
         handles = [_key(number, names[number]) for number in sorted(used)]
         if any(line.dashed for panel in panels for line in panel.lines):
             handles += [
-                Line2D([], [], color="0.3", label="validation"),
-                Line2D([], [], color="0.3", ls="--", lw=1.2, label="training"),
+                Line2D(
+                    [], [], color="0.3", marker="o", label="validation", markersize=4
+                ),
+                Line2D(
+                    [], [], color="0.3", ls="--", lw=1.2, label="training", **HOLLOW
+                ),
             ]
         _legend(figure, handles)
     return png.getvalue()
 
 
+def _limit(ax, lines: Sequence[Line]) -> None:
+    """Lets a single value, or equal ones, be read against 0 and not within 1e-5."""
+    values = [value for line in lines for value in line.y]
+    low, high = min(values, default=0), max(values, default=0)
+    if high - low <= 1e-3 * max(abs(low), abs(high)):
+        bottom, top = min(1.1 * low, 0), max(1.1 * high, 0)
+        ax.set_ylim(bottom, top if top > bottom else 1)
+
+
 def _plot(ax, line: Line) -> None:
+    marker, alone = {"marker": _marker(line.of), "markersize": 4}, len(line.x) == 1
+    if line.dashed:
+        marker = HOLLOW if alone else {}
+    elif line.faint and not alone:
+        marker = {}
     ax.plot(
         line.x,
         line.y,
@@ -84,8 +105,7 @@ def _plot(ax, line: Line) -> None:
         linestyle="--" if line.dashed else "-",
         linewidth=0.8 if line.faint else 1.2 if line.dashed else 1.8,
         alpha=0.45 if line.faint else 1,
-        marker="" if line.dashed or line.faint else _marker(line.of),
-        markersize=4,
+        **marker,
         markevery=max(1, len(line.x) // 12),
     )
 
@@ -113,7 +133,7 @@ def dots(
             style = {"color": _colour(of), "marker": _marker(of), "linestyle": ""}
             style |= {"markersize": 5, "elinewidth": 1}
             ax.errorbar(value, rows + offset, xerr=deviation, **style)
-        labels = [class_label(name, c) for c, name in enumerate(class_names)]
+        labels = [readable(name, c) for c, name in enumerate(class_names)]
         ax.set_yticks(rows, labels)
         ax.set_ylim(count - 0.5, -0.5)
         ax.set_xlabel(x_label)
@@ -135,9 +155,9 @@ def confusions(
     size = side * columns, side * rows
     with _figure(*size, layout="compressed") as (figure, png):
         axes = figure.subplots(rows, columns, squeeze=False)
-        for (title, matrix), ax in zip(matrices, axes.flat, strict=False):
-            confusion.draw(ax, matrix, class_names)
-            ax.set_title(title)
+        for of, (title, matrix) in enumerate(matrices):
+            confusion.draw(axes.flat[of], matrix, class_names)
+            axes.flat[of].set_title(readable(title, of, 50, kind="run"))
         for ax in axes.flat[len(matrices) :]:
             ax.remove()
     return png.getvalue()
@@ -205,7 +225,7 @@ def _legend(figure: Figure, handles: Sequence[Line2D]) -> None:
 
 def _key(of: int, name: str, *, line: bool = True) -> Line2D:
     style = {"color": _colour(of), "marker": _marker(of), "markersize": 5, "lw": 1.8}
-    label = class_label(name, of, 40)
+    label = readable(name, of, 40, kind="run")
     return Line2D([], [], ls="-" if line else "", label=label, **style)
 
 

@@ -14,7 +14,7 @@ from deit_jax.data.augment import mix
 from deit_jax.data.plan import view_pairs
 from deit_jax.data.student_views import StudentViews
 from deit_jax.errors import InputError
-from deit_jax.reporting.labels import class_label, shorten
+from deit_jax.reporting.labels import readable, shorten
 
 CELL = 128  # images of fewer pixels a side are scaled up to at least these
 GAP = 24  # pixels between cells, and around the whole
@@ -216,7 +216,7 @@ def _pairs(
 
 def class_name(source, label: int) -> str:
     """A name that is not taken for one more figure of the caption."""
-    name = class_label(source.class_names[label], label)
+    name = readable(source.class_names[label], label)
     return name if any(c.isalpha() for c in name) else f"class {name}"
 
 

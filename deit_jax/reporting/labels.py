@@ -6,16 +6,16 @@ import unicodedata
 from matplotlib import font_manager
 
 
-def class_label(name: str, number: int, most: int = 28) -> str:
-    """A class name without characters that the font lacks, in one line.
+def readable(name: str, number: int, most: int = 28, *, kind: str = "class") -> str:
+    """The name of a class or run without characters that the font lacks, in one line.
 
     Args:
-      number: The class, which stands in for a name without a readable letter.
+      number: Stands, with `kind`, for a name without a readable letter.
       most: Characters; a longer name is shortened.
     """
     shown = _readable(name)
     if not any(c.isalnum() for c in shown):
-        shown = f"class {number}"
+        shown = f"{kind} {number}"
     return shorten(shown, most)
 
 

@@ -1,5 +1,7 @@
 """What a run was trained on, by content: a checkpoint belongs to its data."""
 
+import hashlib
+import os
 import textwrap
 from collections.abc import Mapping, Sequence
 
@@ -14,8 +16,9 @@ def describe(train_source, eval_source, teacher_digest: str | None) -> dict:
     """The record of a run's data, for JSON.
 
     Returns:
-      `train` and `eval`, each {fingerprint, order, images, class_names}, and `teacher`,
-      the digest of its cache or None.
+      `train` and `eval`, each {fingerprint, order, images, class_names, firsts}, and
+      `teacher`, the digest of its cache or None. `firsts` has a word for each class, of
+      its first file by name; it is empty where no order is known without the contents.
     """
     record: dict = {"teacher": teacher_digest}
     for name, source in (("train", train_source), ("eval", eval_source)):
@@ -24,15 +27,30 @@ def describe(train_source, eval_source, teacher_digest: str | None) -> dict:
             "order": getattr(source, "order", None),
             "images": len(source),
             "class_names": list(source.class_names),
+            "firsts": _firsts(source),
         }
     return record
+
+
+def _firsts(source) -> list[str]:
+    """Of each class, the start of the SHA-256 (hex) of its first file by name."""
+    if getattr(source, "order", None) is None:
+        return []
+    files: dict[int, tuple[str, int]] = {}
+    for index, label in enumerate(source.labels.tolist()):
+        named = os.path.basename(source.where(index)), index
+        files[label] = min(named, files.get(label, named))
+    indices = [index for _, (_, index) in sorted(files.items())]
+    read = source.records.read(indices)
+    return [hashlib.sha256(encoded).hexdigest()[:16] for encoded, _ in read]
 
 
 def check(saved: Mapping, ours: Mapping, *, where: str) -> list[str]:
     """Refuses to resume a run on other data.
 
     Files that were changed in their places, such as a damaged image that was replaced,
-    shift no label: they are noted and not refused.
+    shift no label: they are noted and not refused. The folders of two classes that
+    changed their names do, and images that are others in most classes.
 
     Args:
       saved: `describe` of the run in `where`.
@@ -49,6 +67,7 @@ def check(saved: Mapping, ours: Mapping, *, where: str) -> list[str]:
         for split in SPLITS
         if saved[split]["fingerprint"] != ours[split]["fingerprint"]
         and saved[split].get("order") == ours[split]["order"] is not None
+        and not _exchanged(saved[split], ours[split])
     ]
     changes = [
         change
@@ -72,6 +91,20 @@ def check(saved: Mapping, ours: Mapping, *, where: str) -> list[str]:
     ]
 
 
+def _exchanged(theirs: Mapping, ours: Mapping) -> list[str]:
+    """What is wrong where files have the names that they had, and other contents."""
+    before, now = theirs.get("firsts") or [], ours.get("firsts") or []
+    if len(before) != len(now) or theirs["class_names"] != ours["class_names"]:
+        return []
+    changed = [c for c, (a, b) in enumerate(zip(before, now, strict=True)) if a != b]
+    names = [ours["class_names"][c] for c in changed]
+    if any(now[c] in before for c in changed):
+        return [f"images are in the folders of other classes: {_names(names)}"]
+    if 2 * len(changed) > len(now):
+        return [f"files of the same names hold other images: {_names(names)}"]
+    return []
+
+
 def _changes(split: str, theirs: Mapping, ours: Mapping) -> list[str]:
     if theirs["fingerprint"] == ours["fingerprint"]:
         return []
@@ -86,6 +119,7 @@ def _changes(split: str, theirs: Mapping, ours: Mapping) -> list[str]:
         changes += [f"classes added: {_names(added)}"] if added else []
     if not changes and before != now:
         changes.append("the classes are in another order")
+    changes += _exchanged(theirs, ours)
     if difference := ours["images"] - theirs["images"]:
         what = "added" if difference > 0 else "removed"
         changes.append(

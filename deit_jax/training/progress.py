@@ -1,6 +1,7 @@
 """Averages what the steps of a run report, and shows it on the terminal."""
 
 import collections
+import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -54,6 +55,10 @@ class Progress:
         before = {"rows": [], "seconds": 0.0, "consecutive_skips": 0}
         before |= resume_state or {}
         self._plan, self._schedule, self._total = plan, schedule, cadence.total_steps
+        self._logs = cadence.logs
+        # A run that is short or logs seldom has ten lines on the terminal all the same.
+        tenth = max(math.ceil(self._total / 10), cadence.dispatch)
+        self._shown_every = min(cadence.log, tenth)
         self._guard = SkipGuard(
             max_consecutive_skips, schedule, parameters, before["consecutive_skips"]
         )
@@ -62,6 +67,7 @@ class Progress:
         self._clocked = 0  # rows since `_clock`: those of an earlier start are not
         self._rates = list(rates)
         self._clock = time.monotonic()
+        self._line = 0, self._clock  # `_clocked` at the last short line, and its time
         self._began = self._clock - before["seconds"]
         self._bar = tqdm(
             total=self._total,
@@ -115,10 +121,23 @@ class Progress:
     def interval(self) -> dict[str, float]:
         """Returns the means over the steps since the last call, and prints them."""
         self.drain()
-        now = time.monotonic()
-        done, rows = self._rows[-1][0], [row for _, row in self._rows]
-        rate = self._clocked * self._plan.batch_size / max(now - self._clock, 1e-9)
-        self._rates.append(rate)
+        values = self._summarise(self._rows, 0, self._clock)
+        self._rates.append(values["train/images_per_sec"])
+        self._rows, self._clocked, self._clock = [], 0, time.monotonic()
+        self._line = 0, self._clock
+        return values
+
+    def _summarise(
+        self, numbered: Sequence[tuple[int, dict]], clocked: int, clock_then: float
+    ) -> dict[str, float]:
+        """Returns the means over steps with their numbers, and prints them.
+
+        Args:
+          clocked: `_clocked` at `clock_then`, from when on the speed is measured.
+        """
+        done, rows = numbered[-1][0], [row for _, row in numbered]
+        seconds = max(time.monotonic() - clock_then, 1e-9)
+        rate = (self._clocked - clocked) * self._plan.batch_size / seconds
         finite = [row for row in rows if row]
         values = {
             f"train/{name}": float(np.mean([row[name] for row in finite]))
@@ -127,7 +146,6 @@ class Progress:
         values["train/skipped"] = skipped = len(rows) - len(finite)
         values["train/learning_rate"] = float(self._schedule(done - 1))
         values["train/images_per_sec"] = rate
-        self._rows, self._clocked, self._clock = [], 0, now
         left = (self._total - done) * self._plan.batch_size / rate
         self._show(
             f"step {done}/{self._total}  epoch {done / self._plan.steps_per_epoch:.1f}"
@@ -150,7 +168,9 @@ class Progress:
         self._paused = time.monotonic()
 
     def resume(self, headline: str) -> None:
-        self._clock += time.monotonic() - self._paused
+        paused = time.monotonic() - self._paused
+        self._clock += paused
+        self._line = self._line[0], self._line[1] + paused
         self._show(headline, "")
 
     def close(self) -> None:
@@ -175,6 +195,9 @@ class Progress:
         self._clocked += 1
         if line := self._guard.check(done, row, norms, skipped):
             self._show(line, "")
+        if done % self._shown_every == 0 and not self._logs(done):
+            self._summarise(self._rows[-self._shown_every :], *self._line)
+            self._line = self._clocked, time.monotonic()
 
     def _show(self, line: str, rest: str) -> None:
         # The bar has its own ETA; lines in a log file need one.
