@@ -6,7 +6,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int32, UInt8, UInt32
+from jaxtyping import Array, Int32, Integer, UInt8, UInt32
 
 from deit_jax.data.augment.fixed import blend, luma, mean_luma
 
@@ -17,7 +17,7 @@ BLUR_BITS = 24
 
 
 def look_up(
-    image: UInt8[Array, "h w 3"], table: Int32[Array, "3 256"]
+    image: UInt8[Array, "h w 3"], table: Integer[Array, "3 256"]
 ) -> UInt8[Array, "h w 3"]:
     """Replaces each level by that of its channel's table."""
     levels = image.astype(jnp.int32) + 256 * jnp.arange(3)[None, None]
