@@ -161,6 +161,7 @@ def changed(section, **values):
         changed("log", every_steps=99),
         changed("dataset", data_dir="elsewhere"),
         changed("dataset", mean=(0.5, 0.5)),
+        CONFIG | {"augment": {"place": "host"}},  # absent in runs of older versions
     ],
 )
 def test_a_harmless_change_resumes(harmless):
