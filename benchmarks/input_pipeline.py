@@ -1,9 +1,12 @@
 """How fast images of ImageNet's shape reach the training, and in how much memory.
 
     python -m benchmarks.input_pipeline --images=10000 --workers=0,1,2
+    GLIBC_TUNABLES=glibc.malloc.hugetlb=1 \\
+        python -m benchmarks.input_pipeline --augment=deit --size=224
 
 Makes a folder of synthetic JPEGs where there is none (10,000 take about 0.9 GB), then
-reads two epochs of random crops and one pass of centre views without any model.
+reads two epochs of random crops and one pass of centre views without any model. With
+--augment it reads nothing, and augments such images on the host's CPU.
 """
 
 import argparse
@@ -18,14 +21,18 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from benchmarks import timing
 from deit_jax.data import batches, sources
+from deit_jax.data.augment import recipes
 from deit_jax.data.pipeline import HostPipeline
-from deit_jax.data.plan import BatchPlan
+from deit_jax.data.plan import BatchPlan, pairs
+from deit_jax.data.student_views import StudentViews
 
 SIDES = (300, 800)  # pixels, of both sides
 QUALITY = 90
 FIELD = 2048  # pixels a side of the noise that the images are cut from
 SAMPLE_SECONDS = 0.2
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def make_folder(
@@ -129,6 +136,31 @@ def measure(root: Path, *, workers: int, size: int, batch_size: int) -> None:
         report("evaluation", evaluated)
 
 
+def measure_augmentation(
+    recipe: str, *, size: int, batch_size: int, rounds: int
+) -> None:
+    """Prints a line for each round of as many images as eight batches have.
+
+    What a core does in a second of its time is also true where others use the machine.
+    """
+    settings = recipes.resolve(recipe, {}, mean=MEAN, std=STD)
+    student = StudentViews(augment_seed=0, repeats=1, size=size, settings=settings)
+    images = np.stack([image(n, (size, size)) for n in range(batch_size)])
+    index = pairs(0, 0, batch_size).reshape(-1)
+    student.augment(images, index, np.full_like(index, -1))  # compiles
+    for number in range(rounds):
+        wall, processor = time.perf_counter(), time.process_time()
+        for view in range(8 * number, 8 * number + 8):
+            student.augment(images, index, np.full_like(index, view))
+        wall, processor = time.perf_counter() - wall, time.process_time() - processor
+        print(
+            f"{recipe}, {size} px: {8 * batch_size / wall:,.0f} images/s on "
+            f"{timing.cores()} cores, {8 * batch_size / processor:,.0f} a second of a "
+            f"core; load {os.getloadavg()[0]:.1f}",
+            flush=True,
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--directory", type=Path, default=Path("runs/imagenet-like"))
@@ -137,7 +169,17 @@ def main() -> None:
     parser.add_argument("--workers", default="0,1,2", help="numbers of processes")
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--augment", help="a recipe of deit_jax/data/augment")
+    parser.add_argument("--rounds", type=int, default=5, help="with --augment")
     flags = parser.parse_args()
+    if flags.augment:
+        measure_augmentation(
+            flags.augment,
+            size=flags.size,
+            batch_size=flags.batch_size,
+            rounds=flags.rounds,
+        )
+        return
     make_folder(flags.directory, images=flags.images, classes=flags.classes)
     for workers in map(int, flags.workers.split(",")):
         measure(

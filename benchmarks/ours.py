@@ -70,17 +70,10 @@ class RandomTeacher:
         return self.logits[indices]
 
 
-def host_batches(built: Experiment, *, teacher: bool = True, images: bool = True):
-    """The batches of its steps."""
-    return batches.train_batches(
-        built.train_source,
-        built.plan,
-        start=0,
-        stop=STEPS,
-        devices=len(built.devices),
-        teacher=built.teacher if teacher else None,
-        images=images,
-    )
+def host_batches(built: Experiment, **changes):
+    """The batches of its steps; `changes` of its fields."""
+    changed = dataclasses.replace(built, **changes)
+    return changed.train_batches(built.train_source, 0, STEPS)
 
 
 def measure(
@@ -156,7 +149,7 @@ def training(built: Experiment):
         images = step.place_whole(built.train_source.images, built.devices)
     # As the train loop has it.
     dispatches = batches.together(
-        host_batches(built, images=not built.resident),
+        host_batches(built),
         itertools.repeat(built.cadence.dispatch),
     )
     stream = batches.prefetch(step.on_devices(dispatches, built.devices))
@@ -175,7 +168,7 @@ def _inference(built: Experiment):
         built.devices, model=built.model, mean=built.card.mean, std=built.card.std
     )
     params = step.replicate(built.initial_state(), built.devices).params
-    images = next(host_batches(built))["image"]
+    images = next(host_batches(built, resident=False))["image"]
     return lambda: eval_step(params, images)
 
 
@@ -186,7 +179,10 @@ def _parts(built: Experiment, timed, rounds: int) -> dict[str, float]:
     not the step: as one program it saves, or loses, between them.
     """
     settings, batch_size = built.settings, built.plan.batch_size
-    batch = {k: jnp.asarray(v[0]) for k, v in next(host_batches(built)).items()}
+    batch = {
+        k: jnp.asarray(v[0])
+        for k, v in next(host_batches(built, resident=False)).items()
+    }
     prepare = jax.jit(settings["inputs"])
     prepared = jax.block_until_ready(prepare(batch))
     keys = jax.random.split(jax.random.key(0, impl="threefry2x32"), batch_size)
@@ -214,7 +210,7 @@ def _parts(built: Experiment, timed, rounds: int) -> dict[str, float]:
         current = update(current, grads)
         return current
 
-    host = host_batches(built, teacher=False)
+    host = host_batches(built, teacher=None, resident=False)
     steps = iter(range(STEPS))
 
     def look_up():

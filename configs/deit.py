@@ -147,7 +147,8 @@ def _base() -> ConfigDict:
     # a thread of the main process. Each reads about 200 of ImageNet a second.
     config.dataset.workers = 4
     # Whether the devices hold all training images, which then are no part of a batch.
-    # Unset: on GPUs and TPUs, where they are of the model's size and up to 1 GiB.
+    # Unset: where they are of the model's size and up to 1 GiB, on GPUs, and on TPUs
+    # with augment.place=device.
     config.dataset.on_device = placeholder(bool)
     # The centre view of an image that differs from image_size: its shorter side is
     # resized to size / ratio, 256 for 224 px and 438 for 384, as in the code of DeiT.
@@ -190,6 +191,9 @@ def _base() -> ConfigDict:
     config.augment.seed = 0
     # Repeated augmentation: views of an image in one epoch.
     config.augment.repeats = 1
+    # Where: device, in the train step, or host, by the cores of the CPU, ahead of it.
+    # The images are the same. auto: host for TPUs, which are slow at RandAugment.
+    config.augment.place = "auto"
     # What is done to an image, a name of deit_jax/data/augment/recipes.py: none,
     # crop_flip, seed_study, deit, three_augment. A field below that is set replaces
     # the recipe's.

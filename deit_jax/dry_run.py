@@ -83,16 +83,7 @@ def _first_dispatch(run: Experiment) -> dict:
     """The batches that the devices are given first, as the loop would make them."""
     together = min(run.cadence.dispatch, run.total_steps)
     with run.open_train_images() as pictures, run.open_eval_images():
-        steps = batches.train_batches(
-            pictures,
-            run.plan,
-            start=0,
-            stop=together,
-            devices=len(run.devices),
-            local=processes.local(run.devices),
-            teacher=run.teacher,
-            images=not run.resident,
-        )
+        steps = run.train_batches(pictures, 0, together)
         with contextlib.closing(batches.together(steps, [together])) as dispatches:
             return next(dispatches)
 

@@ -5,7 +5,7 @@ import functools
 import json
 import os
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -14,7 +14,7 @@ import optax
 from flax.traverse_util import flatten_dict
 
 from deit_jax import pretrained, recipe
-from deit_jax.data import sources
+from deit_jax.data import batches, sources
 from deit_jax.data.pipeline import fit_in_memory, open_images
 from deit_jax.data.plan import BatchPlan
 from deit_jax.data.student_views import StudentViews
@@ -41,8 +41,8 @@ LOCAL_FIELDS = (
     "distributed.",
 )
 
-# Training images of up to this size lie on a GPU or TPU for the whole run: those of
-# CIFAR-10 take 154 MB.
+# Training images of up to this size lie on the GPU or TPU that augments them for the
+# whole run: those of CIFAR-10 take 154 MB.
 RESIDENT_BYTES = 2**30
 
 
@@ -65,6 +65,7 @@ class Experiment:
       optimizer: Follows the schedule.
       settings: The keyword arguments of `step.train_step`.
       start: What training starts from, or None for a random start.
+      augments_on_host: Whether images are augmented before they go to the devices.
       resident: Whether the devices hold all training images, and batches none.
       workers: Processes that read images.
       eval_batch_size: Images of an evaluation step, over all devices.
@@ -88,6 +89,7 @@ class Experiment:
     optimizer: optax.GradientTransformation
     settings: Mapping
     start: pretrained.Start | None
+    augments_on_host: bool
     resident: bool
     workers: int
     eval_batch_size: int
@@ -163,6 +165,24 @@ class Experiment:
             crop_ratio=self.card.crop_ratio,
         )
 
+    def train_batches(self, images, start: int, stop: int) -> Iterator[dict]:
+        """The batches of steps `start` .. `stop` - 1 for this process's devices.
+
+        Args:
+          images: What `open_train_images` gives.
+        """
+        return batches.train_batches(
+            images,
+            self.plan,
+            start=start,
+            stop=stop,
+            devices=len(self.devices),
+            local=processes.local(self.devices),
+            teacher=self.teacher,
+            images=not self.resident,
+            augment=self.student.augment if self.augments_on_host else None,
+        )
+
     def train_step(self) -> Callable:
         return step.pmap_train_step(self.devices, **self.settings)
 
@@ -191,7 +211,8 @@ class Experiment:
             f"{train.num_classes} classes: {names}",
             f"{len(self.devices)} x {self.devices[0].device_kind}{in_processes}, "
             f"jax {jax.__version__}, {self.card.dtype}",
-            f"augmentation {config['augment']['recipe']}: {self.student.settings}",
+            f"augmentation {config['augment']['recipe']}: {self.student.settings}"
+            + ("; by the host" if self.augments_on_host else ""),
         ]
         lines += dict.fromkeys((*train.notes, *evaluation.notes))
         for source in (train, evaluation):
@@ -290,10 +311,13 @@ def build(
             "they have other sizes than the model's or do not fit into memory. Leave "
             "it out."
         )
+    augments_on_host = recipe.augments_on_host(config, devices)
     resident = dataset.on_device
     if resident is None:  # a CPU would hold them twice
-        resident = devices[0].platform != "cpu" and fit_in_memory(
-            train_source, student.size, limit=RESIDENT_BYTES
+        resident = (
+            devices[0].platform != "cpu"
+            and not augments_on_host
+            and fit_in_memory(train_source, student.size, limit=RESIDENT_BYTES)
         )
     schedule, notes = recipe.schedule(config, plan, cadence.total_steps)
     optimizer = recipe.create_optimizer(config, schedule)
@@ -315,6 +339,7 @@ def build(
             config, student, train_source.num_classes, model=model, optimizer=optimizer
         ),
         start=recipe.start(config),
+        augments_on_host=augments_on_host,
         resident=resident,
         workers=dataset.workers,
         eval_batch_size=config.eval.batch_size,

@@ -17,7 +17,7 @@ from deit_jax import pretrained
 from deit_jax.data import batches
 from deit_jax.data.augment import erase, geometry, recipes
 from deit_jax.data.plan import BatchPlan
-from deit_jax.data.student_views import StudentViews
+from deit_jax.data.student_views import PLACES, StudentViews
 from deit_jax.distillation import losses, match, teacher_cache
 from deit_jax.errors import InputError
 from deit_jax.models import position, variants
@@ -68,6 +68,7 @@ RULES = {
     "transfer.keep_heads": optional(FLAG),
     "augment.seed": SEED,
     "augment.repeats": COUNT,
+    "augment.place": choice(PLACES),
     "augment.recipe": TEXT,  # recipes.resolve lists the names
     "loss.label_smoothing": SHARE,
     "distillation.kind": choice(losses.KINDS),
@@ -174,6 +175,24 @@ def student_views(config, source) -> StudentViews:
         size=size,
         settings=settings,
     )
+
+
+def augments_on_host(config, devices: Sequence[jax.Device]) -> bool:
+    """Whether images are augmented before they go to `devices`: by default to TPUs.
+
+    Those read single elements, as warps and tables do, many times slower than a CPU.
+    """
+    place = config.augment.place
+    if place == "auto":
+        place = "host" if devices[0].platform == "tpu" else "device"
+    if place == "host" and config.dataset.on_device:
+        raise InputError(
+            f"dataset.on_device=True with augment.place={config.augment.place!r} on "
+            f"{devices[0].device_kind}: the host augments the images and sends them "
+            "with each batch. Leave on_device out, or set "
+            "--config.augment.place=device."
+        )
+    return place == "host"
 
 
 def batch_plan(config, source, devices: Sequence[jax.Device]) -> BatchPlan:

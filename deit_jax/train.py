@@ -204,16 +204,7 @@ class Training:
     def _open_stream(self, images):
         """The batches of each dispatch, placed on the devices ahead of their step."""
         run = self.run
-        steps = batches.train_batches(
-            images,
-            run.plan,
-            start=self.start,
-            stop=run.total_steps,
-            devices=len(run.devices),
-            local=processes.local(run.devices),
-            teacher=run.teacher,
-            images=not run.resident,
-        )
+        steps = run.train_batches(images, self.start, run.total_steps)
         dispatches = batches.together(steps, np.diff([self.start, *self.ends]))
         return batches.prefetch(step.on_devices(dispatches, run.devices))
 

@@ -7,8 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from deit_jax.data import plan, rng
+from deit_jax.data import plan, rng, student_views
 from deit_jax.data.augment import augment, augment_batch, augment_pair, recipes
+from deit_jax.distillation import losses
 from deit_jax.models.vit import VisionTransformer
 from deit_jax.training import optimizer, state, step
 
@@ -18,6 +19,7 @@ SEED, CLASSES, SIZE = 3, 10, 16
 EVERYTHING = {
     "deit": {"color_jitter": (0.4, 0.4, 0.4, 0.1), "erase_probability": 0.5},
     "three_augment": {"erase_probability": 0.5, "erase_mode": "constant"},
+    "crop_flip": {"mixup": 0.8, "cutmix": 1.0},
 }
 COUNT, LENGTH = 2048, 512  # images in all: four views of 512
 
@@ -197,7 +199,41 @@ def test_switching_an_operation_off_leaves_the_others():
     assert (augment(key, picture, settings("none")) == picture).all()
 
 
-def inputs_of(recipe, **changes):
+def student(recipe):
+    return student_views.StudentViews(
+        augment_seed=SEED, repeats=1, size=SIZE, settings=settings(recipe)
+    )
+
+
+@pytest.mark.parametrize(
+    ("chunk", "count"), [(2, 8), (16, 40), (64, 40), (16, 2)], ids=str
+)
+def test_the_chunks_of_the_host_do_not_matter(chunk, count, monkeypatch):
+    """Nor does what JAX's default device is, which elsewhere is no CPU."""
+    monkeypatch.setattr(student_views, "CHUNK", chunk)
+    index, view = (x[:count] for x in rows())
+    with jax.default_device(jax.local_devices()[3]):
+        found = student("crop_flip").augment(pictures()[index], index, view)
+    expected = compiled("crop_flip")(pictures()[index], index, view)
+    jax.tree.map(np.testing.assert_array_equal, found, tuple(expected))
+    assert len(np.unique(found[1].weight)) > 1 or count == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", recipes.RECIPES)
+def test_the_host_gives_the_step_what_the_device_does(recipe):
+    """Bit for bit: images, labels, and answers that are mixed linearly."""
+    mix_teacher = functools.partial(losses.mix_teacher_logits, tau=2.5)
+    batch, device = inputs_of(recipe, mix_teacher=mix_teacher)
+    images, mixes = student(recipe).augment(
+        batch["image"], batch["index"], batch["view"]
+    )
+    made = {"image": images, "weight": mixes.weight}
+    _, host = inputs_of(recipe, made, mix_teacher=mix_teacher)
+    jax.tree.map(np.testing.assert_array_equal, device, host)
+
+
+def inputs_of(recipe, made=(), **changes):
     index, view = (x[:64] for x in rows())
     teacher = np.random.default_rng(2).normal(0, 3, (64, CLASSES)).astype(np.float16)
     batch = {
@@ -206,7 +242,7 @@ def inputs_of(recipe, **changes):
         "index": index,
         "view": view,
         "teacher_logits": teacher,
-    }
+    } | dict(made)
     options = {
         "num_classes": CLASSES,
         "label_smoothing": 0.0,
@@ -241,8 +277,6 @@ def test_mixed_labels_weigh_what_is_seen_of_each_image():
 
 @pytest.mark.slow
 def test_linear_mixing_gives_the_mixture_of_two_answers():
-    from deit_jax.distillation import losses
-
     tau = 2.5
     batch, seen = inputs_of(
         "deit", mix_teacher=functools.partial(losses.mix_teacher_logits, tau=tau)

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from deit_jax.data import batches, crops, rng, sources
+from deit_jax.data.augment.mix import Mix
 from deit_jax.data.pipeline import HostPipeline
 from deit_jax.data.plan import BatchPlan
 from deit_jax.errors import InputError
@@ -74,9 +75,12 @@ def test_two_processes_read_the_rows_of_their_devices(batch_size):
     source = sources.load("digits", "test[:50]")
     plan = BatchPlan(length=50, batch_size=8, seed=0, augment_seed=0)
 
+    def augment(images, index, view):  # each pair by itself, as the real one
+        return images + index[:, None, None, None], Mix(None, None, view[::2] / 7)
+
     def read(local):
         trained = batches.train_batches(
-            source, plan, start=2, stop=5, devices=4, local=local
+            source, plan, start=2, stop=5, devices=4, local=local, augment=augment
         )
         evaluated = batches.eval_batches(
             source, batch_size=batch_size, devices=4, local=local
@@ -85,6 +89,7 @@ def test_two_processes_read_the_rows_of_their_devices(batch_size):
 
     (train, evaluation), first, second = map(read, [None, range(2), range(2, 4)])
     for whole, *parts in zip(train, first[0], second[0], strict=True):
+        assert whole["weight"].shape == (4, 1)
         for name, values in whole.items():
             joined = np.concatenate([part[name] for part in parts])
             np.testing.assert_array_equal(joined, values)

@@ -159,6 +159,7 @@ def changed(section, **values):
         changed("dataset", data_dir="elsewhere"),
         changed("dataset", mean=(0.5, 0.5)),
         changed("dataset", eval_crop_ratio=0.9),
+        CONFIG | {"augment": {"place": "host"}},  # absent in runs of older versions
     ],
 )
 def test_a_harmless_change_resumes(harmless):

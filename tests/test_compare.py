@@ -121,4 +121,4 @@ def test_the_step_is_that_of_the_recipe():
     assert built.settings["inputs"].keywords["augmentation"] == settings
     batch = next(ours.host_batches(built))
     assert batch["teacher_logits"].shape == (1, 4, 10)
-    assert "teacher_logits" not in next(ours.host_batches(built, teacher=False))
+    assert "teacher_logits" not in next(ours.host_batches(built, teacher=None))

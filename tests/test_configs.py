@@ -182,7 +182,12 @@ def test_images_of_the_models_size_are_padded_and_others_resized():
 
 def test_every_augmentation_field_can_be_overridden():
     config = deit.get_config("cifar10")
-    assert set(recipes.FIELDS) == set(config.augment) - {"seed", "recipe", "repeats"}
+    assert set(recipes.FIELDS) == set(config.augment) - {
+        "seed",
+        "repeats",
+        "place",
+        "recipe",
+    }
     config.augment.update(
         {
             "flip": False,

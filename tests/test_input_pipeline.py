@@ -51,3 +51,10 @@ def test_what_is_printed(folder, capsys):
         "1 workers, epoch 2",
         "1 workers, evaluation",
     ]
+
+
+def test_what_is_printed_of_the_augmentation(capsys):
+    input_pipeline.measure_augmentation("crop_flip", size=16, batch_size=4, rounds=2)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    assert lines[0].startswith("crop_flip, 16 px: ")

@@ -1,5 +1,6 @@
 import hashlib
 
+import jax
 import numpy as np
 import pytest
 
@@ -170,3 +171,14 @@ def test_partners_of_a_view_are_those_of_the_batches(length, repeats):
         assert seen[view] <= {tuple(pair) for pair in exported.tolist()}
         assert np.unique(exported).tolist() == list(range(length))
         assert (exported[:, 0] == exported[:, 1]).sum() == length % 2
+
+
+def test_a_jax_without_a_cpu_is_refused(monkeypatch):
+    def unknown(backend):
+        raise RuntimeError(f"Unknown backend {backend}")
+
+    monkeypatch.setattr(jax, "local_devices", unknown)
+    with pytest.raises(
+        InputError, match=r"leaves out the CPU.*set JAX_PLATFORMS=.*,cpu"
+    ):
+        plan.pairs(0, 0, 8)

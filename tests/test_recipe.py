@@ -1,13 +1,15 @@
 """Every field of a config has a rule, and what a rule does not allow is refused."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
 from configs import deit, finetune, study, vit
-from deit_jax import recipe
+from deit_jax import experiment, recipe
+from deit_jax.data import sources
 from deit_jax.data.plan import BatchPlan
 from deit_jax.errors import InputError
 
@@ -47,6 +49,7 @@ BAD = {
     "eval.batch_size": (0,),
     "log.every_steps": (0,),
     "augment.repeats": (0,),
+    "augment.place": ("tpu", None),
     "augment.flip": (1, "yes", 0.0),
     "augment.three_augment": (1,),
     "augment.crop_padding": (-1, 1.5, "4", True),
@@ -125,6 +128,38 @@ def test_a_value_out_of_its_range_is_refused_by_name(field, value):
 )
 def test_a_rule_says_in_words_what_it_allows(field, expected):
     assert recipe.RULES[field].expected == expected
+
+
+@pytest.mark.parametrize(
+    ("place", "platform", "on_host", "resident"),
+    [
+        ("auto", "tpu", True, False),
+        ("auto", "gpu", False, True),
+        ("auto", "cpu", False, False),
+        ("host", "gpu", True, False),
+        ("device", "tpu", False, True),
+    ],
+)
+def test_where_images_are_augmented(place, platform, on_host, resident):
+    config = vit.get_config("digits")
+    config.augment.place = place
+    source = sources.load("digits", "train[:64]")
+    device = SimpleNamespace(
+        platform=platform,
+        device_kind=f"a {platform}",
+        process_index=0,
+        client=SimpleNamespace(platform_version=platform),
+    )
+    devices = [device]
+    run = experiment.build(config, source, source, devices=devices)
+    assert (run.augments_on_host, run.resident) == (on_host, resident)
+    config.dataset.on_device = True
+    if not on_host:
+        assert experiment.build(config, source, source, devices=devices).resident
+        return
+    message = f"on_device=True with augment.place='{place}' on a {platform}: the host"
+    with pytest.raises(InputError, match=message):
+        experiment.build(config, source, source, devices=devices)
 
 
 @pytest.mark.parametrize("mean", [0.25, (0.25,), [0.25] * 3])

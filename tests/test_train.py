@@ -1,6 +1,7 @@
 """The whole loop on digits: outputs, resume, and what it refuses."""
 
 import contextlib
+import functools
 import itertools
 import json
 import multiprocessing
@@ -219,6 +220,28 @@ def test_several_steps_a_dispatch(small, tmp_path, stop_after, capsys):
     summary = train_and_evaluate(small, tmp_path / "parts")
     assert summary["resumed_at_step"] == 5
     assert not same_run.differences(whole, tmp_path / "parts")
+
+
+@pytest.mark.slow
+def test_the_host_may_augment(small, tmp_path, stop_after):
+    """As the train step does, but for fusions that round otherwise; and resumes."""
+    small.augment.update(mixup=0.8, cutmix=1.0, erase_probability=0.25)
+    small.distillation.mixing = "linear"
+    small.optimizer.name, small.optimizer.learning_rate = "sgd", 0.05
+    small.eval.every_epochs = 0.0
+    ends = {}
+    for place in ("device", "host"):
+        small.augment.place = place
+        train_and_evaluate(small, tmp_path / place)
+        ends[place] = same_run.final_state(tmp_path / place)["params"]
+    close = functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-5)
+    jax.tree.map(close, ends["device"], ends["host"])
+    undo = stop_after(7, signal.SIGTERM)
+    with pytest.raises(signals.Stopped, match="step 7 is saved"):
+        train_and_evaluate(small, tmp_path / "parts")
+    undo()
+    train_and_evaluate(small, tmp_path / "parts")
+    assert not same_run.differences(tmp_path / "host", tmp_path / "parts")
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import contextlib
 import itertools
 import queue
 import threading
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 
 import numpy as np
 
@@ -61,6 +61,7 @@ def train_batches(
     local: range | None = None,
     teacher=None,
     images: bool = True,
+    augment: Callable | None = None,
 ) -> Iterator[dict]:
     """The batches of steps `start` .. `stop` - 1.
 
@@ -71,10 +72,13 @@ def train_batches(
       local: Which of the devices are this process's; None: all.
       teacher: An open `TeacherCache`, or None.
       images: False where the devices have those of an `ArraySource` already.
+      augment: (images, index, view) -> (images, `mix.Mix`), where the host does it
+        (`StudentViews.augment`); None leaves it to the train step.
 
     Yields:
-      image uint8 [d, b, H, W, 3] (with `images`), label, index and view int32 [d, b]
-      and, with a teacher, teacher_logits [d, b, C], for the d devices in `local`.
+      image uint8 [d, b, H, W, 3] (with `images`), label, index and view int32 [d, b],
+      with a teacher teacher_logits [d, b, C] and, of images that are augmented, weight
+      float32 [d, b / 2] of each pair's own labels; for the d devices in `local`.
     """
     local = range(devices) if local is None else local
     rows = _rows(local, plan.batch_size // devices)
@@ -93,6 +97,9 @@ def train_batches(
         batch = {"label": labels, "index": index, "view": view}
         if images:
             batch["image"] = pixels
+        if augment is not None:
+            batch["image"], drawn = augment(pixels, index, view)
+            batch["weight"] = drawn.weight
         if teacher is not None:
             batch["teacher_logits"] = teacher.batch(view, index)
         yield split(batch, len(local))
@@ -145,8 +152,8 @@ def eval_batches(
         pictures = ((source.images[mine], source.labels[mine]) for mine in blocks)
     for images, labels in pictures:
         missing = size * len(local) - len(images)
-        batch = {"image": _pad(images, missing)}
-        yield split(batch, len(local)), _pad(labels, missing)
+        batch = {"image": pad(images, missing)}
+        yield split(batch, len(local)), pad(labels, missing)
 
 
 def _rows(local: range, per_device: int) -> slice:
@@ -154,7 +161,8 @@ def _rows(local: range, per_device: int) -> slice:
     return slice(local.start * per_device, local.stop * per_device)
 
 
-def _pad(rows: np.ndarray, missing: int) -> np.ndarray:
+def pad(rows: np.ndarray, missing: int) -> np.ndarray:
+    """With so many copies of the first row at the end."""
     return np.concatenate([rows, rows[:1].repeat(missing, axis=0)])
 
 

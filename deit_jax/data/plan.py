@@ -13,7 +13,7 @@ import functools
 import jax
 import numpy as np
 
-from deit_jax.data.rng import Stream, stream_key
+from deit_jax.data.rng import Stream, host_device, stream_key
 from deit_jax.errors import InputError
 
 
@@ -45,7 +45,7 @@ def order(seed: int, block: int, num_pairs: int) -> np.ndarray:
 
 
 def _permutation(stream: Stream, seed: int, block: int, length: int) -> np.ndarray:
-    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+    with jax.default_device(host_device()):
         key = jax.random.fold_in(stream_key(stream, seed), block)
         return np.asarray(jax.random.permutation(key, length), np.int32)
 

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from deit_jax.data.crops import CROP_WORDS
+from deit_jax.errors import InputError
 
 
 class Stream(enum.IntEnum):
@@ -27,6 +28,22 @@ class Stream(enum.IntEnum):
 def stream_key(stream: Stream, seed: int) -> jax.Array:
     """The root key of a stream. Threefry is pinned: rbg is not batch-invariant."""
     return jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), stream)
+
+
+def host_device() -> jax.Device:
+    """The CPU on which a process draws, and augments images for other devices.
+
+    Raises:
+      InputError: JAX_PLATFORMS leaves it out.
+    """
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError as error:
+        platforms = jax.config.jax_platforms
+        raise InputError(
+            f"JAX_PLATFORMS={platforms} leaves out the CPU, which draws the order of "
+            f"the images and may augment them: set JAX_PLATFORMS={platforms},cpu"
+        ) from error
 
 
 def image_keys(
@@ -51,7 +68,7 @@ def crop_draws(augment_seed: int, view: np.ndarray, index: np.ndarray) -> np.nda
 
     Each row follows from (augment_seed, view, index) alone; view and index int [B].
     """
-    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+    with jax.default_device(host_device()):
         return np.asarray(_crop_draws(augment_seed, view, index))
 
 

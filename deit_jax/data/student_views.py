@@ -7,7 +7,9 @@ has seen, and what is drawn to be looked at.
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
@@ -16,6 +18,11 @@ from deit_jax.data import batches, pipeline
 from deit_jax.data.augment import augment_batch, mix
 from deit_jax.data.augment.recipes import Augmentation
 from deit_jax.data.pipeline import HostPipeline
+from deit_jax.data.rng import host_device
+
+# Where the images that a student is trained on are augmented.
+PLACES = ("auto", "device", "host")
+CHUNK = 16  # images that a core of the host augments at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,29 +68,68 @@ class StudentViews:
             aspect=self.settings.crop_aspect,
         )
 
+    def augment(
+        self, images: np.ndarray, index: np.ndarray, view: np.ndarray
+    ) -> tuple[np.ndarray, mix.Mix]:
+        """Augments and mixes as the train step does, on all cores of the host.
+
+        Args:
+          images: uint8 [B, S, S, 3], as `batches.read` gives them.
+          index, view: int32 [B]; rows 2i and 2i + 1 are partners.
+
+        Returns:
+          uint8 [B, S, S, 3], and how each pair [B / 2] was mixed, as NumPy arrays.
+        """
+        count = len(images)
+        size = min(CHUNK, count)
+        program = _compiled(self.augment_seed, self.settings, size, images.shape[1])
+        chunks = [
+            batches.pad(rows, -count % size).reshape(-1, size, *rows.shape[1:])
+            for rows in (images, index, view)
+        ]
+        made = _cores().map(functools.partial(_run, program), *chunks)
+        images, mixes = jax.tree.map(lambda *parts: np.concatenate(parts), *made)
+        return images[:count], jax.tree.map(lambda rows: rows[: count // 2], mixes)
+
     def replay(
         self, opened, requests: Iterable[tuple[np.ndarray, np.ndarray]]
     ) -> Iterator[tuple[np.ndarray, mix.Mix]]:
-        """Augments and mixes as the train step does.
+        """Reads images, and augments and mixes them as the train step does.
 
         Args:
           opened: What `open_images` or `read_few` gives.
-          requests: (index int32 [B], view int32 [B]), rows 2i and 2i + 1 partners. Each
-            length B compiles once.
+          requests: (index int32 [B], view int32 [B]), rows 2i and 2i + 1 partners.
 
         Yields:
-          uint8 [B, S, S, 3], and how each pair [B / 2] was mixed, as NumPy arrays.
+          See `augment`.
         """
-        augment = _compiled(self.augment_seed, self.settings)
         requests, again = itertools.tee(requests)
         read = batches.read(opened, requests, augment_seed=self.augment_seed)
         for (images, _), (index, view) in zip(read, again, strict=True):
-            yield jax.tree.map(np.asarray, augment(images, index, view))
+            yield self.augment(images, index, view)
+
+
+@functools.lru_cache(maxsize=4)
+def _compiled(augment_seed: int, settings: Augmentation, count: int, size: int):
+    """One program for all calls: a compilation takes seconds."""
+    augment = functools.partial(
+        augment_batch, augment_seed=augment_seed, settings=settings
+    )
+    rows = jax.ShapeDtypeStruct((count,), np.int32)
+    images = jax.ShapeDtypeStruct((count, size, size, 3), np.uint8)
+    with jax.default_device(host_device()):
+        # Not in threads of its own: it is the chunks that run side by side.
+        return (
+            jax.jit(augment)
+            .lower(images, rows, rows)
+            .compile(compiler_options={"xla_cpu_multi_thread_eigen": False})
+        )
 
 
 @functools.cache
-def _compiled(augment_seed: int, settings: Augmentation):
-    """One for all calls: a compilation takes seconds."""
-    return jax.jit(
-        functools.partial(augment_batch, augment_seed=augment_seed, settings=settings)
-    )
+def _cores() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(os.cpu_count(), "augment")
+
+
+def _run(program: Callable, *chunk: np.ndarray):
+    return jax.tree.map(np.asarray, program(*chunk))  # waits, without Python's lock

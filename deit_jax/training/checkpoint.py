@@ -26,6 +26,7 @@ from deit_jax.training.state import TrainState
 # nor, but for how sums are rounded, the parameters. A moved cache is checked by its
 # manifest, not by its path.
 FREE_FIELDS = (
+    "augment.place",
     "checkpoint.",
     "eval.",
     "log.",

@@ -54,20 +54,24 @@ def inputs(
     Args:
       batch: image uint8 [b, H, W, 3], label, index and view int32 [b], maybe
         teacher_logits [b, C]; whole pairs, partners side by side. The augmented image
-        is a pure function of (augment_seed, view, index).
+        is a pure function of (augment_seed, view, index). With weight [b / 2] of each
+        pair's own labels the images are augmented and mixed already.
       augmentation: What is done to the images; its mean and std normalise them.
       mix_teacher: Linear mixing (`losses.mix_teacher_logits` but for its first three
         arguments), where the teacher saw the images unmixed; None takes its logits as
         they are.
     """
-    images, mixes = augment_batch(
-        batch["image"],
-        batch["index"],
-        batch["view"],
-        augment_seed=augment_seed,
-        settings=augmentation,
-    )
-    weight = jnp.repeat(mixes.weight, 2)
+    images, weight = batch["image"], batch.get("weight")
+    if weight is None:
+        images, mixes = augment_batch(
+            images,
+            batch["index"],
+            batch["view"],
+            augment_seed=augment_seed,
+            settings=augmentation,
+        )
+        weight = mixes.weight
+    weight = jnp.repeat(weight, 2)
     labels = losses.smooth_labels(batch["label"], num_classes, label_smoothing)
     teacher = batch.get("teacher_logits")
     if augmentation.mixes:
@@ -103,8 +107,9 @@ def train_step(
 
     Args:
       state: Donated by `pmap_train_step`.
-      batch: image uint8 [b, H, W, 3], label, index and view int32 [b] and, under
-        distillation, teacher_logits [b, C]. Rows are in the order of the global batch.
+      batch: image uint8 [b, H, W, 3], label, index and view int32 [b], under
+        distillation teacher_logits [b, C], and weight [b / 2] of images that the host
+        has augmented. Rows are in the order of the global batch.
       inputs: batch -> `Inputs`.
       loss: (logits, targets, teacher_logits) -> per-example losses, see
         `distillation.losses.training_loss`.

@@ -1,4 +1,6 @@
-"""Augmentation inside the train step: integers, a pure function of three of them.
+"""Augmentation as one jitted function: integers, a pure function of three of them.
+
+It runs inside the train step, or on the host ahead of it (`StudentViews.augment`).
 
 The image of (augment seed, view, index) is the same whatever the batch, the device or
 the JAX version. No float touches a pixel before normalisation: float code differs by a

@@ -6,7 +6,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int32, UInt8, UInt32
+from jaxtyping import Array, Int32, Integer, UInt8, UInt32
 
 from deit_jax.data.augment.fixed import blend, luma, mean_luma
 
@@ -17,7 +17,7 @@ BLUR_BITS = 24
 
 
 def look_up(
-    image: UInt8[Array, "h w 3"], table: Int32[Array, "3 256"]
+    image: UInt8[Array, "h w 3"], table: Integer[Array, "3 256"]
 ) -> UInt8[Array, "h w 3"]:
     """Replaces each level by that of its channel's table."""
     levels = image.astype(jnp.int32) + 256 * jnp.arange(3)[None, None]
@@ -46,7 +46,7 @@ def equalize(image: UInt8[Array, "h w 3"]) -> Int32[Array, "3 256"]:
     """Each channel's levels spread evenly (`ImageOps.equalize`)."""
     counts = histogram(image)
     levels = _every_level()
-    highest = image.max((0, 1)).astype(jnp.int32)[:, None]
+    highest = jnp.where(counts > 0, levels, 0).max(1, keepdims=True)
     last = jnp.take_along_axis(counts, highest, axis=1)
     step = (image.shape[0] * image.shape[1] - last) // 255
     before = jnp.cumsum(counts, axis=1) - counts
@@ -56,11 +56,21 @@ def equalize(image: UInt8[Array, "h w 3"]) -> Int32[Array, "3 256"]:
 
 
 def histogram(image: UInt8[Array, "h w 3"]) -> Int32[Array, "3 256"]:
-    """How often each level occurs in each channel.
+    """How often each level occurs in each channel."""
+    return jax.lax.platform_dependent(image, cpu=_count, default=_count_by_product)
 
-    Counted by a matrix product of the one-hot upper and lower four bits, which
-    processors without a fast scatter (all but GPUs) do many times faster. The sums are
-    whole numbers below 2^24, exact in float32 in whatever order.
+
+def _count(image):
+    """One by one, which takes a CPU a tenth of the time of the product."""
+    levels = image.astype(jnp.int32) + 256 * jnp.arange(3)[None, None]
+    counts = jnp.zeros(3 * 256, jnp.int32)
+    return counts.at[levels.reshape(-1)].add(1).reshape(3, 256)
+
+
+def _count_by_product(image):
+    """By a matrix product of the one-hot upper and lower four bits.
+
+    The sums are whole numbers below 2^24, exact in float32 in whatever order.
     """
     flat = image.reshape(-1, 3).T
     high, low = (

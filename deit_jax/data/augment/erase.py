@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int32, Key, UInt8, UInt32
 
+from deit_jax.data.augment.colour import look_up
 from deit_jax.data.augment.fixed import below, chance, midpoints, quantile
 
 MODES = ("pixel", "constant")
@@ -105,10 +106,9 @@ def _filling(key, mode: str, mean, std, image) -> UInt8[Array, "h w 3"]:
     if mode == "constant":
         return jnp.asarray(mean_colour(mean), jnp.uint8)[None, None]
     # One of 256 levels of each channel for each byte of 32 random bits.
-    bits = jax.random.bits(key, image.shape[:2])
-    table = jnp.asarray(noise_table(mean, std))
-    chosen = [(bits >> 8 * n & NOISE_LEVELS - 1).astype(jnp.int32) for n in range(3)]
-    return jnp.stack([table[n][chosen[n]] for n in range(3)], axis=-1)
+    bits = jax.random.bits(key, image.shape[:2])[..., None]
+    chosen = bits >> 8 * jnp.arange(3, dtype=jnp.uint32)[None, None]
+    return look_up(chosen.astype(jnp.uint8), jnp.asarray(noise_table(mean, std)))
 
 
 def mean_colour(mean: tuple[float, ...]) -> tuple[int, int, int]:

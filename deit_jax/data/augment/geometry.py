@@ -1,5 +1,6 @@
 """Crops, flips and warps of images that have the model's size already."""
 
+import functools
 import math
 
 import jax
@@ -79,26 +80,56 @@ def warp(
     ys = d * x2 + e * y2 + 2 * f
     inside = (xs >= 0) & (xs < width << shift) & (ys >= 0) & (ys < height << shift)
 
-    taps_x = _taps(xs, width, interpolation)
-    taps_y = _taps(ys, height, interpolation)
-    r, g, b = (image[..., channel].astype(jnp.int32) for channel in range(3))
-    packed = (r | g << 8 | b << 16).reshape(-1)  # one look-up a tap, not three
-    half = 1 << WEIGHT_BITS - ROW_BITS - 1
-    total = [0, 0, 0]
-    for row, weight_y in taps_y:
-        line = [0, 0, 0]
-        for column, weight_x in taps_x:
-            pixel = packed[row * width + column]
-            for channel in range(3):
-                line[channel] += weight_x * (pixel >> 8 * channel & 255)
-        for channel in range(3):
-            kept = line[channel] + half >> WEIGHT_BITS - ROW_BITS
-            total[channel] += weight_y * kept
-    warped = jnp.stack([t >> WEIGHT_BITS + ROW_BITS for t in total], axis=-1)
-    background = jnp.asarray(fill, jnp.int32)[None, None]
-    return jnp.where(inside[..., None], warped.clip(0, 255), background).astype(
-        jnp.uint8
+    r, g, b = (
+        image[..., channel].reshape(-1).astype(jnp.int32) for channel in range(3)
     )
+    packed = r | g << 8 | b << 16  # one look-up a tap, not three
+    sums = jax.lax.platform_dependent(
+        packed,
+        _taps(ys.reshape(-1), height, interpolation),
+        _taps(xs.reshape(-1), width, interpolation),
+        cpu=functools.partial(_row_by_row, width=width),
+        default=functools.partial(_at_once, width=width),
+    )
+    levels = [t.reshape(height, width) >> WEIGHT_BITS + ROW_BITS for t in sums]
+    warped = jnp.stack(levels, axis=-1).clip(0, 255)
+    background = jnp.asarray(fill, jnp.int32)[None, None]
+    return jnp.where(inside[..., None], warped, background).astype(jnp.uint8)
+
+
+def _at_once(packed, rows: list, columns: list, *, width: int) -> tuple:
+    """The weighted sums over all taps, of each channel."""
+    total = (jnp.zeros_like(packed),) * 3
+    for row, weight in rows:
+        total = _add_row(total, row, weight, packed, columns, width)
+    return total
+
+
+def _row_by_row(packed, rows: list, columns: list, *, width: int) -> tuple:
+    """As `_at_once`, faster on a CPU: what a row looks up lies in memory.
+
+    Rows without weight, all but one where pixels move along x only, cost nothing.
+    """
+
+    def add(total, tap):
+        weighs = (tap[1] != 0).any()
+        added = functools.partial(_add_row, packed=packed, columns=columns, width=width)
+        return jax.lax.cond(weighs, added, lambda total, *_: total, total, *tap), None
+
+    total = (jnp.zeros_like(packed),) * 3
+    taps = tuple(map(jnp.stack, zip(*rows, strict=True)))
+    return jax.lax.scan(add, total, taps)[0]
+
+
+def _add_row(total: tuple, row, weight, packed, columns: list, width: int) -> tuple:
+    line = [0, 0, 0]
+    for column, weight_x in columns:
+        pixel = packed[row * width + column]
+        for channel in range(3):
+            line[channel] += weight_x * (pixel >> 8 * channel & 255)
+    half = 1 << WEIGHT_BITS - ROW_BITS - 1
+    kept = [part + half >> WEIGHT_BITS - ROW_BITS for part in line]
+    return tuple(t + weight * k for t, k in zip(total, kept, strict=True))
 
 
 def _taps(position: Int32[Array, "h w"], size: int, interpolation: str) -> list:

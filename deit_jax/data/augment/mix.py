@@ -17,7 +17,8 @@ from jaxtyping import Array, Float, Int32, Key, UInt8
 
 from deit_jax.data.augment.fixed import below, chance, midpoints, quantile
 
-LAMBDA = 256  # one, in units of lambda
+LAMBDA_BITS = 8
+LAMBDA = 1 << LAMBDA_BITS  # one, in units of lambda
 
 
 class Mix(NamedTuple):
@@ -86,7 +87,9 @@ def apply(
     """What `image` becomes; an image that is its own partner stays as it is."""
     size = image.shape[0]
     own, other = image.astype(jnp.int32), partner.astype(jnp.int32)
-    blended = (mix.share * own + (LAMBDA - mix.share) * other + LAMBDA // 2) // LAMBDA
+    blended = (
+        mix.share * own + (LAMBDA - mix.share) * other + LAMBDA // 2 >> LAMBDA_BITS
+    )
     rows, columns = jnp.arange(size)[:, None, None], jnp.arange(size)[None, :, None]
     top, left, bottom, right = (mix.box[n] for n in range(4))
     inside = (rows >= top) & (rows < bottom) & (columns >= left) & (columns < right)
