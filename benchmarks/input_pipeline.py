@@ -145,7 +145,7 @@ def measure_augmentation(
     """
     settings = recipes.resolve(recipe, {}, mean=MEAN, std=STD)
     student = StudentViews(augment_seed=0, repeats=1, size=size, settings=settings)
-    images = np.stack([image(n, (size, size)) for n in range(batch_size)])
+    images = np.stack([make_image(n, (size, size)) for n in range(batch_size)])
     index = pairs(0, 0, batch_size).reshape(-1)
     student.augment(images, index, np.full_like(index, -1))  # compiles
     for number in range(rounds):

@@ -57,11 +57,11 @@ def test_cases_and_batches_are_chosen(clock):
 
 
 def test_another_way_is_set_beside_what_the_peer_did(clock):
-    result = gpu.main(["--cases=gpu_base_224,gpu_base_224_cudnn,gpu_tiny_32_dispatch"])
-    assert list(result["cases"]["gpu_base_224_cudnn"]["runs"]) == ["ours"]
-    assert result["cases"]["gpu_base_224_cudnn"]["case"]["attention"] == "cudnn"
+    result = gpu.main(["--cases=gpu_base_224,gpu_base_224_xla,gpu_tiny_32_dispatch"])
+    assert list(result["cases"]["gpu_base_224_xla"]["runs"]) == ["ours"]
+    assert result["cases"]["gpu_base_224_xla"]["case"]["attention"] == "xla"
     assert result["cases"]["gpu_tiny_32_dispatch"]["case"]["steps_per_dispatch"] == 10
-    assert result["ratio_gpu_base_224_cudnn"] == 1.5
+    assert result["ratio_gpu_base_224_xla"] == 1.5
     assert "ratio_gpu_tiny_32_dispatch" not in result  # timm was not asked
 
 
