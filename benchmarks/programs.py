@@ -32,8 +32,8 @@ def lower(program: str, case: Case, devices) -> tuple[jax.stages.Lowered, float]
     """One program for `devices`, and the FLOPs of its products on each of them.
 
     Args:
-      program: One of `PROGRAMS`; in `augment` and `train_augmented` the augmentation is
-        part of the program whatever the target.
+      program: One of `PROGRAMS`. `augment` is the augmentation on the device, whatever
+        the target; `train_augmented` has it where a run would, for TPUs on the host.
       case: Its batch size is that of each device.
     """
     together = case.batch_size * len(devices)
@@ -41,7 +41,7 @@ def lower(program: str, case: Case, devices) -> tuple[jax.stages.Lowered, float]
     case = dataclasses.replace(case, batch_size=together, augmented=augmented)
     built = ours.experiment(case, devices)
     flops = cost.forward_flops(built.model) * together / len(devices)
-    batch = _shapes(next(ours.host_batches(built)))
+    batch = _shapes(next(ours.host_batches(built, resident=False)))
     state = jax.eval_shape(built.initial_state)
     if program == "augment":
         augment = functools.partial(

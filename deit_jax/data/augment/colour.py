@@ -57,11 +57,13 @@ def equalize(image: UInt8[Array, "h w 3"]) -> Int32[Array, "3 256"]:
 
 def histogram(image: UInt8[Array, "h w 3"]) -> Int32[Array, "3 256"]:
     """How often each level occurs in each channel."""
-    return jax.lax.platform_dependent(image, cpu=_count, default=_count_by_product)
+    return jax.lax.platform_dependent(
+        image, cpu=_count, cuda=_count, default=_count_by_product
+    )
 
 
 def _count(image):
-    """One by one, which takes a CPU a tenth of the time of the product."""
+    """One by one: a tenth of the time of the product on a CPU."""
     levels = image.astype(jnp.int32) + 256 * jnp.arange(3)[None, None]
     counts = jnp.zeros(3 * 256, jnp.int32)
     return counts.at[levels.reshape(-1)].add(1).reshape(3, 256)

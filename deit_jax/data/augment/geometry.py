@@ -41,6 +41,9 @@ def horizontal_flip(
     return jnp.where(jax.random.bits(key) & 1, image[:, ::-1], image)
 
 
+EDGE = 3  # pixels that a tap can lie outside of the image
+
+
 def warp(
     image: UInt8[Array, "h w 3"],
     matrix: Int32[Array, "6"],
@@ -80,16 +83,16 @@ def warp(
     ys = d * x2 + e * y2 + 2 * f
     inside = (xs >= 0) & (xs < width << shift) & (ys >= 0) & (ys < height << shift)
 
-    r, g, b = (
-        image[..., channel].reshape(-1).astype(jnp.int32) for channel in range(3)
-    )
+    r, g, b = (image[..., channel].astype(jnp.int32) for channel in range(3))
     packed = r | g << 8 | b << 16  # one look-up a tap, not three
+    # With its edges repeated, so that the taps of a pixel lie at fixed distances.
+    packed = jnp.pad(packed, EDGE, mode="edge").reshape(-1)
     sums = jax.lax.platform_dependent(
         packed,
         _taps(ys.reshape(-1), height, interpolation),
         _taps(xs.reshape(-1), width, interpolation),
-        cpu=functools.partial(_row_by_row, width=width),
-        default=functools.partial(_at_once, width=width),
+        cpu=functools.partial(_row_by_row, width=width + 2 * EDGE),
+        default=functools.partial(_at_once, width=width + 2 * EDGE),
     )
     levels = [t.reshape(height, width) >> WEIGHT_BITS + ROW_BITS for t in sums]
     warped = jnp.stack(levels, axis=-1).clip(0, 255)
@@ -99,7 +102,7 @@ def warp(
 
 def _at_once(packed, rows: list, columns: list, *, width: int) -> tuple:
     """The weighted sums over all taps, of each channel."""
-    total = (jnp.zeros_like(packed),) * 3
+    total = (jnp.zeros_like(rows[0][0]),) * 3
     for row, weight in rows:
         total = _add_row(total, row, weight, packed, columns, width)
     return total
@@ -116,7 +119,7 @@ def _row_by_row(packed, rows: list, columns: list, *, width: int) -> tuple:
         added = functools.partial(_add_row, packed=packed, columns=columns, width=width)
         return jax.lax.cond(weighs, added, lambda total, *_: total, total, *tap), None
 
-    total = (jnp.zeros_like(packed),) * 3
+    total = (jnp.zeros_like(rows[0][0]),) * 3
     taps = tuple(map(jnp.stack, zip(*rows, strict=True)))
     return jax.lax.scan(add, total, taps)[0]
 
@@ -133,10 +136,14 @@ def _add_row(total: tuple, row, weight, packed, columns: list, width: int) -> tu
 
 
 def _taps(position: Int32[Array, "h w"], size: int, interpolation: str) -> list:
-    """(index, weight) of each neighbour along one axis; positions in 2^-21 pixels."""
+    """(index, weight) of each neighbour along one axis; positions in 2^-21 pixels.
+
+    The index counts from `EDGE` pixels before the image. Where all taps of a pixel lie
+    beyond the same edge it does not matter how far.
+    """
     position = position - (1 << COORDINATE_BITS)  # from centres to corners
     shift = COORDINATE_BITS + 1
-    first = position >> shift
+    first = (position >> shift).clip(1 - EDGE, size) + EDGE
     t = (position >> shift - FRACTION_BITS) & (1 << FRACTION_BITS) - 1
     one = 1 << WEIGHT_BITS
     t1 = t << WEIGHT_BITS - FRACTION_BITS
@@ -147,7 +154,7 @@ def _taps(position: Int32[Array, "h w"], size: int, interpolation: str) -> list:
         t3 = t2 * t >> FRACTION_BITS
         weights = {-1: 2 * t2 - t1 - t3, 1: t1 + t2 - t3, 2: t3 - t2}
         weights[0] = one - sum(weights.values())
-    return [((first + n).clip(0, size - 1), w) for n, w in weights.items()]
+    return [(first + n, w) for n, w in weights.items()]
 
 
 def rotation(degrees: float) -> tuple[int, int]:
