@@ -38,7 +38,8 @@ def horizontal_flip(
     key: Key[Array, ""], image: UInt8[Array, "h w 3"]
 ) -> UInt8[Array, "h w 3"]:
     """Mirrors every second image, left to right."""
-    return jnp.where(jax.random.bits(key) & 1, image[:, ::-1], image)
+    mirrored = (jax.random.bits(key) & 1).astype(bool)
+    return jax.lax.cond(mirrored, lambda x: x[:, ::-1], lambda x: x, image)
 
 
 EDGE = 3  # pixels that a tap can lie outside of the image
