@@ -24,7 +24,7 @@ from deit_jax.models import model_card
 from deit_jax.reporting import runs
 from deit_jax.training import saved_params, summary
 from deit_jax.weights.load import load
-from deit_jax.weights.tensor_files import read_tensors, write_safetensors
+from deit_jax.weights.tensor_files import open_file, write_safetensors
 
 VARIANT = "deit_nano_distilled_patch8_32"
 FACTS = {
@@ -65,12 +65,16 @@ def load_checkpoint(root):
     return saved_params.load_params(root, model)
 
 
+def read_weights(path):
+    return {name: t.read() for name, t in open_file(path).tensors.items()}
+
+
 READERS = {
     "model.json": model_card.read,
     "config.json": lambda root: runs.read([root]),
     "summary.json": summary.read,
-    "w.safetensors": lambda root: read_tensors(root / "w.safetensors"),
-    "w.pth": lambda root: read_tensors(root / "w.pth"),
+    "w.safetensors": lambda root: read_weights(root / "w.safetensors"),
+    "w.pth": lambda root: read_weights(root / "w.pth"),
     "a.png": lambda root: open_rgb((root / "a.png").read_bytes(), root / "a.png"),
     "cache/manifest.json": lambda root: teacher_cache.open_cache(root / "cache"),
     "cache/view-001.npy": lambda root: teacher_cache.open_cache(root / "cache"),
@@ -137,7 +141,7 @@ def test_code_in_a_pickle_never_runs(tmp_path, protocol, nested):
     content = {"model": {"head.weight": payload}} if nested else payload
     path = tmp_path / "w.pth"
     path.write_bytes(pickle.dumps(content, protocol))
-    for read in (read_tensors, load):
+    for read in (read_weights, load):
         with pytest.raises(InputError, match=r"w\.pth"):
             read(path)
     np.save(tmp_path / "view-000.npy", np.array([payload], object))
