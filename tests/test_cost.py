@@ -27,3 +27,20 @@ def test_the_compiler_counts_a_little_more():
     lowered = jax.jit(lambda p, x: model.apply({"params": p}, x)).lower(params, images)
     counted = lowered.cost_analysis()["flops"]
     assert 1 < counted / cost.forward_flops(model) < 1.15
+
+
+@pytest.mark.parametrize(
+    ("variant", "images", "unit", "size"),
+    [
+        ("deit_tiny_distilled_patch16_224", 16, 2, 4),
+        ("deit_tiny_distilled_patch16_224", 500, 1, 5),
+        ("deit_tiny_distilled_patch4_32", 64, 2, 16),
+        ("deit_nano_distilled_patch8_32", 64, 2, 64),  # whole: it fits
+        ("deit_base_distilled_patch16_224", 16, 2, 2),  # no smaller than a pair
+        ("deit_tiny_distilled_patch16_224", 7, 1, 7),  # seven in one, not one by one
+        ("deit_tiny_distilled_patch16_224", 1, 1, 1),
+    ],
+)
+def test_a_batch_is_cut_into_parts_that_a_cache_holds(variant, images, unit, size):
+    model = variants.create(variant, num_classes=10)
+    assert images // cost.parts(model, images, unit) == size

@@ -12,6 +12,7 @@ from torchvision.transforms.v2 import functional as F
 
 from deit_jax.data import batches
 from deit_jax.distillation import losses
+from deit_jax.models import cost
 from deit_jax.models.params import parameter_names
 from deit_jax.models.vit import VisionTransformer
 from deit_jax.training import optimizer, state, step
@@ -156,6 +157,28 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(devices):
     parts, parts_metrics = run(devices, drop=0.3, accumulation=4)
     assert_close(parts_metrics, whole_metrics)
     assert_close(gradient_of(parts), gradient_of(whole))
+
+
+def test_parts_that_a_cache_holds_give_what_the_whole_batch_does(monkeypatch):
+    model, tx, start = build(drop=0.3)
+    whole, whole_metrics = run(0, drop=0.3)
+    # Of two images: 18 tokens of 24 numbers each.
+    monkeypatch.setattr(cost, "CACHED", 2 * 18 * 24)
+    settings = statics(model, tx, accumulation=2)
+    parts, metrics = jax.jit(
+        functools.partial(step.train_step, in_cache=True, **settings)
+    )(start, make_batch(0))
+    assert_close(metrics, whole_metrics)
+    assert_close(gradient_of(parts), gradient_of(whole))
+    arguments = {"model": model, "mean": (0.5,) * 3, "std": (0.2,) * 3}
+    images = make_batch(0)["image"]
+    whole, parts = (
+        step.eval_step(
+            start.params, images, **arguments, token_cosine=True, in_cache=in_cache
+        )
+        for in_cache in (False, True)
+    )
+    assert_close(parts, whole)
 
 
 def test_drop_masks_do_not_depend_on_the_number_of_devices():

@@ -22,3 +22,26 @@ def forward_flops(model) -> int:
     attention = 2 * tokens**2 * width
     heads = len(model.heads) * width * model.num_classes
     return 2 * (embedding + model.depth * (projections + attention) + heads)
+
+
+# Numbers in the residual stream of a part: its hidden layer then takes 3 MB.
+CACHED = 200_000
+
+
+def parts(model, images: int, unit: int = 1) -> int:
+    """Parts in which a CPU computes so many images fastest, one after the other.
+
+    The activations of a large batch fall out of its caches: DeiT-Ti at 224 px does most
+    images a second four at a time (docs/performance.md).
+
+    Args:
+      model: A `VisionTransformer`.
+      images: Of a batch on one device.
+      unit: Every part is a multiple of it.
+    """
+    patches = (model.image_size // model.patch_size) ** 2
+    best = CACHED / ((patches + len(model.heads)) * model.width)
+    sizes = [n for n in range(unit, images + 1, unit) if images % n == 0]
+    # As near as the batch allows, by the ratio; half or twice as many are still good.
+    size = min(sizes, key=lambda n: max(n / best, best / n))
+    return images // size if best / 2 <= size < images else 1

@@ -15,6 +15,7 @@ from deit_jax.data.augment import augment_batch
 from deit_jax.data.augment.recipes import Augmentation
 from deit_jax.data.rng import Stream, stream_key
 from deit_jax.distillation import losses
+from deit_jax.models import cost
 from deit_jax.training.state import TrainState
 
 AXIS = "batch"
@@ -101,6 +102,7 @@ def train_step(
     seed: int,
     ema_decay: float,
     accumulation: int = 1,
+    in_cache: bool = False,
     axis_name: str | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One optimizer step on this device's part of the batch.
@@ -117,6 +119,7 @@ def train_step(
         image's place in the global batch), not from the number of devices.
       ema_decay: ema <- decay * ema + (1 - decay) * params; unused without an EMA.
       accumulation: Parts that the batch is computed in, one after the other.
+      in_cache: Whether to cut the parts further, to what a CPU's caches hold.
       axis_name: The mapped axis; gradients and metrics are averaged over it.
 
     Returns:
@@ -127,7 +130,10 @@ def train_step(
       `jax.tree.leaves`; and `skipped`, 1 where loss or `grad_norm` is not finite: such
       a step changes nothing of the state but its number, on all devices alike.
     """
-    drop_keys = _drop_keys(seed, state.step, batch["label"].shape[0], axis_name)
+    local = batch["label"].shape[0]
+    drop_keys = _drop_keys(seed, state.step, local, axis_name)
+    if in_cache:  # in whole pairs
+        accumulation *= cost.parts(model, local // accumulation, unit=2)
 
     def mean_loss(params, batch, drop_keys):
         images, targets, teacher_logits = inputs(batch)
@@ -233,19 +239,37 @@ def agreement(
 
 
 def eval_step(
-    params, images: UInt8[Array, "b h w 3"], *, model, mean, std, token_cosine=False
+    params,
+    images: UInt8[Array, "b h w 3"],
+    *,
+    model,
+    mean,
+    std,
+    token_cosine: bool = False,
+    in_cache: bool = False,
 ) -> dict[str, Float[Array, "b ..."]]:
     """Logits of every head, [b, C]; nothing is dropped.
 
     With `token_cosine`, a model that has a distillation token also gives, under that
-    name, the cosine similarity of its two tokens after the last norm, [b].
+    name, the cosine similarity of its two tokens after the last norm, [b]. `in_cache`
+    is that of `train_step`.
     """
-    images = normalise(images, mean, std)
-    if not (token_cosine and model.distilled):
-        return model.apply({"params": params}, images)
-    logits, sown = model.apply({"params": params}, images, mutable=["intermediates"])
-    tokens = (sown["intermediates"][f"{h}_token"][0] for h in ("class", "distill"))
-    return logits | {"token_cosine": optax.losses.cosine_similarity(*tokens)}
+
+    def outputs(images):
+        images = normalise(images, mean, std)
+        if not (token_cosine and model.distilled):
+            return model.apply({"params": params}, images)
+        logits, sown = model.apply(
+            {"params": params}, images, mutable=["intermediates"]
+        )
+        tokens = (sown["intermediates"][f"{h}_token"][0] for h in ("class", "distill"))
+        return logits | {"token_cosine": optax.losses.cosine_similarity(*tokens)}
+
+    parts = cost.parts(model, len(images)) if in_cache else 1
+    if parts == 1:
+        return outputs(images)
+    found = jax.lax.map(outputs, images.reshape(parts, -1, *images.shape[1:]))
+    return jax.tree.map(lambda rows: rows.reshape(len(images), *rows.shape[2:]), found)
 
 
 def replicate(state: TrainState, devices: Sequence[jax.Device]) -> TrainState:
@@ -297,7 +321,9 @@ def pmap_train_step(devices: Sequence[jax.Device], **statics) -> Callable:
     `place_whole` has put them; None where the batch has its own. Of several processes
     each gives the part of the batch that lies on its own devices.
     """
-    one_step = functools.partial(train_step, axis_name=AXIS, **statics)
+    one_step = functools.partial(
+        train_step, axis_name=AXIS, in_cache=devices[0].platform == "cpu", **statics
+    )
 
     def steps(state, batch, images):
         def one(state, batch):
@@ -322,7 +348,7 @@ def pmap_train_step(devices: Sequence[jax.Device], **statics) -> Callable:
 def pmap_eval_step(devices: Sequence[jax.Device], **statics) -> Callable:
     """`eval_step` over `devices`: (params, images [d, b, ...]) -> each [d, b, ...]."""
     return jax.pmap(
-        functools.partial(eval_step, **statics),
+        functools.partial(eval_step, in_cache=devices[0].platform == "cpu", **statics),
         axis_name=AXIS,
         in_axes=(None, 0),
         devices=devices,
