@@ -135,19 +135,7 @@ def train_step(
     if in_cache:  # in whole pairs
         accumulation *= cost.parts(model, local // accumulation, unit=2)
 
-    def mean_loss(params, batch, drop_keys):
-        images, targets, teacher_logits = inputs(batch)
-        logits = model.apply({"params": params}, images, drop_keys=drop_keys)
-        losses = loss(logits, targets, teacher_logits)
-        predicted = jnp.argmax(logits["class"], axis=-1)
-        hits = predicted == jnp.argmax(targets, axis=-1)
-        metrics = losses | {"top1": hits}
-        if teacher_logits is not None:
-            student = logits.get("distill", logits["class"])
-            metrics |= agreement(student, teacher_logits)
-        metrics = {name: values.mean() for name, values in metrics.items()}
-        return metrics["loss"], metrics
-
+    mean_loss = functools.partial(_mean_loss, model=model, inputs=inputs, loss=loss)
     gradient = jax.grad(mean_loss, has_aux=True)
     grads, metrics = _in_parts(gradient, accumulation, state.params, batch, drop_keys)
     if axis_name is not None:
@@ -163,6 +151,20 @@ def train_step(
         "grad_norms": jnp.stack([*map(optax.tree.norm, jax.tree.leaves(grads))]),
     }
     return new_state.replace(step=state.step + 1), metrics
+
+
+def _mean_loss(params, batch, drop_keys, *, model, inputs: Callable, loss: Callable):
+    """The loss of a part of the batch, and what is told of it: means of its images."""
+    images, targets, teacher_logits = inputs(batch)
+    logits = model.apply({"params": params}, images, drop_keys=drop_keys)
+    losses = loss(logits, targets, teacher_logits)
+    predicted = jnp.argmax(logits["class"], axis=-1)
+    metrics = losses | {"top1": predicted == jnp.argmax(targets, axis=-1)}
+    if teacher_logits is not None:
+        student = logits.get("distill", logits["class"])
+        metrics |= agreement(student, teacher_logits)
+    metrics = {name: values.mean() for name, values in metrics.items()}
+    return metrics["loss"], metrics
 
 
 def _drop_keys(seed: int, step, local: int, axis_name: str | None) -> jax.Array:
