@@ -44,7 +44,7 @@ def show(
         devices none for a step.
     """
     workdir = Path(workdir)
-    devices = targets.devices(*targets.parse(target)) if target else None
+    devices = None if target is None else targets.devices(*targets.parse(target))
     run = experiment.open_run(config, workdir, config_file, devices=devices)
     start = None
     if processes.is_first():
@@ -58,7 +58,7 @@ def show(
         print(f"{field} = {value!r}")
     print(f"\n{run.describe()}\n")
     print(_table(run, workdir, figures))
-    if target:  # whose disk is not this one
+    if target is not None:  # its disk is not this one
         print(_estimate(run, target, figures, program))
     elif processes.is_first():
         _check_room(workdir, figures)
@@ -207,7 +207,9 @@ def _check_fits(
     program: Program | None,
 ) -> None:
     """Refuses a train step that needs more memory than a device has."""
-    limit = targets.TARGETS[targets.parse(target)[0]].memory if target else math.inf
+    limit = math.inf
+    if target is not None:
+        limit = targets.TARGETS[targets.parse(target)[0]].memory
     if program is None or figures["device_memory"] > limit:
         raise InputError(
             f"batch_size={run.plan.batch_size} does not fit on {len(run.devices)} x "

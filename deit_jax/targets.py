@@ -15,6 +15,7 @@ import importlib.util
 import math
 import os
 import re
+import shlex
 import textwrap
 import time
 from pathlib import Path
@@ -169,7 +170,7 @@ def _check_packages(name: str) -> None:
         raise InputError(
             f"compiling for {name} needs packages that must stay out of the "
             f"environment that trains{torch}. Run\n  pip install --no-deps "
-            f"--target=DIR {' '.join(requirements)}\nand this command again with "
+            f"--target=DIR {shlex.join(requirements)}\nand this command again with "
             "PYTHONPATH=DIR before it"
         )
 

@@ -1,5 +1,6 @@
 """What is read from compiled programs, and what is known of machines not there."""
 
+import shlex
 import string
 import types
 
@@ -205,5 +206,5 @@ def test_a_target_is_complete(name, monkeypatch):
     with pytest.raises(InputError) as refused:
         targets.devices(name)
     requirements, _ = targets.packages(name)
-    assert f"--target=DIR {' '.join(requirements)}\n" in str(refused.value)
+    assert f"--target=DIR {shlex.join(requirements)}\n" in str(refused.value)
     assert all("==" in r for r in requirements if r != "nvidia-cuda-nvcc")
