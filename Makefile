@@ -2,6 +2,8 @@
 # make test    the same environment with torch, and the whole test suite
 # make quick   the tests that take a few seconds at most
 # make study   the study of docs/results.md: ARGS="--scale=micro --data_dir=..."
+# make programs  what the train step compiles to for GPUs and TPUs that are not there:
+#              ARGS="--targets=h100,v5e:4 --programs=train"
 # make lint    what CI and pre-commit check
 # make format  what ruff can fix
 
@@ -9,11 +11,13 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+# The compilers for GPUs and TPUs, out of the environment that trains.
+PROGRAMS := $(abspath $(VENV))-programs
 # The versions that were tested together; empty for the newest: make demo CONSTRAINTS=
 CONSTRAINTS ?= constraints.txt
 CONSTRAIN := $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 
-.PHONY: demo test quick study lint format clean
+.PHONY: demo test quick study programs lint format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m deit_jax.main --config=configs/deit.py:digits
@@ -27,6 +31,9 @@ quick: $(VENV)/.installed-test
 study: $(VENV)/.installed-teacher
 	$(BIN)/python -m experiments.study $(ARGS)
 
+programs: $(PROGRAMS)/.installed
+	PYTHONPATH=$(PROGRAMS) $(BIN)/python -m benchmarks.programs $(ARGS)
+
 lint: $(VENV)/.installed-lint
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -36,7 +43,7 @@ format: $(VENV)/.installed-lint
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) $(PROGRAMS) runs
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.exit(sys.version_info < (3, 11) and f"error: Python 3.11 or newer is needed, $(PYTHON) is {v}: make demo PYTHON=python3.12")'
@@ -53,6 +60,12 @@ $(VENV)/.installed-test: $(VENV)/.installed
 
 $(VENV)/.installed-teacher: $(VENV)/.installed
 	$(PIP) install -q -e ".[teacher]" $(CONSTRAIN)
+	touch $@
+
+# torch brings the CUDA libraries.
+$(PROGRAMS)/.installed: $(VENV)/.installed-test
+	$(PIP) install -q --no-deps --upgrade --target=$(PROGRAMS) \
+	    $$($(BIN)/python -m deit_jax.targets)
 	touch $@
 
 $(VENV)/.installed-lint: $(CONSTRAINTS) | $(VENV)/bin/python

@@ -128,7 +128,6 @@ def main(argv=None) -> list[dict]:
         dtype=flags.dtype,
         attention=flags.attention,
     )
-    jax.config.update("jax_enable_compilation_cache", False)
     print(
         f"{flags.variant}, batch {flags.batch_size} a chip, {flags.dtype}, jax "
         f"{jax.__version__}\n{HEADER}",
@@ -137,8 +136,12 @@ def main(argv=None) -> list[dict]:
     rows = []
     for target in flags.targets.split(","):
         for program in programs:
-            rows.append(measure(program, case, target, flags.top))
-            print(show(rows[-1]), flush=True)
+            try:
+                rows.append(measure(program, case, target, flags.top))
+            except targets.OutOfMemory as error:
+                print(f"{target:<7}{program:<17}{error}", flush=True)
+            else:
+                print(show(rows[-1]), flush=True)
     if flags.json:
         about = {"jax": jax.__version__, "case": dataclasses.asdict(case)}
         flags.json.write_text(json.dumps(about | {"programs": rows}, indent=1) + "\n")

@@ -16,49 +16,24 @@ import argparse
 import contextlib
 import dataclasses
 import json
-import math
-import re
 from pathlib import Path
 
 import jax
 
 from benchmarks import cases, ours
 from benchmarks.cases import Case
+from deit_jax import targets
 from deit_jax.models.params import count_parameters
 
 DEVICES = (1, 2, 4, 8)
-# What a line of HLO says of a collective: its result's type, its name, its operands.
-COLLECTIVE = re.compile(
-    r" = (?P<type>.*?) (?P<kind>all-reduce|all-gather|reduce-scatter|all-to-all|"
-    r"collective-permute|collective-broadcast)(?:-start)?\("
-)
-SHAPE = re.compile(r"\b([a-z]+)(\d+)\w*\[([\d,]*)\]")
-
-
-def collectives(hlo: str) -> dict[str, dict[str, int]]:
-    """The collectives of a compiled program: {kind: {count, bytes of the results}}.
-
-    Args:
-      hlo: `jax.stages.Compiled.as_text()`.
-    """
-    found = {}
-    for match in COLLECTIVE.finditer(hlo):
-        kind = found.setdefault(match["kind"], {"count": 0, "bytes": 0})
-        kind["count"] += 1
-        kind["bytes"] += sum(
-            # A pred has no width in its name and is none of our payloads.
-            int(bits) // 8 * math.prod(map(int, filter(None, shape.split(","))))
-            for _, bits, shape in SHAPE.findall(match["type"])
-        )
-    return found
 
 
 def measure(case: Case, devices) -> dict:
     """Compiles the step of `case` for `devices`, its batch on each of them.
 
     Returns:
-      `devices`, `flops` of one device, `collectives`, their `payload_bytes` in all, and
-      `gradient_bytes`, the least payload.
+      `devices`, `flops` of one device, `collectives` (`targets.collectives`), their
+      `payload_bytes` in all, and `gradient_bytes`, the least payload.
     """
     # A case's batch is global.
     together = dataclasses.replace(case, batch_size=case.batch_size * len(devices))
@@ -68,12 +43,12 @@ def measure(case: Case, devices) -> dict:
     )
     abstract = jax.eval_shape(built.initial_state)
     compiled = built.train_step().lower(abstract, batch, None).compile()
-    found = collectives(compiled.as_text())
+    found = targets.collectives(compiled.as_text())
     return {
         "devices": len(devices),
         "flops": compiled.cost_analysis()["flops"],
         "collectives": found,
-        "payload_bytes": sum(kind["bytes"] for kind in found.values()),
+        "payload_bytes": sum(moved for _, moved in found.values()),
         "gradient_bytes": 4 * count_parameters(abstract.params),
     }
 
@@ -84,7 +59,7 @@ def show(rows: list[dict]) -> str:
         f"{'payload MB':>12}{'of gradient':>13}{'ring, MB sent each':>20}"
     ]
     for row in rows:
-        count = sum(kind["count"] for kind in row["collectives"].values())
+        count = sum(number for number, _ in row["collectives"].values())
         extra = row["flops"] / rows[0]["flops"] - 1
         # With one device nothing moves, whatever the program says.
         payload = row["payload_bytes"] if row["devices"] > 1 else 0

@@ -1,6 +1,7 @@
 """Checks and prints what a run would do, take and write; writes nothing."""
 
 import contextlib
+import math
 import shutil
 from pathlib import Path
 
@@ -8,66 +9,63 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from deit_jax import experiment
+from deit_jax import experiment, targets
 from deit_jax.data import batches, image_check
 from deit_jax.data.sources import folder
 from deit_jax.errors import InputError
 from deit_jax.experiment import Experiment
 from deit_jax.models import cost
 from deit_jax.models.params import count_parameters
+from deit_jax.targets import Program
 from deit_jax.training import checkpoint, processes, run_directory, step, summary
 
 
-def show(config, workdir, *, config_file: str = "<config>") -> dict[str, int]:
+def show(
+    config, workdir, *, config_file: str = "<config>", target: str | None = None
+) -> dict[str, float]:
     """Prints the plan of `train.train_and_evaluate` with the same arguments.
 
     It opens the data and the teacher's cache, decodes every image of a folder, reads a
-    first batch and what training
-    starts from, and compiles the train step for the devices at hand.
+    first batch and what training starts from, and compiles the train step.
+
+    Args:
+      target: A machine that is not there, to compile for in place of the devices at
+        hand (`targets.parse`).
 
     Returns:
       The figures that it prints: `parameters`, `flops_per_step`, `total_steps`,
       `images`, `start` (the step of the checkpoint that the run would resume from, or
       0), and in bytes `teacher_cache`, `checkpoint` (one), `checkpoints` (the most
-      there are at once) and `device_memory` (per device).
+      there are at once) and `device_memory` (per device). With a target, `largest`
+      (about so many images of a batch fit on a chip) and `step_seconds` (at least).
 
     Raises:
-      InputError: As the run would; or the disk has no room for the checkpoints.
+      InputError: As the run would; or the disk has no room for the checkpoints, or the
+        devices none for a step.
     """
     workdir = Path(workdir)
-    run = experiment.open_run(config, workdir, config_file)
+    devices = None if target is None else targets.devices(*targets.parse(target))
+    run = experiment.open_run(config, workdir, config_file, devices=devices)
     start = None
     if processes.is_first():
         start = checkpoint.resumable_step(workdir, run.saved_config, run.data)
         if start is None:
             run.starting_state()
-    if processes.is_first():
         _check_images(run)
-    train_state = jax.eval_shape(run.initial_state)
-    batch = _first_dispatch(run)
-    figures = {
-        "parameters": count_parameters(train_state.params),
-        "flops_per_step": 3 * cost.forward_flops(run.model) * run.plan.batch_size,
-        "total_steps": run.total_steps,
-        "images": run.total_steps * run.plan.batch_size,
-        "start": start or 0,
-        "teacher_cache": _cache_bytes(run),
-        "checkpoint": sum(
-            leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(train_state)
-        ),
-        "device_memory": _device_bytes(run, train_state, batch),
-    }
-    # The oldest goes when the newest is there.
-    figures["checkpoints"] = figures["checkpoint"] * (run.keep + 1)
+    program, figures = _compile(run)
+    figures["start"] = start or 0
     for field, value in flatten_dict(run.saved_config, sep=".").items():
         print(f"{field} = {value!r}")
     print(f"\n{run.describe()}\n")
     print(_table(run, workdir, figures))
-    if processes.is_first():
+    if target is not None:  # its disk is not this one
+        print(_estimate(run, target, figures, program))
+    elif processes.is_first():
         _check_room(workdir, figures)
     if start == run.total_steps and summary.read(workdir):
         print("\nThe run is finished: there is nothing to train.")
     print("\nDry run: nothing was trained and nothing written.", flush=True)
+    _check_fits(run, target, figures, program)
     return figures
 
 
@@ -88,7 +86,7 @@ def _first_dispatch(run: Experiment) -> dict:
             return next(dispatches)
 
 
-def _table(run: Experiment, workdir: Path, figures: dict[str, int]) -> str:
+def _table(run: Experiment, workdir: Path, figures: dict[str, float]) -> str:
     plan, keep = run.plan, run.keep
     lines = [
         ("model", f"{run.card.variant}, {figures['parameters']:,} parameters"),
@@ -132,8 +130,29 @@ def _table(run: Experiment, workdir: Path, figures: dict[str, int]) -> str:
     return "\n".join(f"{title:<15}{text}" for title, text in lines)
 
 
-def _device_bytes(run: Experiment, train_state, batch) -> int:
-    """Bytes of one device in a step: arguments, results, and temporaries."""
+def _compile(run: Experiment) -> tuple[Program | None, dict[str, float]]:
+    """The train step, compiled, or None where XLA finds no memory; what it takes."""
+    train_state = jax.eval_shape(run.initial_state)
+    state_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(train_state))
+    figures = {
+        "parameters": count_parameters(train_state.params),
+        "flops_per_step": 3 * cost.forward_flops(run.model) * run.plan.batch_size,
+        "total_steps": run.total_steps,
+        "images": run.total_steps * run.plan.batch_size,
+        "teacher_cache": run.teacher.bytes if run.teacher else 0,
+        "checkpoint": state_bytes,
+        # The oldest goes when the newest is there.
+        "checkpoints": state_bytes * (run.keep + 1),
+    }
+    lowered = _lower(run, train_state)
+    try:
+        program = targets.compile_program(lowered)
+    except targets.OutOfMemory as error:
+        return None, figures | {"device_memory": error.memory}
+    return program, figures | {"device_memory": program.memory}
+
+
+def _lower(run: Experiment, train_state) -> jax.stages.Lowered:
     # The shapes alone, as the state would have them on the devices.
     sharding = step.state_sharding(run.devices)
     train_state = jax.tree.map(
@@ -143,21 +162,65 @@ def _device_bytes(run: Experiment, train_state, batch) -> int:
     if run.resident:
         shape = (len(run.train_source), *run.train_source.image_shape)
         images = jax.ShapeDtypeStruct(shape, np.uint8, sharding=sharding)
-    lowered = run.train_step().lower(train_state, batch, images)
-    memory = lowered.compile().memory_analysis()
-    return (
-        memory.argument_size_in_bytes
-        + memory.output_size_in_bytes
-        - memory.alias_size_in_bytes  # the new state lies where the old one did
-        + memory.temp_size_in_bytes
-    )
+    return run.train_step().lower(train_state, _first_dispatch(run), images)
 
 
-def _cache_bytes(run: Experiment) -> int:
-    return run.teacher.bytes if run.teacher else 0
+def _estimate(
+    run: Experiment, target: str, figures: dict[str, float], program: Program | None
+) -> str:
+    """Whether a step fits into a chip, and the least time; adds both to `figures`."""
+    chip, chips = targets.TARGETS[targets.parse(target)[0]], len(run.devices)
+    memory = figures["device_memory"]
+    # From one program: state and resident images have their size, the rest grows with
+    # the batch.
+    fixed = figures["checkpoint"]
+    if run.resident:
+        fixed += len(run.train_source) * math.prod(run.train_source.image_shape)
+    unit = 2 * run.saved_config["optimizer"]["accumulation"]
+    fitting = (chip.memory - fixed) / (memory - fixed) * run.plan.batch_size / chips
+    figures["largest"] = largest = max(0, int(fitting // unit * unit))
+    fits = program is not None and memory <= chip.memory
+    lines = [
+        f"{'on ' + target:<15}{'fits' if fits else 'does not fit'}: {memory / 1e9:.1f} "
+        f"of {chip.memory / 1e9:.0f} GB; about {largest:,} images a chip would fit"
+    ]
+    if fits:
+        together = min(run.cadence.dispatch, run.total_steps)
+        flops = figures["flops_per_step"] / chips
+        seconds = program.roofline(chip, flops * together) / together
+        figures["step_seconds"] = seconds
+        hours = seconds * run.total_steps / 3600
+        rate, share = run.plan.batch_size / seconds, flops / chip.flops / seconds
+        lines += [
+            f"{'time':<15}at least {1e3 * seconds:,.3f} ms a step, {hours:,.2f} hours "
+            "in all, by the chip's data sheet; evaluations come on top",
+            f"{'speed':<15}at most {rate:,.0f} images/s; products alone are "
+            f"{100 * share:.0f} % of the time",
+        ]
+    return "\n".join(lines)
 
 
-def _check_room(workdir: Path, figures: dict[str, int]) -> None:
+def _check_fits(
+    run: Experiment,
+    target: str | None,
+    figures: dict[str, float],
+    program: Program | None,
+) -> None:
+    """Refuses a train step that needs more memory than a device has."""
+    limit = math.inf
+    if target is not None:
+        limit = targets.TARGETS[targets.parse(target)[0]].memory
+    if program is None or figures["device_memory"] > limit:
+        raise InputError(
+            f"batch_size={run.plan.batch_size} does not fit on {len(run.devices)} x "
+            f"{run.devices[0].device_kind}: a step takes about "
+            f"{figures['device_memory'] / 1e9:,.1f} GB on each. Lower "
+            "--config.batch_size, raise --config.optimizer.accumulation, or set "
+            "--config.model.remat=True."
+        )
+
+
+def _check_room(workdir: Path, figures: dict[str, float]) -> None:
     """Refuses a disk that cannot hold the checkpoints, but for those there already."""
     there = sum(
         path.stat().st_size
@@ -174,5 +237,5 @@ def _check_room(workdir: Path, figures: dict[str, int]) -> None:
         )
 
 
-def _megabytes(number: int) -> str:
+def _megabytes(number: float) -> str:
     return f"{number / 1e6:,.1f} MB"

@@ -250,9 +250,16 @@ class Experiment:
 
 
 def open_run(
-    config, workdir: str | os.PathLike, config_file: str = "<config>"
+    config,
+    workdir: str | os.PathLike,
+    config_file: str = "<config>",
+    *,
+    devices: Sequence[jax.Device] | None = None,
 ) -> Experiment:
     """Opens what a run in `workdir` needs; writes nothing.
+
+    Args:
+      devices: To build it for; None: those of all processes.
 
     Raises:
       InputError: `workdir` cannot be a run directory, the processes of the run differ,
@@ -261,7 +268,8 @@ def open_run(
     pretrained.check(config.init_from, workdir)
     if processes.is_first():
         run_directory.check(workdir)
-    run = create(config, devices=processes.devices(), config_file=config_file)
+    devices = processes.devices() if devices is None else devices
+    run = create(config, devices=devices, config_file=config_file)
     processes.check_same(run.identity())
     return run
 

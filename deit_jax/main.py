@@ -7,6 +7,7 @@
 A rerun of the same command resumes from the last checkpoint in the run directory.
 """
 
+import functools
 import re
 import shlex
 from pathlib import Path
@@ -56,20 +57,33 @@ def define_flags() -> None:
     flags.DEFINE_bool(
         "dry_run", False, "Check everything, print the plan, and train nothing."
     )
+    flags.DEFINE_string(
+        "target", None, "With --dry_run: a machine to plan for, as h100 or v5e:4."
+    )
 
 
 def main(_) -> None:
     config = flags.FLAGS.config
     if config is None:
         raise InputError("give a recipe, e.g. --config=configs/deit.py:digits")
+    target = flags.FLAGS.target
+    if target is not None and not flags.FLAGS.dry_run:
+        raise InputError(
+            f"--target={target} plans a run on a machine that is not there: give "
+            "--dry_run too, or leave it out"
+        )
     with signals.importing():
         from deit_jax import dry_run, train
         from deit_jax.training import processes
 
     config_file = config_flags.get_config_filename(flags.FLAGS["config"])
     workdir = flags.FLAGS.workdir or default_workdir(config_file, config.dataset.name)
-    do = dry_run.show if flags.FLAGS.dry_run else train.train_and_evaluate
-    with processes.joined(**config.distributed), command.reported():
+    do, distributed = train.train_and_evaluate, config.distributed
+    if flags.FLAGS.dry_run:
+        do = functools.partial(dry_run.show, target=target)
+    if target is not None:  # one process compiles for all of its chips
+        distributed = {"auto": False}
+    with processes.joined(**distributed), command.reported():
         do(config, workdir, config_file=config_arguments(flags.FLAGS["config"]))
 
 

@@ -2,7 +2,10 @@
 
 A compiled program says how many bytes it moves, what it keeps, and what its collectives
 send; it cannot be run or timed. The packages of a target stay out of the environment
-that trains, where a CUDA plugin would look for a GPU at each start: `make programs`.
+that trains, where a CUDA plugin would look for a GPU at each start: `make programs`
+installs what this prints elsewhere.
+
+    python -m deit_jax.targets
 """
 
 import collections
@@ -12,6 +15,8 @@ import importlib.util
 import math
 import os
 import re
+import shlex
+import textwrap
 import time
 from pathlib import Path
 
@@ -118,6 +123,8 @@ def devices(name: str, chips: int = 1) -> list[jax.Device]:
     """
     _check_packages(name)
     jax.config.update("jax_platforms", "cpu")
+    # Its programs cannot be read back for a device that is not there.
+    jax.config.update("jax_enable_compilation_cache", False)
     # There is no GPU to tune on: products by cuBLAS's default algorithms.
     flags = "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags} {_cuda()}"
@@ -144,21 +151,27 @@ def devices(name: str, chips: int = 1) -> list[jax.Device]:
     return list(topology.devices)[:chips]
 
 
-def _check_packages(name: str) -> None:
+def packages(name: str) -> tuple[list[str], list[str]]:
+    """What compiles for a target: pip's requirements, and the modules to look for."""
     version = jax.__version__
     if TARGETS[name].gpu:
-        modules = ("jax_plugins.xla_cuda13", "jax_cuda13_plugin", "nvidia.cu13")
-        packages = f"jax-cuda13-plugin=={version} jax-cuda13-pjrt=={version} "
-        packages += "nvidia-cuda-nvcc"
-    else:
-        wanted = importlib.metadata.requires("jax")
-        packages = next(r for r in wanted if r.startswith("libtpu")).partition(";")[0]
-        modules = ("libtpu",)
+        plugins = [f"jax-cuda13-{part}=={version}" for part in ("plugin", "pjrt")]
+        modules = ["jax_plugins.xla_cuda13", "jax_cuda13_plugin", "nvidia.cu13"]
+        return [*plugins, "nvidia-cuda-nvcc"], [*modules, "nvidia.cudnn"]
+    wanted = importlib.metadata.requires("jax")
+    libtpu = next(each for each in wanted if each.startswith("libtpu"))
+    return [libtpu.partition(";")[0].strip()], ["libtpu"]
+
+
+def _check_packages(name: str) -> None:
+    requirements, modules = packages(name)
     if not all(_found(module) for module in modules):
+        torch = ", and the cuDNN that torch brings" if TARGETS[name].gpu else ""
         raise InputError(
             f"compiling for {name} needs packages that must stay out of the "
-            f"environment that trains. Run\n  pip install --no-deps --target=DIR "
-            f"{packages.strip()}\nand this command again with PYTHONPATH=DIR before it"
+            f"environment that trains{torch}. Run\n  pip install --no-deps "
+            f"--target=DIR {shlex.join(requirements)}\nand this command again with "
+            "PYTHONPATH=DIR before it"
         )
 
 
@@ -209,10 +222,35 @@ class Program:
         return max(flops / target.flops, self.bytes / target.bandwidth)
 
 
+class OutOfMemory(InputError):
+    """XLA has no program that fits into the memory of the device.
+
+    Attributes:
+      memory: Bytes that it would need.
+    """
+
+    def __init__(self, message: str):
+        super().__init__(textwrap.shorten(message, 200, placeholder=" ..."))
+        sizes = re.findall(r"(\d+\.?\d*) ?(b(?=ytes)|[KMGT](?=i?B?\b))", message)
+        self.memory = max(
+            (float(number) * 2 ** (10 * "bKMGT".index(unit)) for number, unit in sizes),
+            default=math.inf,
+        )
+
+
 def compile_program(lowered: jax.stages.Lowered) -> Program:
-    """Compiles for the devices that `lowered` belongs to, and reads what came out."""
+    """Compiles for the devices that `lowered` belongs to, and reads what came out.
+
+    Raises:
+      OutOfMemory: It does not fit into their memory.
+    """
     began = time.monotonic()
-    compiled = lowered.compile()
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise OutOfMemory(str(error)) from error
     seconds = time.monotonic() - began
     memory, text = compiled.memory_analysis(), compiled.as_text()
     return Program(
@@ -236,6 +274,9 @@ INSTRUCTION = re.compile(
     r"\s+(?:ROOT )?%?([\w.\-]+) = ((?:\(.*?\)|\S+)) ([\w\-]+)\((.*?)\)(?:, |$)"
 )
 TRIPS = re.compile(r'known_trip_count":\{"n":"(\d+)"')
+INSIDE = re.compile(
+    r"(?:body|to_apply|true_computation|false_computation)=%?([\w.\-]+)"
+)
 # The last result of a call of cuBLAS or cuDNN, which is no result.
 WORKSPACE = re.compile(r", s8\[\d+\](\{0\})?\)$")
 # Instructions that move nothing by themselves.
@@ -287,7 +328,7 @@ def _add(moved: collections.Counter, bodies: dict, name: str, times: int) -> Non
             continue
         if op in ("while", "conditional", "call"):
             trips = TRIPS.search(line)
-            inside = re.findall(r"(?:body|to_apply)=%?([\w.\-]+)", line)
+            inside = INSIDE.findall(line)
             for branches in re.findall(r"branch_computations=\{(.*?)\}", line):
                 inside += re.findall(r"%?([\w.\-]+)", branches)
             for inner in inside:
@@ -315,3 +356,7 @@ def collectives(hlo: str) -> dict[str, list[int]]:
         counted[0] += 1
         counted[1] += size(kind)
     return found
+
+
+if __name__ == "__main__":
+    print(*sorted({each for name in TARGETS for each in packages(name)[0]}))

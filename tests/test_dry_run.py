@@ -3,9 +3,11 @@
 import shutil
 import types
 
+import commands
+import jax
 import pytest
 
-from deit_jax import dry_run, train
+from deit_jax import dry_run, targets, train
 from deit_jax.errors import InputError
 from deit_jax.training import run_directory
 
@@ -50,6 +52,79 @@ def test_a_plan_is_what_the_run_does(tiny, tmp_path, capsys):
     with pytest.raises(InputError, match=r"optimizer.weight_decay: 0\.05 -> 0\.1"):
         dry_run.show(tiny, tmp_path / "runs" / "a")
     assert listing(tmp_path) == before
+
+
+@pytest.mark.slow
+def test_a_plan_for_a_machine_that_is_not_there(tiny, tmp_path, monkeypatch, capsys):
+    """The same step, for four CPU devices with the data sheet of a v5e."""
+    asked = []
+
+    def devices(name, chips):
+        asked.append((name, chips))
+        return jax.devices()[:chips]
+
+    monkeypatch.setattr(targets, "devices", devices)
+    planned = dry_run.show(tiny, tmp_path / "run", target="v5e:4")
+    assert asked == [("v5e", 4)]
+    assert not (tmp_path / "run").exists()
+    out = capsys.readouterr().out
+    assert f"on v5e:4       fits: 0.0 of 16 GB; about {planned['largest']:,} im" in out
+    assert "nothing written" in out
+    seconds = planned["step_seconds"]
+    assert f"at least {1e3 * seconds:,.3f} ms a step" in out
+    assert f"at most {32 / seconds:,.0f} images/s" in out
+    least = planned["flops_per_step"] / 4 / targets.TARGETS["v5e"].flops
+    assert seconds >= least
+
+
+def nothing_to_compile(monkeypatch, memory=0, moved=0):
+    """A step of so many bytes of memory, that moves so many."""
+    program = targets.Program({("", ""): moved}, None, 0, memory, {}, 0.0)
+    monkeypatch.setattr(targets, "devices", lambda _, chips: jax.devices()[:chips])
+    monkeypatch.setattr(dry_run, "_lower", lambda *_: None)
+    monkeypatch.setattr(targets, "compile_program", lambda _: program)
+
+
+@pytest.mark.parametrize("dispatch", [1, 5])
+def test_the_figures_of_a_target(tiny, tmp_path, monkeypatch, capsys, dispatch):
+    tiny.steps_per_dispatch = dispatch
+    # 32 images on two chips take what two thirds of a chip's memory are.
+    nothing_to_compile(monkeypatch, memory=int(10.67e9), moved=int(0.82e10))
+    planned = dry_run.show(tiny, tmp_path / "run", target="v5e:1")
+    assert planned["largest"] == 46  # of 47.99, whole pairs
+    assert planned["step_seconds"] == pytest.approx(0.01 / dispatch)
+    out = capsys.readouterr().out
+    assert "fits: 10.7 of 16 GB; about 46 images a chip" in out
+    assert f"at most {3200 * dispatch:,} images/s" in out
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["compiled", "refused by XLA"])
+def test_a_step_that_does_not_fit_is_planned_and_refused(
+    tiny, tmp_path, monkeypatch, capsys, known
+):
+    nothing_to_compile(monkeypatch, memory=32 * 2**30)
+
+    def refuse(_):
+        raise targets.OutOfMemory("RESOURCE_EXHAUSTED: Used 32.00G of 15.75G hbm")
+
+    if not known:
+        monkeypatch.setattr(targets, "compile_program", refuse)
+    message = r"^batch_size=32 does not fit on 1 x .*34\.4 GB.*accumulation.*remat=True"
+    with pytest.raises(InputError, match=message):
+        dry_run.show(tiny, tmp_path / "run", target="v5e")
+    out = capsys.readouterr().out
+    assert "does not fit: 34.4 of 16 GB; about 14 images a chip would fit" in out
+    assert "images/s" not in out
+    if not known:  # the devices at hand are refused alike
+        with pytest.raises(InputError, match=r"does not fit on \d x cpu"):
+            dry_run.show(tiny, tmp_path / "run")
+
+
+def test_a_target_belongs_to_a_dry_run():
+    refused = commands.refusal(
+        "deit_jax.main", "--config=configs/deit.py:digits", "--target=h100"
+    )
+    assert refused.startswith("--target=h100 plans a run on a machine that is not")
 
 
 def listing(directory):
@@ -98,7 +173,7 @@ def test_a_directory_that_cannot_be_written_is_refused(tiny, tmp_path, monkeypat
 
 
 def test_a_disk_without_room_is_refused(tiny, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(dry_run, "_device_bytes", lambda *_: 0)  # nothing to compile
+    nothing_to_compile(monkeypatch)
 
     def planned(free):
         usage = types.SimpleNamespace(free=free)
