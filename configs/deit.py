@@ -309,7 +309,8 @@ def _base() -> ConfigDict:
     config.eval.batch_size = 256
 
     config.log = ConfigDict()
-    # Steps between lines, TensorBoard points and rows of metrics.jsonl.
+    # Steps between TensorBoard points and rows of metrics.jsonl, and at most between
+    # lines on the terminal: a run of fewer than ten such spans prints about ten lines.
     config.log.every_steps = 50
 
     config.distributed = ConfigDict()

@@ -80,8 +80,8 @@ def _check_images(run: Experiment) -> None:
 def _first_dispatch(run: Experiment) -> dict:
     """The batches that the devices are given first, as the loop would make them."""
     together = min(run.cadence.dispatch, run.total_steps)
-    with run.open_train_images() as pictures, run.open_eval_images():
-        steps = run.train_batches(pictures, 0, together)
+    with run.open_train_images() as images, run.open_eval_images():
+        steps = run.train_batches(images, 0, together)
         with contextlib.closing(batches.together(steps, [together])) as dispatches:
             return next(dispatches)
 

@@ -1,5 +1,8 @@
 """The one exception that a user, not a programmer, has to read."""
 
+import textwrap
+from collections.abc import Iterable
+
 
 class InputError(ValueError):
     """Something that the user gave cannot work.
@@ -8,3 +11,8 @@ class InputError(ValueError):
     print it without a traceback and exit with code 2; everything else that is
     raised is a defect of the program and keeps its traceback.
     """
+
+
+def listed(words: Iterable[str]) -> str:
+    """The first of many words, for a message."""
+    return textwrap.shorten(", ".join(words), 200, placeholder=" ...")

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import json
 import os
-import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from deit_jax.data.plan import BatchPlan
 from deit_jax.data.student_views import StudentViews
 from deit_jax.distillation import losses, match, teacher_cache
 from deit_jax.distillation.teacher_cache import TeacherCache
-from deit_jax.errors import InputError
+from deit_jax.errors import InputError, listed
 from deit_jax.models.model_card import ModelCard
 from deit_jax.models.vit import VisionTransformer
 from deit_jax.training import (
@@ -204,7 +203,7 @@ class Experiment:
         )
         count = processes.count()
         in_processes = f" in {count} processes" if count > 1 else ""
-        names = textwrap.shorten(", ".join(train.class_names), 200, placeholder=" ...")
+        names = listed(train.class_names)
         lines = [
             f"{train.name}: {len(train):,} training images ({train.split}), "
             f"{len(evaluation):,} for evaluation ({evaluation.split}), "

@@ -2,11 +2,10 @@
 
 import dataclasses
 import os
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from deit_jax.errors import InputError
+from deit_jax.errors import InputError, listed
 from deit_jax.models import model_card, transfer
 from deit_jax.models.model_card import ModelCard
 from deit_jax.models.vit import VisionTransformer
@@ -154,7 +153,7 @@ def _match(
     known = [name for name in ours if name in place]
     if not known:
         return classes, new
-    names = textwrap.shorten(", ".join(known), 200, placeholder=" ...")
+    names = listed(known)
     return classes, (
         f"the head keeps the rows of {len(known):,} known classes ({names}); "
         f"{len(ours) - len(known):,} are new"

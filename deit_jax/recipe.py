@@ -21,7 +21,7 @@ from deit_jax.data.student_views import PLACES, StudentViews
 from deit_jax.distillation import losses, match, teacher_cache
 from deit_jax.errors import InputError
 from deit_jax.models import position, variants
-from deit_jax.models.model_card import ModelCard
+from deit_jax.models.model_card import MIN_STD, ModelCard
 from deit_jax.models.vit import VisionTransformer
 from deit_jax.rules import (
     FLAG,
@@ -56,7 +56,7 @@ RULES = {
     "dataset.on_device": optional(FLAG),
     "dataset.eval_crop_ratio": number(above=0, high=1),
     "dataset.mean": channels(number(0, 1)),
-    "dataset.std": channels(number(1e-3)),  # a pixel's step is 4e-3
+    "dataset.std": channels(number(MIN_STD)),
     "model.variant": TEXT,  # variants.create lists the names
     "model.dtype": choice(variants.DTYPES),
     "model.remat": FLAG,

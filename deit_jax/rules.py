@@ -21,6 +21,7 @@ class Rule:
 
 def number(low=-math.inf, high=math.inf, *, above=None, below=None) -> Rule:
     """A finite number in low .. high, or strictly `above` and `below`."""
+    finite = "" if high < math.inf or below is not None else "finite "
     words = [
         *([f"at least {low:g}"] if low > -math.inf else []),
         *([f"above {above:g}"] if above is not None else []),
@@ -38,14 +39,14 @@ def number(low=-math.inf, high=math.inf, *, above=None, below=None) -> Rule:
             and (below is None or value < below)
         )
 
-    return Rule(f"a number {' and '.join(words)}", accepts)
+    return Rule(f"a {finite}number {' and '.join(words)}", accepts)
 
 
 def whole(low: int, high: float = math.inf) -> Rule:
     """A whole number in low .. high."""
     rule = number(low, high)
     return Rule(
-        rule.expected.replace("a number", "a whole number"),
+        f"a whole {rule.expected[rule.expected.index('number') :]}",
         lambda value: isinstance(value, int) and rule.accepts(value),
     )
 

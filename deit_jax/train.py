@@ -1,6 +1,7 @@
 """The host loop, in reading order: open, restore, step, log, save, evaluate."""
 
 import contextlib
+import itertools
 import sys
 from pathlib import Path
 
@@ -186,7 +187,6 @@ class Training:
             rates=tuple(self.directory.rates),
         )
         closing.callback(self.log.close)
-        self.ends = list(run.cadence.ends(self.start))
         self.stream = self._open_stream(images)
         closing.callback(self.stream.close)
         closing.callback(opened.close)  # first: what the stream waits for will not come
@@ -205,7 +205,9 @@ class Training:
         """The batches of each dispatch, placed on the devices ahead of their step."""
         run = self.run
         steps = run.train_batches(images, self.start, run.total_steps)
-        dispatches = batches.together(steps, np.diff([self.start, *self.ends]))
+        ends = itertools.chain([self.start], run.cadence.ends(self.start))
+        numbers = (end - before for before, end in itertools.pairwise(ends))
+        dispatches = batches.together(steps, numbers)
         return batches.prefetch(step.on_devices(dispatches, run.devices))
 
     def finish(self) -> None:
@@ -236,7 +238,7 @@ class Training:
             self._evaluate()
         if processes.count() == 1:
             self.stop.check()
-        for done, batch in zip(self.ends, self.stream, strict=True):
+        for done, batch in zip(cadence.ends(self.start), self.stream, strict=True):
             self.state, metrics = self.train_step(self.state, batch, self.resident)
             self.done = done
             log.dispatched(done, metrics)

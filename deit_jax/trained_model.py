@@ -34,9 +34,9 @@ class TrainedModel:
     def model(self) -> VisionTransformer:
         return self.card.create_model()
 
-    def view(self, picture: Image.Image) -> np.ndarray:
+    def view(self, image: Image.Image) -> np.ndarray:
         """An RGB image as evaluation sees it: uint8 [S, S, 3]."""
-        return crops.centre_view(picture, self.card.image_size, self.card.crop_ratio)
+        return crops.centre_view(image, self.card.image_size, self.card.crop_ratio)
 
     def logits(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """The logits of every head and, with two, their `mean`: float32 [b, C] each.

@@ -30,8 +30,8 @@ def read_blocks(
 
     def read(indices: list[int]) -> list[tuple[np.ndarray, int]]:
         return [
-            (np.asarray(picture) if whole else view(picture, index), label)
-            for index, (picture, label) in zip(
+            (np.asarray(image) if whole else view(image, index), label)
+            for index, (image, label) in zip(
                 indices, source.pil_images(indices), strict=True
             )
         ]
@@ -96,12 +96,12 @@ def augmented_batches(
     order = generator.permutation(len(source))[:count].reshape(-1, batch_size)
     padding = crop_padding if seen_whole(source) else 0
 
-    def view(picture: Image.Image, index: int) -> np.ndarray:
+    def view(image: Image.Image, index: int) -> np.ndarray:
         # + 1, since NumPy takes a zero at the end for nothing: (seed, epoch) alone.
         draws = np.random.default_rng([seed, epoch, index + 1])
         draws = draws.integers(0, 2**32, CROP_WORDS, np.uint32)
-        box = random_resized_crop_box(draws, *picture.size)
-        return crop_and_resize(picture, box, image_size)
+        box = random_resized_crop_box(draws, *image.size)
+        return crop_and_resize(image, box, image_size)
 
     for images, labels in read_blocks(source, order, view):
         if padding:

@@ -238,8 +238,8 @@ def read_plain(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """`read_blocks` of images without augmentation: whole, or their centre view."""
 
-    def view(picture, _):
-        return centre_view(picture, classifier.image_size, classifier.crop_ratio)
+    def view(image, _):
+        return centre_view(image, classifier.image_size, classifier.crop_ratio)
 
     return read_blocks(source, blocks, view)
 

@@ -43,6 +43,7 @@ from deit_jax import command, recipe
 from deit_jax.data import sources
 from deit_jax.distillation import losses, match, teacher_cache
 from deit_jax.errors import InputError
+from deit_jax.main import config_arguments
 from teacher import classifier as classifiers
 from teacher.export import Export, estimate, export, verify
 
@@ -197,7 +198,7 @@ def check(directory: str, train, student, config, mixing: str) -> None:
         view=distillation.view,
         mixing=mixing,
         num_views=distillation.num_views,
-        config=config_flags.get_config_filename(flags.FLAGS["config"]),
+        config=config_arguments(flags.FLAGS["config"]),
     )
     match.check_examples(cache, train, student, mixing=mixing)
     about = cache.manifest["views"]

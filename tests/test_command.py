@@ -133,6 +133,25 @@ def test_flags_are_refused_without_waiting_for_jax():
     assert "--workdir is missing" in said
 
 
+@pytest.mark.parametrize("lines", [1, 10**5])
+def test_a_reader_who_has_seen_enough_ends_a_command(lines):
+    reading, writing = os.pipe()
+    os.close(reading)  # as `| head -1` does
+    program = (
+        "from deit_jax import command\n"
+        f"command.run(lambda argv: print('\\n'.join(['line'] * {lines})), takes='')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=commands.ROOT,
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
 def test_file_names_are_utf8_in_a_c_locale():
     before = "import os, sys\nprint(sys.getfilesystemencoding())\n"
     lines = run(before, LC_ALL="C", PYTHONUTF8="0", GLIBC_TUNABLES="").splitlines()

@@ -465,7 +465,7 @@ PLAIN = ["--config.distillation.view=plain", "--config.distillation.mixing=linea
         (["--config.distillation.view=plain"], "answer for both halves. Set mixing to"),
         (
             ["--config.distillation.tau=0"],
-            "distillation.tau=0.0: expected a number above",
+            "distillation.tau=0.0: expected a finite number above",
         ),
         (["--only_views=1:3"], "--only_views=1:3: expected first:end within 0:2"),
         (["--only_views=1"], "--only_views=1: expected first:end within 0:2"),
@@ -602,6 +602,15 @@ def test_check_passes_what_belongs_to_the_config(command, kept, tmp_path, capsys
 def test_check_refuses_a_cache_of_another_config(command, kept, arguments, message):
     with pytest.raises(InputError, match=message):
         command(f"--check={kept}", *arguments)
+
+
+def test_check_advises_commands_with_the_flags_of_this_one(command, kept):
+    with pytest.raises(InputError) as refused:
+        command(f"--check={kept}", "--config.augment.seed=1")
+    advised = str(refused.value).partition("\n  python -m teacher.export_logits ")[2]
+    assert "configs/deit.py:digits " in advised
+    assert "--config.augment.seed=1 " in advised
+    assert f"'--config.dataset.train_split=train[:{LENGTH}]'" in advised
 
 
 def test_check_refuses_a_temperature_that_is_not_kept(command, kept_largest, capsys):

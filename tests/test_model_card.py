@@ -41,7 +41,7 @@ def test_makes_the_model(tmp_path):
         ({"class_names": "ab"}, "no list of strings"),
         ({"mean": [0, 0]}, "mean is not three numbers"),
         ({"mean": [0, 0, float("nan")]}, "mean is not three numbers"),
-        ({"std": [1, 1, 0]}, "std is not above 0"),
+        ({"std": [1, 1, 9e-4]}, "std is not at least 0.001"),
         ({"crop_ratio": 0}, "crop_ratio is not above 0"),
         ({"dtype": "float8"}, "unknown dtype"),
         ({"colour": 1}, "expected the fields class_names, crop_ratio"),

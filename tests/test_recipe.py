@@ -116,7 +116,8 @@ def test_a_value_out_of_its_range_is_refused_by_name(field, value):
     [
         ("optimizer.b1", "a number at least 0 and below 1"),
         ("log.every_steps", "a whole number at least 1"),
-        ("dataset.std", "one value or three, each a number at least 0.001"),
+        ("epochs", "a finite number above 0"),
+        ("dataset.std", "one value or three, each a finite number at least 0.001"),
         ("distillation.kind", "one of none, soft, hard, cosine"),
         (
             "augment.color_jitter",

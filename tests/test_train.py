@@ -24,6 +24,7 @@ from deit_jax.data import sources
 from deit_jax.errors import InputError
 from deit_jax.train import train_and_evaluate
 from deit_jax.training import run_lock, signals, step, writers
+from deit_jax.training.cadence import Cadence
 
 SPLIT = "train[:128]"
 WITHOUT_A_TEACHER = {
@@ -220,6 +221,23 @@ def test_several_steps_a_dispatch(small, tmp_path, stop_after, capsys):
     summary = train_and_evaluate(small, tmp_path / "parts")
     assert summary["resumed_at_step"] == 5
     assert not same_run.differences(whole, tmp_path / "parts")
+
+
+@pytest.mark.slow
+def test_no_step_is_listed_long_before_it_is_due(
+    small, tmp_path, stop_after, monkeypatch
+):
+    small.epochs = 1e9
+    ends = Cadence.ends
+
+    def first_ends(self, start):
+        yield from itertools.islice(ends(self, start), 20)
+        pytest.fail("the ends of all dispatches were asked for")
+
+    monkeypatch.setattr(Cadence, "ends", first_ends)
+    stop_after(2, signal.SIGTERM)
+    with pytest.raises(signals.Stopped, match="step 2 is saved"):
+        train_and_evaluate(small, tmp_path / "run")
 
 
 @pytest.mark.slow

@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 
 from deit_jax.errors import InputError
-from deit_jax.training import writers
+from deit_jax.training import event_files, writers
 
 SCALARS = {"train/loss": 0.5, "eval/class/top1": 0.25}
 # Two of 5 x 7 pixels: neither side is the other, and no number of images.
-PICTURES = np.random.default_rng(0).integers(0, 256, (2, 5, 7, 3), np.uint8)
+IMAGES = np.random.default_rng(0).integers(0, 256, (2, 5, 7, 3), np.uint8)
 
 
 def read_events(directory):
@@ -37,17 +37,17 @@ def without_tensorflow(monkeypatch):
 
 
 def write_some(directory):
-    writer = writers.create(directory)
+    writer = event_files.create(directory)
     for number in (1, 2):
         writer.write_scalars(number, SCALARS)
     writer.write_texts(0, {"config": "some text"})
-    writer.write_images(3, {"augmentation": PICTURES})
+    writer.write_images(3, {"augmentation": IMAGES})
     writer.flush()
     writer.close()
     return writer
 
 
-def check_pictures(events):
+def check_images(events):
     """Under their tag stand width, height and a PNG each, for the image plugin."""
     metadata = events.SummaryMetadata("augmentation")
     assert metadata.plugin_data.plugin_name == "images"
@@ -58,7 +58,7 @@ def check_pictures(events):
     assert (width, height) == (b"7", b"5")
     assert [Image.open(io.BytesIO(png)).format for png in encoded] == ["PNG"] * 2
     shown = [np.asarray(Image.open(io.BytesIO(png))) for png in encoded]
-    np.testing.assert_array_equal(shown, PICTURES)
+    np.testing.assert_array_equal(shown, IMAGES)
 
 
 def test_clu_writes_what_tensorboard_reads(tmp_path):
@@ -68,7 +68,7 @@ def test_clu_writes_what_tensorboard_reads(tmp_path):
     events = read_events(tmp_path)
     assert {"train/loss", "eval/class/top1", "config"} <= set(events.Tags()["tensors"])
     assert [e.step for e in events.Tensors("train/loss")] == [1, 2]
-    check_pictures(events)
+    check_images(events)
 
 
 def test_without_tensorflow_tensorboard_reads_the_same(
@@ -76,7 +76,7 @@ def test_without_tensorflow_tensorboard_reads_the_same(
 ):
     writer = write_some(tmp_path)
     monkeypatch.undo()  # TensorBoard itself reads with TensorFlow where it is
-    assert isinstance(writer, writers.EventWriter)
+    assert isinstance(writer, event_files.EventWriter)
     assert "without TensorFlow" in capsys.readouterr().err
     events = read_events(tmp_path)
     # The accumulator migrates plain scalars to tensors when it reads them.
@@ -84,7 +84,7 @@ def test_without_tensorflow_tensorboard_reads_the_same(
     assert {"train/loss", "eval/class/top1"} <= {*tags["scalars"], *tags["tensors"]}
     assert "config" in tags["tensors"]
     assert events.Tensors("config")[0].tensor_proto.string_val == [b"some text"]
-    check_pictures(events)
+    check_images(events)
 
 
 @pytest.mark.parametrize("restored", [0, 2])
@@ -93,12 +93,12 @@ def test_tensorboard_forgets_what_comes_again(
 ):
     from tensorboard.backend.event_processing import plugin_event_accumulator
 
-    first = writers.create(tmp_path)
+    first = event_files.create(tmp_path)
     for step in (0, 1, 2, 3, 4):
         first.write_scalars(step, {"loss": 1.0})
     first.close()
     time.sleep(1.1)  # the names of the files count seconds
-    second = writers.create(tmp_path, restored)
+    second = event_files.create(tmp_path, restored)
     for step in range(restored + 1 if restored else 0, 5):
         second.write_scalars(step, {"loss": 2.0})
     second.close()

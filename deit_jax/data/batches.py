@@ -32,23 +32,23 @@ def check_batch_size(batch_size: int, *, devices: int, accumulation: int) -> Non
 
 
 def read(
-    pictures, requests: Iterable[tuple[np.ndarray, np.ndarray]], *, augment_seed: int
+    opened, requests: Iterable[tuple[np.ndarray, np.ndarray]], *, augment_seed: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Images of the model's size, before any augmentation but the random crop.
 
     Args:
-      images: An `ArraySource`, or a `HostPipeline`, which crops at random.
+      opened: An `ArraySource`, or a `HostPipeline`, which crops at random.
       requests: (index int [B], view int [B]); of a pipeline they are asked for ahead.
       augment_seed: Of the crops.
 
     Yields:
       Images uint8 [B, H, W, 3] and labels int32 [B].
     """
-    if isinstance(pictures, HostPipeline):
-        return pictures.batches(
+    if isinstance(opened, HostPipeline):
+        return opened.batches(
             (index, crop_draws(augment_seed, view, index)) for index, view in requests
         )
-    return ((pictures.images[index], pictures.labels[index]) for index, _ in requests)
+    return ((opened.images[index], opened.labels[index]) for index, _ in requests)
 
 
 def train_batches(
@@ -89,10 +89,10 @@ def train_batches(
 
     steps = range(start, stop)
     if images:
-        pictures = read(source, map(planned, steps), augment_seed=plan.augment_seed)
+        stream = read(source, map(planned, steps), augment_seed=plan.augment_seed)
     else:
-        pictures = ((None, source.labels[planned(step)[0]]) for step in steps)
-    for step, (pixels, labels) in zip(steps, pictures, strict=True):
+        stream = ((None, source.labels[planned(step)[0]]) for step in steps)
+    for step, (pixels, labels) in zip(steps, stream, strict=True):
         index, view = planned(step)
         batch = {"label": labels, "index": index, "view": view}
         if images:
@@ -147,10 +147,10 @@ def eval_batches(
 
     blocks = map(block, range(0, length, size * devices))
     if isinstance(source, HostPipeline):
-        pictures = source.batches((mine, None) for mine in blocks)
+        stream = source.batches((mine, None) for mine in blocks)
     else:
-        pictures = ((source.images[mine], source.labels[mine]) for mine in blocks)
-    for images, labels in pictures:
+        stream = ((source.images[mine], source.labels[mine]) for mine in blocks)
+    for images, labels in stream:
         missing = size * len(local) - len(images)
         batch = {"image": pad(images, missing)}
         yield split(batch, len(local)), pad(labels, missing)

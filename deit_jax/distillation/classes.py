@@ -1,9 +1,9 @@
 """The classes of a teacher and those of a data set, compared by name."""
 
-import textwrap
 from collections.abc import Sequence
 
 from deit_jax.data.sources.layout import plain_name
+from deit_jax.errors import listed
 
 
 def difference(theirs: Sequence[str], ours: Sequence[str]) -> str:
@@ -12,8 +12,8 @@ def difference(theirs: Sequence[str], ours: Sequence[str]) -> str:
     known, wanted = set(theirs), set(ours)
     missing = [repr(name) for name in ours if name not in known]
     added = [repr(name) for name in theirs if name not in wanted]
-    words = [f"missing: {_shorten(missing)}"] if missing else []
-    words += [f"too many: {_shorten(added)}"] if added else []
+    words = [f"missing: {listed(missing)}"] if missing else []
+    words += [f"too many: {listed(added)}"] if added else []
     if words or theirs == ours:
         return "; ".join(words)
     moved = [
@@ -21,8 +21,4 @@ def difference(theirs: Sequence[str], ours: Sequence[str]) -> str:
         for number, (there, here) in enumerate(zip(theirs, ours, strict=True))
         if there != here
     ]
-    return f"the order is another, {_shorten(moved)}"
-
-
-def _shorten(words: Sequence[str]) -> str:
-    return textwrap.shorten(", ".join(words), 200, placeholder=" ...")
+    return f"the order is another, {listed(moved)}"

@@ -5,7 +5,6 @@ import math
 from collections.abc import Mapping
 
 import numpy as np
-from scipy.special import log_softmax, softmax
 
 from deit_jax.errors import InputError
 
@@ -105,6 +104,8 @@ class Encoding:
         if self.top_k is None:
             return rows["logits"]
         values = rows["values"].astype(np.float32) / tau
+        from scipy.special import log_softmax  # slow; for top-k alone
+
         tail = rows["tails"][:, 0 if tau == 1 else 1, None]
         # 1e-30: a probability that has vanished in float32 still has a logarithm.
         log_tail = np.log(np.maximum(tail, 1e-30) / (self.num_classes - self.top_k))
@@ -128,6 +129,8 @@ class Encoding:
 
 def _tail(logits: np.ndarray, top: np.ndarray, tau: float) -> np.ndarray:
     """The probability [n] of the classes that are not in `top` [n, K]."""
+    from scipy.special import softmax
+
     probabilities = softmax(logits.astype(np.float64) / tau, axis=1)
     np.put_along_axis(probabilities, top, 0, axis=1)
     return probabilities.sum(axis=1)

@@ -47,6 +47,7 @@ from pathlib import Path
 import numpy as np
 
 from deit_jax import files
+from deit_jax.data.sources.layout import PREFIX
 from deit_jax.distillation import classes
 from deit_jax.distillation.encoding import Encoding
 from deit_jax.errors import InputError
@@ -56,7 +57,6 @@ MANIFEST = "manifest.json"
 # Hashing runs at about 1 GB/s: a start should not wait longer than a blink for it.
 CHECKSUM_LIMIT_BYTES = 256 * 2**20
 OPEN_VIEWS = 16  # files that are open at once: an epoch reads one view, or `repeats`
-FOLDER = "folder:"  # what the name of a folder of images starts with
 VIEWS = ("same", "plain")
 MIXINGS = ("exact", "linear", "none")
 AGAIN = "Export it again with python -m teacher.export_logits."
@@ -107,8 +107,8 @@ def export_commands(
         for word in shlex.split(config)[1:]
         if word.startswith(tuple(prefix + name for name in known))
     ]
-    folder = name.startswith(FOLDER)
-    short = Path(name.removeprefix(FOLDER)).name if folder else name
+    folder = name.startswith(PREFIX)
+    short = Path(name.removeprefix(PREFIX)).name if folder else name
     return EXPORT_COMMANDS.format(
         name=shlex.quote(name),
         config=config,
@@ -222,7 +222,7 @@ class TeacherCache:
           InputError: Data set, length, classes or images differ.
         """
         mine, theirs = describe_source(source), dict(self.manifest["source"])
-        if all(side["name"].startswith(FOLDER) for side in (mine, theirs)):
+        if all(side["name"].startswith(PREFIX) for side in (mine, theirs)):
             theirs["name"] = mine["name"]  # a copied folder keeps its fingerprint
         wrong = [
             f"{field}={theirs[field]!r}, this run has {field}={mine[field]!r}"

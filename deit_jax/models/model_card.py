@@ -17,6 +17,7 @@ from deit_jax.models import variants
 from deit_jax.models.vit import VisionTransformer
 
 MODEL = "model.json"
+MIN_STD = 1e-3  # of channels in 0 .. 1, whose smallest step is 4e-3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,8 +127,8 @@ def _parse(fields) -> ModelCard:
             and all(_is_finite(value) for value in values)
         ):
             raise ValueError(f"{name} is not three numbers.")
-    if min(fields["std"]) <= 0:
-        raise ValueError("std is not above 0.")
+    if min(fields["std"]) < MIN_STD:
+        raise ValueError(f"std is not at least {MIN_STD:g}.")
     if not (_is_finite(fields["crop_ratio"]) and 0 < fields["crop_ratio"] <= 1):
         raise ValueError("crop_ratio is not above 0 and at most 1.")
     card = ModelCard(

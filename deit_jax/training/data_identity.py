@@ -2,10 +2,9 @@
 
 import hashlib
 import os
-import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-from deit_jax.errors import InputError
+from deit_jax.errors import InputError, listed
 
 SPLITS = {"train": "training", "eval": "evaluation"}
 # Fields of a config that only say where the data lie: their contents decide.
@@ -33,7 +32,7 @@ def describe(train_source, eval_source, teacher_digest: str | None) -> dict:
 
 
 def _firsts(source) -> list[str]:
-    """Of each class, the start of the SHA-256 (hex) of its first file by name."""
+    """The start of the SHA-256 (hex) of each class's first file by name."""
     if getattr(source, "order", None) is None:
         return []
     files: dict[int, tuple[str, int]] = {}
@@ -99,9 +98,9 @@ def _exchanged(theirs: Mapping, ours: Mapping) -> list[str]:
     changed = [c for c, (a, b) in enumerate(zip(before, now, strict=True)) if a != b]
     names = [ours["class_names"][c] for c in changed]
     if any(now[c] in before for c in changed):
-        return [f"images are in the folders of other classes: {_names(names)}"]
+        return [f"images are in the folders of other classes: {listed(names)}"]
     if 2 * len(changed) > len(now):
-        return [f"files of the same names hold other images: {_names(names)}"]
+        return [f"files of the same names hold other images: {listed(names)}"]
     return []
 
 
@@ -113,10 +112,10 @@ def _changes(split: str, theirs: Mapping, ours: Mapping) -> list[str]:
     added = [name for name in now if name not in before]
     changes = []
     if removed and len(removed) == len(added) and theirs["images"] == ours["images"]:
-        changes.append(f"classes renamed: {_names(removed)} -> {_names(added)}")
+        changes.append(f"classes renamed: {listed(removed)} -> {listed(added)}")
     else:
-        changes += [f"classes removed: {_names(removed)}"] if removed else []
-        changes += [f"classes added: {_names(added)}"] if added else []
+        changes += [f"classes removed: {listed(removed)}"] if removed else []
+        changes += [f"classes added: {listed(added)}"] if added else []
     if not changes and before != now:
         changes.append("the classes are in another order")
     changes += _exchanged(theirs, ours)
@@ -129,7 +128,3 @@ def _changes(split: str, theirs: Mapping, ours: Mapping) -> list[str]:
     return changes or [
         f"{SPLITS[split]} images: as many as before, but other files, names or labels"
     ]
-
-
-def _names(names: Sequence[str]) -> str:
-    return textwrap.shorten(", ".join(names), 200, placeholder=" ...")

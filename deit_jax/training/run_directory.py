@@ -54,10 +54,12 @@ class RunDirectory:
     """
 
     def __init__(self, path: str | os.PathLike, start: int):
+        from deit_jax.training import event_files  # tensorboard, for no other command
+
         self.path = Path(path)
         self._start = start
         self._metrics = writers.MetricsFile(self.path, start)
-        self._tensorboard = writers.create(self.path, start)
+        self._tensorboard = event_files.create(self.path, start)
 
     @property
     def rates(self) -> list[float]:

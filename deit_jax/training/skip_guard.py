@@ -2,11 +2,12 @@
 
 import dataclasses
 import math
-import textwrap
 from collections.abc import Sequence
 
 import numpy as np
 import optax
+
+from deit_jax.errors import listed
 
 
 @dataclasses.dataclass(eq=False)
@@ -60,7 +61,7 @@ class SkipGuard:
             return f"The largest gradient is {self._largest(norms)}."
         names = "all"
         if len(broken) < len(norms):
-            names = textwrap.shorten(", ".join(broken), 200, placeholder=" ...")
+            names = listed(broken)
         sentence = f"Not finite: {len(broken)} of {len(norms)} gradients ({names})."
         if self._last_finite is not None:
             step, norms = self._last_finite

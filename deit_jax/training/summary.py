@@ -4,11 +4,10 @@ import importlib.metadata
 import json
 import platform
 import re
-import textwrap
 from pathlib import Path
 
 from deit_jax import files
-from deit_jax.errors import InputError
+from deit_jax.errors import InputError, listed
 from deit_jax.files import NULL, replace_file
 from deit_jax.training.progress import clock
 
@@ -135,7 +134,7 @@ def table(results: dict) -> str:
         cells = "".join(f"{values[name]:>9{form}}" for name, _, form in columns)
         lines.append(f"{weights:<10}{head:<10}{cells}")
     if absent := results.get("absent_classes"):
-        names = textwrap.shorten(", ".join(absent), 200, placeholder=" ...")
+        names = listed(absent)
         lines.append(
             f"no images of {len(absent)} classes, left out of F1 and AUC: {names}"
         )

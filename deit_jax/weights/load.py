@@ -43,7 +43,7 @@ class Loaded:
     """A model that another program has trained.
 
     Attributes:
-      params: Of `card.create_model()`: a nested dict of float32 NumPy arrays.
+      params: Those of `card.create_model()`: nested dicts of float32 NumPy arrays.
       card: Variant, classes and preprocessing.
       notes: What a user should be told: assumptions, and what is not quite the same.
     """
@@ -60,6 +60,14 @@ class _Source:
     weights: tensor_files.Weights
     config: dict = dataclasses.field(default_factory=dict)
     preprocessor: dict = dataclasses.field(default_factory=dict)
+
+    @property
+    def where(self) -> str:
+        return self.weights.where
+
+    @property
+    def is_hugging_face(self) -> bool:
+        return hugging_face.is_layout(self.weights.tensors)
 
 
 def load(
@@ -90,71 +98,25 @@ def load(
     """
     if variant is not None:
         variants.create(variant, num_classes=1)  # explains an unknown one
-    source = _open(str(path), average=weights == "ema")
-    where, config = source.weights.where, source.config
     notes = []
-    if source.weights.note:
-        notes.append(f"{source.weights.note} (convert's --weights chooses)")
-    tensors = source.weights.tensors
-    is_hugging_face = hugging_face.is_layout(tensors)
-    if is_hugging_face:
-        tensors, unused = _published(tensors, where)
-        if unused:
-            notes.append(f"{', '.join(unused)}: left out, the logits do not need them")
-    shapes = {name: tensor.shape for name, tensor in tensors.items()}
-    roles = hugging_face.roles(shapes) if is_hugging_face else timm.ROLES
-    if roles["distillation token"] in shapes and "classifier.weight" in shapes:
-        raise InputError(
-            f"{where} is a DeiTForImageClassification: it has the distillation token "
-            "without its head. Expected a DeiTForImageClassificationWithTeacher."
-        )
-    found = architecture.infer(shapes, roles, where=where)
-    chosen = _choose(found, variant, is_hugging_face, config, where, notes)
-    _check_config(chosen, is_hugging_face, config, where, notes)
-
-    placed = _preprocessing(source, chosen, is_hugging_face)
+    source = _published(_open(str(path), average=weights == "ema"), notes)
+    found = _architecture(source)
+    chosen = _choose(found, variant, source, notes)
+    _check_config(chosen, source, notes)
     given = {"mean": mean, "std": std, "crop_ratio": crop_ratio}
-    given = {name: value for name, value in given.items() if value is not None}
-    placed = preprocessing.check(dataclasses.replace(placed, **given), where)
-    if len(given) < 3:
-        notes += placed.notes
+    placed = _preprocessing(source, chosen, given, notes)
     if found.image_size != VARIANTS[chosen]["image_size"]:
         notes.append(f"the weights are for {found.image_size} px, as {chosen} resized")
-    if class_names is None:
-        class_names = _class_names(config, is_hugging_face, found, where, notes)
-    elif len(class_names) != found.num_classes:
-        raise InputError(
-            f"{len(class_names):,} class names for {found.num_classes:,} classes of "
-            f"{where}. Expected one a class, in the order of the logits."
-        )
     card = ModelCard(
         variant=chosen,
         image_size=found.image_size,
-        class_names=tuple(class_names),
+        class_names=_class_names(source, found.num_classes, class_names, notes),
         mean=placed.mean,
         std=placed.std,
         crop_ratio=placed.crop_ratio,
         origin=str(path),
     )
-
-    found = tensor_files.Weights(where, tensors)
-    params = _read_params(found, card, is_hugging_face)
-    return Loaded(params, card, tuple(notes))
-
-
-def _read_params(found, card: ModelCard, is_hugging_face: bool) -> dict:
-    """Reads the tensors when all shapes are those of the card's model."""
-    state_dict = timm.from_flax(_placeholders(card))
-    if is_hugging_face:
-        state_dict = hugging_face.from_timm(state_dict)
-    one_model.check(found, state_dict, card.variant)
-    state_dict = {name: tensor.read() for name, tensor in found.tensors.items()}
-    for name, value in state_dict.items():
-        if not np.isfinite(value).all():
-            raise InputError(f"{found.where}: {name} has values that are not finite.")
-    if is_hugging_face:
-        state_dict = hugging_face.to_timm(state_dict)
-    return timm.to_flax(state_dict)
+    return Loaded(_read_params(source, card), card, tuple(notes))
 
 
 def _open(path: str, *, average: bool) -> _Source:
@@ -179,13 +141,14 @@ def _open(path: str, *, average: bool) -> _Source:
         tensor_files.open_file(file), NAME.fullmatch, what, average=average
     )
     config = _read_json(file.with_name(CONFIG))
+    source = _Source(weights, config, _read_json(file.with_name(PREPROCESSOR)))
     if not (
         config.get("model_type") in ("vit", "deit")
-        if hugging_face.is_layout(weights.tensors)
+        if source.is_hugging_face
         else "architecture" in config
     ):
-        config = {}  # of something else that lies in the same folder
-    return _Source(weights, config, _read_json(file.with_name(PREPROCESSOR)))
+        config.clear()  # of something else that lies in the same folder
+    return source
 
 
 def _read_json(path: Path) -> dict:
@@ -202,33 +165,54 @@ def _read_json(path: Path) -> dict:
         ) from error
 
 
-def _published(tensors, where: str) -> tuple[dict[str, tensor_files.Tensor], list[str]]:
-    """Under the names of published files, without unused ones, whose names follow."""
-    unused = [name for name in tensors if name.endswith(hugging_face.UNUSED)]
-    result = {}
-    for name, tensor in tensors.items():
+def _published(source: _Source, notes: list[str]) -> _Source:
+    """The same under the names of published files, without what no logit needs."""
+    if source.weights.note:
+        notes.append(f"{source.weights.note} (convert's --weights chooses)")
+    if not source.is_hugging_face:
+        return source
+    unused, tensors = [], {}
+    for name, tensor in source.weights.tensors.items():
         published = hugging_face.published_name(name)
-        if published in result:
-            raise InputError(f"{where} has {published} twice, also as {name}.")
-        if name not in unused:
-            result[published] = tensor
-    return result, unused
+        if name.endswith(hugging_face.UNUSED):
+            unused.append(name)
+        elif published in tensors:
+            raise InputError(f"{source.where} has {published} twice, also as {name}.")
+        else:
+            tensors[published] = tensor
+    if unused:
+        notes.append(f"{', '.join(unused)}: left out, the logits do not need them")
+    weights = tensor_files.Weights(source.where, tensors)
+    return dataclasses.replace(source, weights=weights)
 
 
-def _choose(found, variant, is_hugging_face: bool, config, where, notes) -> str:
+def _architecture(source: _Source) -> architecture.Architecture:
+    """What the shapes of the tensors say of the model."""
+    shapes = {name: tensor.shape for name, tensor in source.weights.tensors.items()}
+    roles = hugging_face.roles(shapes) if source.is_hugging_face else timm.ROLES
+    if roles["distillation token"] in shapes and "classifier.weight" in shapes:
+        raise InputError(
+            f"{source.where} is a DeiTForImageClassification: it has the distillation "
+            "token without its head. Expected a "
+            "DeiTForImageClassificationWithTeacher."
+        )
+    return architecture.infer(shapes, roles, where=source.where)
+
+
+def _choose(found, variant: str | None, source: _Source, notes: list[str]) -> str:
     """The name of the variant; remarks on the choice go to `notes`."""
     if variant is not None:
         if variant not in found.variants:
             raise InputError(
-                f"--variant={variant}: the weights of {where} are "
+                f"--variant={variant}: the weights of {source.where} are "
                 f"{' or '.join(found.variants)} ({found.words})."
             )
         return variant
     if len(found.variants) == 1:
         return found.variants[0]
-    named = config.get("architecture")
+    named = source.config.get("architecture")
     family = str(named).partition("_")[0]
-    if is_hugging_face or family == "vit":
+    if source.is_hugging_face or family == "vit":
         family = "vit"
     elif family != "deit":
         family = "deit"
@@ -240,27 +224,28 @@ def _choose(found, variant, is_hugging_face: bool, config, where, notes) -> str:
     return next(name for name in found.variants if name.startswith(family + "_"))
 
 
-def _check_config(chosen, is_hugging_face: bool, config, where, notes) -> None:
+def _check_config(chosen: str, source: _Source, notes: list[str]) -> None:
     """What shapes do not show: the heads, the activation, the norms' epsilon."""
-    arguments = config if is_hugging_face else _section(config, "model_args")
+    theirs, config = source.is_hugging_face, source.config
+    arguments = config if theirs else _section(config, "model_args")
     expected = VARIANTS[chosen]["num_heads"]
-    name = "num_attention_heads" if is_hugging_face else "num_heads"
+    name = "num_attention_heads" if theirs else "num_heads"
     if arguments.get(name, expected) != expected:
         raise InputError(
-            f"{where}: {CONFIG} has {name}={arguments[name]}, but {chosen} has "
+            f"{source.where}: {CONFIG} has {name}={arguments[name]}, but {chosen} has "
             f"{expected} attention heads. Such a model is not in this package."
         )
-    if not is_hugging_face:
+    if not theirs:
         if (pool := config.get("global_pool", "token")) != "token":
             raise InputError(
-                f"{where}: {CONFIG} has global_pool={pool!r}; the head of models of "
-                "this package reads the class token."
+                f"{source.where}: {CONFIG} has global_pool={pool!r}; the head of "
+                "models of this package reads the class token."
             )
         return
     if (activation := config.get("hidden_act", "gelu")) != "gelu":
         raise InputError(
-            f"{where}: {CONFIG} has hidden_act={activation!r}; models of this package "
-            "have 'gelu' only, the exact one."
+            f"{source.where}: {CONFIG} has hidden_act={activation!r}; models of this "
+            "package have 'gelu' only, the exact one."
         )
     epsilon = config.get("layer_norm_eps", EPSILON)
     if epsilon != EPSILON:
@@ -270,35 +255,52 @@ def _check_config(chosen, is_hugging_face: bool, config, where, notes) -> None:
         )
 
 
-def _preprocessing(source, chosen, is_hugging_face) -> preprocessing.Preprocessing:
-    if is_hugging_face and source.preprocessor:
-        return preprocessing.from_hugging_face(source.preprocessor)
-    if not is_hugging_face and source.config:
+def _preprocessing(
+    source: _Source, chosen: str, given: Mapping, notes: list[str]
+) -> preprocessing.Preprocessing:
+    """What is `given`; for the rest what the files say, or the variant."""
+    if source.is_hugging_face and source.preprocessor:
+        found = preprocessing.from_hugging_face(source.preprocessor)
+    elif not source.is_hugging_face and source.config:
         # Older files have one level only.
-        return preprocessing.from_timm(
+        found = preprocessing.from_timm(
             _section(source.config, "pretrained_cfg") or source.config
         )
-    return preprocessing.of_variant(chosen)
-
-
-def _class_names(config, is_hugging_face, found, where, notes) -> list[str]:
-    if is_hugging_face:
-        field, words = "id2label", {}
-        names = config.get(field)
     else:
+        found = preprocessing.of_variant(chosen)
+    given = {name: value for name, value in given.items() if value is not None}
+    found = preprocessing.check(dataclasses.replace(found, **given), source.where)
+    if len(given) < 3:
+        notes += found.notes
+    return found
+
+
+def _class_names(
+    source: _Source, count: int, given: Sequence[str] | None, notes: list[str]
+) -> tuple[str, ...]:
+    """One a class: those `given`, or those of the files, or numbers."""
+    if given is not None:
+        if len(given) != count:
+            raise InputError(
+                f"{len(given):,} class names for {count:,} classes of {source.where}. "
+                "Expected one a class, in the order of the logits."
+            )
+        return tuple(given)
+    field, words = "id2label", {}
+    names = source.config.get(field)
+    if not source.is_hugging_face:
         field = "label_names"
-        inner = _section(config, "pretrained_cfg")
-        names = config.get(field) or inner.get(field)
-        words = _section(config, "label_descriptions") or _section(
+        inner = _section(source.config, "pretrained_cfg")
+        names = source.config.get(field) or inner.get(field)
+        words = _section(source.config, "label_descriptions") or _section(
             inner, "label_descriptions"
         )
-    count = found.num_classes
     if not names:
         notes.append(
             f"no class names were found: the classes are called 0 .. {count - 1} "
             "(convert's --class_names=FILE says otherwise)"
         )
-        return [str(index) for index in range(count)]
+        return tuple(map(str, range(count)))
     if isinstance(names, dict):
         names = [names.get(str(index)) for index in range(len(names))]
     if (
@@ -307,15 +309,30 @@ def _class_names(config, is_hugging_face, found, where, notes) -> list[str]:
         or not all(isinstance(name, str) for name in names)
     ):
         raise InputError(
-            f"{where}: {field} of {CONFIG} is no list of names for {count:,} classes. "
-            "Give --class_names=FILE, one a line."
+            f"{source.where}: {field} of {CONFIG} is no list of names for {count:,} "
+            "classes. Give --class_names=FILE, one a line."
         )
-    return [str(words.get(name, name)) for name in names]
+    return tuple(str(words.get(name, name)) for name in names)
 
 
 def _section(config: Mapping, name: str) -> dict:
     section = config.get(name)
     return section if isinstance(section, dict) else {}
+
+
+def _read_params(source: _Source, card: ModelCard) -> dict:
+    """Reads the tensors when all shapes are those of the card's model."""
+    state_dict = timm.from_flax(_placeholders(card))
+    if source.is_hugging_face:
+        state_dict = hugging_face.from_timm(state_dict)
+    one_model.check(source.weights, state_dict, card.variant)
+    state_dict = {n: tensor.read() for n, tensor in source.weights.tensors.items()}
+    for name, value in state_dict.items():
+        if not np.isfinite(value).all():
+            raise InputError(f"{source.where}: {name} has values that are not finite.")
+    if source.is_hugging_face:
+        state_dict = hugging_face.to_timm(state_dict)
+    return timm.to_flax(state_dict)
 
 
 def _placeholders(card: ModelCard) -> dict:

@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping
 
 from deit_jax.errors import InputError
+from deit_jax.models.model_card import MIN_STD
 from deit_jax.models.variants import VARIANTS
 from deit_jax.weights import timm
 
@@ -14,7 +15,7 @@ DEIT_CROP_RATIO = 0.875  # 224 of 256 px, 384 of 438
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-    """As in `training.model_card.ModelCard`, and remarks on what is not quite it."""
+    """As in `models.model_card.ModelCard`, and remarks on what is not quite it."""
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
@@ -110,15 +111,15 @@ def check(found: Preprocessing, where: str) -> Preprocessing:
         not in (0, 1].
     """
     for name, value in (("mean", found.mean), ("std", found.std)):
-        low = 0 if name == "std" else -math.inf
+        low = MIN_STD if name == "std" else -math.inf
         if not (
             isinstance(value, list | tuple)
             and len(value) == 3
-            and all(_is_number(x) and x > low for x in value)
+            and all(_is_number(x) and x >= low for x in value)
         ):
             raise InputError(
                 f"{where}: {name} is {value!r}, expected three numbers"
-                + (" above 0" if name == "std" else "")
+                + (f" of at least {MIN_STD:g}" if name == "std" else "")
                 + f", for pixels in 0 .. 1. Give --{name}."
             )
     if not (_is_number(found.crop_ratio) and 0 < found.crop_ratio <= 1):

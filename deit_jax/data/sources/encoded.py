@@ -67,7 +67,7 @@ class EncodedSource:
         return next(self.pil_images([range(len(self))[index]]))
 
     def pil_images(self, indices: Sequence[int]) -> Iterator[tuple[Image.Image, int]]:
-        """As `picture`, of each of `indices`.
+        """As `pil_image`, of each of `indices`.
 
         A set of TFDS reads all of them at once: a reading takes half a millisecond.
         """

@@ -31,7 +31,7 @@ from deit_jax.data.sources import fingerprints, layout
 from deit_jax.data.sources.encoded import EncodedSource
 from deit_jax.data.sources.layout import is_folder, is_hidden, listing
 from deit_jax.data.sources.split import parse_split
-from deit_jax.errors import InputError
+from deit_jax.errors import InputError, listed
 
 PREFIX = layout.PREFIX
 ENDINGS = frozenset(
@@ -135,7 +135,7 @@ def _check_classes(found: layout.Layout, images: list, passed_over) -> list[str]
     if images and not training:
         return [
             f"{where} holds no image of {len(empty)} of {len(found.class_names)} "
-            f"classes, left out of F1 and AUC: {layout.listed(empty)}"
+            f"classes, left out of F1 and AUC: {listed(empty)}"
         ]
     if training:
         label = found.class_names.index(empty[0])

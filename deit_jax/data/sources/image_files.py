@@ -17,7 +17,7 @@ def find(paths: Sequence[str | os.PathLike]) -> tuple[list[str], dict[str, int]]
 
     Args:
       paths: Files, taken whatever their names, and folders, in which the images
-        (`folder_source.ENDINGS`) are found at any depth; hidden and foreign files in
+        (`folder.ENDINGS`) are found at any depth; hidden and foreign files in
         them are passed over.
 
     Returns:

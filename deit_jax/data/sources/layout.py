@@ -20,7 +20,7 @@ import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 
-from deit_jax.errors import InputError
+from deit_jax.errors import InputError, listed
 
 PREFIX = "folder:"
 # Names of folders, the first found counts; `_set` may follow.
@@ -37,7 +37,7 @@ SYSTEM_FOLDERS = frozenset(
     ("__MACOSX", "$RECYCLE.BIN", "System Volume Information", "@eaDir", "lost+found")
 )
 DEPTH = 3  # folders around a data set
-SHOWN = 10  # names in a message
+SHOWN = 10  # data sets in a message
 EXPECTED = (
     "A folder of images is laid out as train/<class>/*.jpg and val/<class>/*.jpg "
     "(or test/)"
@@ -289,11 +289,6 @@ def _annotations(directory: Path, labels: Mapping[str, int]) -> dict[str, int]:
             f"{path} names classes that have no training images: {listed(unknown)}."
         )
     return {file: labels[plain_name(c)] for file, c in named}
-
-
-def listed(names) -> str:
-    """The first of many names, for a message."""
-    return ", ".join(names[:SHOWN]) + ", ..." * (len(names) > SHOWN)
 
 
 def _shown(directory: Path) -> str:

@@ -126,16 +126,8 @@ def open_tfds(name: str, split: str, data_dir: str | None = None) -> EncodedSour
       InputError: The name or split is unknown, the set is no image classification set,
         it cannot be prepared, or its files are damaged.
     """
-    data_dir = os.path.expanduser(data_dir) if data_dir else None
-    builder = _builder(name, data_dir)
-    keys = _keys(name, builder.info.features)
-    with _quiet():
-        prepared = builder.is_prepared()
-    if not prepared:
-        _prepare(name, builder)
+    builder, keys = _prepared(name, os.path.expanduser(data_dir) if data_dir else None)
     info, directory = builder.info, str(builder.data_dir)
-    _check_format(name, builder)
-
     image, label = (info.features[key] for key in keys)
     num_classes = label.num_classes or 0
     if num_classes < 2:
@@ -172,6 +164,18 @@ def open_tfds(name: str, split: str, data_dir: str | None = None) -> EncodedSour
         ),
         image_shape=None if None in shape else (*shape, 3),
     )
+
+
+def _prepared(name: str, data_dir: str | None):
+    """The builder of a set whose files are there, and what `_keys` gives."""
+    builder = _builder(name, data_dir)
+    keys = _keys(name, builder.info.features)  # before a long download
+    with _quiet():
+        prepared = builder.is_prepared()
+    if not prepared:
+        _prepare(name, builder)
+    _check_format(name, builder)
+    return builder, keys
 
 
 def _builder(name: str, data_dir: str | None):
