@@ -178,7 +178,7 @@ def test_pictures_of_another_size_show_their_centre(tmp_path):
         picture, label = pictures.pil_image(n)
         assert row.label == (f"image {n}", "ab"[label])
         np.testing.assert_array_equal(
-            row.cells[0].image, crops.centre_view(picture, 32, 0.9)
+            row.cells[0].image, crops.centre_view(picture, 32, crops.CROP_RATIO)
         )
         assert len({cell.image.tobytes() for cell in row.cells}) == len(row.cells)
 
