@@ -272,7 +272,7 @@ def test_a_confusion_is_a_picture_for_tensorboard(classes):
 @pytest.mark.filterwarnings("error:Glyph")
 def test_names_that_the_font_lacks_are_drawn_without_warnings():
     names, matrix = ["猫", "🐶 dog", "$x_1"], np.eye(3)
-    confusion.picture(matrix, names, title="eval/class/confusion")
+    confusion.image(matrix, names, title="eval/class/confusion")
     figures.confusions([("ラン 🐶", matrix)], names)
     figures.dots([(0, np.ones(3), None)], names, ["ラン"], x_label="F1")
     assert readable("猫", 3) == "class 3"

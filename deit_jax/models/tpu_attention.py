@@ -2,9 +2,9 @@
 
 As in flash attention (Dao et al. 2022, arXiv 2205.14135) no [n, n] of a head is ever in
 the device's main memory, and the backward pass computes it again. The sequences of a
-vision transformer are so short that it fits into a core's own memory whole: one image
-after the other, its heads one by one, straight from the projection's output. XLA's own
-attention moves eleven times the bytes (docs/performance.md).
+vision transformer are so short that one fits into a core's own memory whole: image
+after image, head after head, straight from the projection's output. What that saves
+stands in docs/performance.md.
 """
 
 import functools
