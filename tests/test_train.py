@@ -438,7 +438,7 @@ def test_without_a_checkpoint_there_is_no_way_back(small, tmp_path, break_steps)
         ("batch_size", 30, "not a multiple of 8"),
         ("optimizer.accumulation", 3, "not a multiple of 24"),
         ("epochs", 0.0, "epochs=0.0"),
-        ("model.attention", "cudnn", "cuDNN computes attention in 16 bits"),
+        ("model.attention", "cudnn", "it computes in 16 bits"),
         (
             ("model.attention", "model.dtype"),
             ("cudnn", "bfloat16"),
