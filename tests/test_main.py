@@ -56,7 +56,7 @@ def config_flag(monkeypatch, arguments):
 
 @pytest.mark.filterwarnings("ignore:the load_module")  # of ml_collections
 def test_the_printed_commands_make_a_cache_for_this_very_run(monkeypatch):
-    """Of a config with flags: the same fields, where a shell has read the command."""
+    """A shell that reads the command gives the same fields to the config."""
     arguments = [
         "--config=configs/deit.py:folder",
         "--config.dataset.name=folder:/my 'pets'",

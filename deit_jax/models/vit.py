@@ -249,8 +249,8 @@ class VisionTransformer(nn.Module):
     deviation of the position embeddings. `dtype` is that of the products; parameters,
     norms, softmax, the residual stream and the heads are float32. With `remat` the
     backward pass computes each block again from its input, in place of keeping all
-    that is in it (Chen et al. 2016, arXiv 1604.06174). `attention` is `xla` or `cudnn`,
-    see `Attention`.
+    that is in it (Chen et al. 2016, arXiv 1604.06174). `attention` is `xla`,
+    `cudnn` or `pallas`, see `Attention`; `tpu_layout` see `Block`.
     """
 
     num_classes: int
