@@ -74,6 +74,8 @@ def test_a_short_run_prints_ten_lines(capsys, total, log, shown):
     assert [line.split("/")[0] for line in lines] == [f"step {n}" for n in shown]
     # A line is the mean of the steps since the one before, a row that of its interval.
     assert f"loss {np.mean(range(1, shown[0] + 1)):.4f}" in lines[0]
+    before = shown[-2] if len(shown) > 1 else 0
+    assert f"loss {np.mean(range(before + 1, total + 1)):.4f}" in lines[-1]
     assert logged[0] == np.mean(range(1, min(log, total) + 1))
 
 

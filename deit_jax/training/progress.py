@@ -67,6 +67,7 @@ class Progress:
         self._clocked = 0  # rows since `_clock`: those of an earlier start are not
         self._rates = list(rates)
         self._clock = time.monotonic()
+        self._printed = 0  # the step of the last line
         self._line = 0, self._clock  # `_clocked` at the last short line, and its time
         self._began = self._clock - before["seconds"]
         self._bar = tqdm(
@@ -119,18 +120,19 @@ class Progress:
             self._fetch()
 
     def interval(self) -> dict[str, float]:
-        """Returns the means over the steps since the last call, and prints them."""
+        """Returns the means over the steps since the last call; prints a line."""
         self.drain()
-        values = self._summarise(self._rows, 0, self._clock)
+        values = self._means(self._rows, 0, self._clock)
+        self._print_line()
         self._rates.append(values["train/images_per_sec"])
         self._rows, self._clocked, self._clock = [], 0, time.monotonic()
         self._line = 0, self._clock
         return values
 
-    def _summarise(
+    def _means(
         self, numbered: Sequence[tuple[int, dict]], clocked: int, clock_then: float
     ) -> dict[str, float]:
-        """Returns the means over steps with their numbers, and prints them.
+        """Means over steps with their numbers, and the speed.
 
         Args:
           clocked: `_clocked` at `clock_then`, from when on the speed is measured.
@@ -143,9 +145,17 @@ class Progress:
             f"train/{name}": float(np.mean([row[name] for row in finite]))
             for name in (finite[0] if finite else ())
         }
-        values["train/skipped"] = skipped = len(rows) - len(finite)
+        values["train/skipped"] = len(rows) - len(finite)
         values["train/learning_rate"] = float(self._schedule(done - 1))
         values["train/images_per_sec"] = rate
+        return values
+
+    def _print_line(self) -> None:
+        """Prints the means of the steps since the line before."""
+        recent = [row for row in self._rows if row[0] > self._printed]
+        values, done = self._means(recent, *self._line), recent[-1][0]
+        self._printed, self._line = done, (self._clocked, time.monotonic())
+        rate, skipped = values["train/images_per_sec"], values["train/skipped"]
         left = (self._total - done) * self._plan.batch_size / rate
         self._show(
             f"step {done}/{self._total}  epoch {done / self._plan.steps_per_epoch:.1f}"
@@ -153,14 +163,13 @@ class Progress:
                 f"  {name.removeprefix('loss_')} {values['train/' + name]:.4f}"
                 for name in ("loss", "loss_ce", "loss_distill")
                 if "train/" + name in values
-                and (name == "loss" or "loss_distill" in finite[0])
+                and (name == "loss" or "train/loss_distill" in values)
             )
-            + (f"  top-1 {values['train/top1']:.3f}" if finite else "")
-            + (f"  skipped {skipped} of {len(rows)}" if skipped else "")
+            + (f"  top-1 {values['train/top1']:.3f}" if "train/top1" in values else "")
+            + (f"  skipped {skipped} of {len(recent)}" if skipped else "")
             + f"  {rate:,.0f} images/s",
             f"  ETA {clock(left)}",
         )
-        return values
 
     def pause(self) -> None:
         """An evaluation begins: its time is not the training's."""
@@ -196,8 +205,7 @@ class Progress:
         if line := self._guard.check(done, row, norms, skipped):
             self._show(line, "")
         if done % self._shown_every == 0 and not self._logs(done):
-            self._summarise(self._rows[-self._shown_every :], *self._line)
-            self._line = self._clocked, time.monotonic()
+            self._print_line()
 
     def _show(self, line: str, rest: str) -> None:
         # The bar has its own ETA; lines in a log file need one.
