@@ -23,6 +23,8 @@ NANO = "deit_nano_distilled_patch8_32"
 COUNTS = {
     "nano_patch8_32": 564_808,
     "nano_distilled_patch8_32": 662_000,
+    "micro_patch4_32": 1_333_608,
+    "micro_distilled_patch4_32": 1_462_864,
     "tiny_patch16_224": 5_717_416,
     "tiny_patch16_384": 5_790_376,
     "tiny_patch4_32": 5_553_832,
