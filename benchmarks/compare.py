@@ -21,6 +21,8 @@ OURS = "ours"
 PEERS = {"timm": "benchmarks.timm_peer"}
 # How a peer may run its model: as it is, through torch.compile, and with more search.
 MODES = ("eager", "compile", "max-autotune")
+# Not a mode of timm, and for inference only: our own exported file.
+ONNX = "onnxruntime"
 # For both sides, unless the caller's environment says otherwise: large pages for large
 # buffers, which have to be asked for before a process starts.
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
@@ -48,7 +50,7 @@ def parse_flags(
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--peer", choices=(*PEERS, "none"), default="timm")
     parser.add_argument(
-        "--modes", default=modes, help=f"of the peer, of {', '.join(MODES)}"
+        "--modes", default=modes, help=f"of {', '.join((*MODES, ONNX))}"
     )
     parser.add_argument(
         "--cases",
@@ -81,7 +83,9 @@ def parse_flags(
         name: dataclasses.replace(table[name], **changed)
         for name in _chosen(parser, "--cases", flags.cases, table)
     }
-    flags.modes = _chosen(parser, "--modes", flags.modes, MODES)
+    trains = any(case.training for case in table.values())
+    known = MODES if trains else (*MODES, ONNX)
+    flags.modes = _chosen(parser, "--modes", flags.modes, known)
     if flags.peer == "none":
         flags.modes = []
     return flags
@@ -221,11 +225,11 @@ def child(
     Raises:
       SystemExit: It failed; says why.
     """
-    ours = side == OURS
-    command = [sys.executable, "-m", "benchmarks.ours" if ours else PEERS[peer]]
+    modules = {OURS: "benchmarks.ours", ONNX: "benchmarks.onnx_peer"}
+    command = [sys.executable, "-m", modules.get(side, PEERS.get(peer))]
     command += [*case.flags, f"--rounds={rounds}", f"--steps={steps}"]
-    command += [] if ours else [f"--mode={side}"]
-    command += ["--parts"] if parts else []
+    command += [f"--mode={side}"] if side in MODES else []
+    command += ["--parts"] if parts and case.training else []
     environment = HUGE_PAGES | os.environ
     environment |= {
         "OMP_NUM_THREADS": str(timing.cores()),

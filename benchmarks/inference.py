@@ -4,7 +4,8 @@
 
 As benchmarks/train_step.py. Both sides take uint8 images, normalise them and apply both
 heads. Of timm's modes max-autotune is tried too; on a CPU it treats the weights as
-constants.
+constants. `--modes=onnxruntime` is ONNX Runtime on the file that `deit_jax.export`
+makes of the same model.
 """
 
 from benchmarks import cases, compare
