@@ -15,6 +15,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 PROGRAMS := $(abspath $(VENV))-programs
 # The versions that were tested together; empty for the newest: make demo CONSTRAINTS=
 CONSTRAINTS ?= constraints.txt
+# The files of the tests are shared between the cores.
+PARALLEL := -n auto --maxprocesses=4 --dist=loadfile
 CONSTRAIN := $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 
 .PHONY: demo test quick study programs lint format clean
@@ -23,10 +25,10 @@ demo: $(VENV)/.installed
 	$(BIN)/python -m deit_jax.main --config=configs/deit.py:digits
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 quick: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow"
 
 study: $(VENV)/.installed-teacher
 	$(BIN)/python -m experiments.study $(ARGS)

@@ -14,8 +14,13 @@ os.environ["XLA_FLAGS"] = (
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
 # As commands set it for themselves, but without their starting twice.
 os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
-# What one test's process has compiled another's need not.
-os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-")
+# What one test's process has compiled another's need not; pytest-xdist's workers have
+# that of the process that started them.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = (
+    os.environ["JAX_COMPILATION_CACHE_DIR"]
+    if "PYTEST_XDIST_WORKER" in os.environ
+    else tempfile.mkdtemp(prefix="compiled-")
+)
 os.environ["TF_ENABLE_ONEDNN_OPTS"] = "0"
 
 import hypothesis
@@ -27,9 +32,10 @@ from PIL import Image
 
 from deit_jax.data import sources
 
-atexit.register(
-    shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True
-)
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    atexit.register(
+        shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True
+    )
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Always the same few inputs; --hypothesis-profile=thorough tries many, and others.
 hypothesis.settings.register_profile(
