@@ -168,11 +168,17 @@ def _base() -> ConfigDict:
     # auto, or xla; in bfloat16 also cudnn, NVIDIA's flash attention, and pallas, a
     # kernel for TPUs. auto takes them where they are.
     config.model.attention = "auto"
-    # Stochastic depth: the rate of the last block (Huang et al. 2016).
+    # Stochastic depth: the rate of the last block, of all in deit3_* (Huang et al.
+    # 2016).
     config.model.drop_path = 0.1
     # Initial standard deviation of the position embeddings, 0.02 in DeiT. Larger ones
     # are heard beside the patches from the start, which short schedules need.
     config.model.position_std = 0.02
+    # What the class head reads: token, or mean, that of the patches (timm's
+    # global_pool="avg"). The distillation head reads its token with either.
+    config.model.pool = "token"
+    # What LayerScale starts with, in the models that have it (deit3_*); unset: 1e-4.
+    config.model.init_values = placeholder(float)
     # Dropout, 0 in DeiT.
     config.model.dropout = 0.0
 

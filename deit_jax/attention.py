@@ -6,7 +6,8 @@
 One PNG an image. Left is what the model saw, with its predictions; then the attention
 of the last block, a column a head, and the attention rollout over all blocks (Abnar and
 Zuidema 2020). The upper row is the class token's, the lower, of a distilled model, the
-distillation token's. Each map is scaled to its own maximum, which stands above it as
+distillation token's. With model.pool=mean the upper row is that of the patches, on
+average. Each map is scaled to its own maximum, which stands above it as
 a multiple of uniform attention. A file that cannot be read is reported, the others go
 on, and the exit code is 1.
 """
@@ -25,7 +26,7 @@ from scipy.special import softmax
 from deit_jax import command, files
 from deit_jax.errors import InputError
 
-TOKENS = {"class": "class token", "distill": "distillation token"}
+TOKENS = {"token": "class token", "mean": "mean of the patches"}  # by pooling
 PANEL = 1.7  # inches a side
 DPI = 120
 
@@ -76,7 +77,8 @@ def draw(
         # One by one: a ViT-B at 384 px has 48 million weights in the maps of an image.
         maps, logits = jax.device_get(look(trained.params, view[None]))
         names = trained.card.class_names
-        answers = {head: _top(values[0], names) for head, values in logits.items()}
+        rows = {"class": TOKENS[trained.card.pool], "distill": "distillation token"}
+        answers = {rows[h]: _top(values[0], names) for h, values in logits.items()}
         title = readable(Path(file).name, found.index(file), 60, kind="image")
         figure = plot(view, maps.heads[0], maps.rollout[0], answers, title=title)
         with files.writing(out / name):
@@ -116,7 +118,7 @@ def plot(
       view: What the model saw, uint8 [S, S, 3].
       heads: float [t, H, s, s], the last block's attention to the patches.
       rollout: float [t, s, s].
-      predictions: What each head says, in the order of the t tokens.
+      predictions: For each of the t rows of maps its name and what its head says.
     """
     from matplotlib.figure import Figure
 
@@ -127,10 +129,10 @@ def plot(
     bare = {"xticks": [], "yticks": []}
     panels = figure.subplots(tokens, columns, squeeze=False, subplot_kw=bare)
     show = functools.partial(_overlay, view=view)
-    for row, (head, answer) in enumerate(predictions.items()):
+    for row, (name, answer) in enumerate(predictions.items()):
         panels[row, 0].imshow(view)
         panels[row, 0].set_title(answer, fontsize=8, parse_math=False)
-        panels[row, 0].set_ylabel(TOKENS[head], fontsize=8)
+        panels[row, 0].set_ylabel(name, fontsize=8)
         for column in range(columns - 2):
             show(panels[row, 1 + column], heads[row, column], f"head {column + 1}")
         show(panels[row, -1], rollout[row], "rollout")

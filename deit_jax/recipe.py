@@ -64,6 +64,8 @@ RULES = {
     "model.drop_path": RATE,
     "model.dropout": RATE,
     "model.position_std": number(0),
+    "model.init_values": optional(POSITIVE),
+    "model.pool": choice(variants.POOLS),
     "transfer.position_resize": choice(position.METHODS),
     "transfer.keep_heads": optional(FLAG),
     "augment.seed": SEED,
@@ -239,6 +241,8 @@ def model(
         drop_path=fields.drop_path,
         dropout=fields.dropout,
         position_std=fields.position_std,
+        init_values=fields.init_values,
+        pool=fields.pool,
         dtype=fields.dtype,
         remat=fields.remat,
         attention=_attention(fields, devices),
@@ -278,6 +282,7 @@ def model_card(config, train_source, eval_source, size: int) -> ModelCard:
         class_names=tuple(train_source.class_names),
         crop_ratio=1.0 if whole else config.dataset.eval_crop_ratio,
         dtype=config.model.dtype,
+        pool=config.model.pool,
         **channel_values(config),
     )
 

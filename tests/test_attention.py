@@ -1,5 +1,7 @@
 """Attention maps: what they are computed from, and the images of them."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -55,6 +57,22 @@ def test_the_map_is_bright_where_the_token_looks(family):
     assert set(logits) == set(model.heads)
 
 
+def test_a_mean_looks_where_the_patches_look_on_average():
+    model = variants.create("vit_nano_patch8_32", num_classes=2, pool="mean")
+    images = jnp.asarray(np.random.default_rng(0).normal(size=(2, 32, 32, 3)), "f4")
+    params = jax.jit(model.init)(jax.random.key(0), images)["params"]
+    params["blocks_3"]["attn"]["qkv"]["kernel"] *= 30  # else all is looked at
+    look = functools.partial(attention_maps.attention_maps, model)
+    maps, _ = jax.jit(look)(params, images)
+    apply = jax.jit(functools.partial(model.apply, mutable=["intermediates"]))
+    _, sown = apply({"params": params}, images)
+    (last,) = sown["intermediates"]["blocks_3"]["attn"]["attention"]
+    expected = np.asarray(last)[:, :, 1:, 1:].mean(axis=2).reshape(2, 3, 4, 4)
+    assert expected.std() > 0.01
+    np.testing.assert_allclose(maps.heads[:, 0], expected, rtol=1e-5)
+    assert maps.rollout.shape == (2, 1, 4, 4)
+
+
 def test_rollout_is_the_product_of_the_blocks():
     random = np.random.default_rng(0)
     blocks = random.dirichlet(np.ones(5), (3, 2, 4, 5))  # [depth, B, H, N, N]
@@ -91,13 +109,10 @@ def test_the_figure_shows_every_head_of_every_token():
     view = random.integers(0, 256, (32, 32, 3), np.uint8)
     heads, rollout = random.random((2, 3, 4, 4)), random.random((2, 4, 4))
     figure = attention.plot(
-        view, heads, rollout, {"class": "cat 90%", "distill": "dog 60%"}, title="a.png"
+        view, heads, rollout, {"first": "cat 90%", "second": "dog 60%"}, title="a.png"
     )
     panels = np.reshape(figure.axes, (2, 5))
-    assert [p.get_ylabel() for p in panels[:, 0]] == [
-        "class token",
-        "distillation token",
-    ]
+    assert [p.get_ylabel() for p in panels[:, 0]] == ["first", "second"]
     assert [p.get_title() for p in panels[:, 0]] == ["cat 90%", "dog 60%"]
     for row in range(2):
         np.testing.assert_array_equal(panels[row, 0].images[0].get_array(), view)

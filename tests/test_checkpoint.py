@@ -160,6 +160,7 @@ def changed(section, **values):
         changed("dataset", mean=(0.5, 0.5)),
         changed("dataset", eval_crop_ratio=0.9),
         CONFIG | {"augment": {"place": "host"}},  # absent in runs of older versions
+        CONFIG | {"model": {"pool": "token", "init_values": None}},  # so are these
     ],
 )
 def test_a_harmless_change_resumes(harmless):
@@ -175,6 +176,7 @@ def test_a_harmless_change_resumes(harmless):
             r"optimizer\.learning_rate: 0\.001 -> 0\.01",
         ),
         (CONFIG | {"ema": {"decay": 0.9}}, r"ema\.decay: 'absent' -> 0\.9"),
+        (CONFIG | {"model": {"pool": "mean"}}, r"model\.pool: 'token' -> 'mean'"),
     ],
 )
 def test_another_run_is_refused_by_field(config, message):

@@ -23,6 +23,13 @@ def test_is_read_as_it_was_written(tmp_path):
     assert model_card.read(tmp_path) == CARD
 
 
+def test_a_card_of_an_older_version_reads_the_token(tmp_path):
+    fields = dataclasses.asdict(CARD)
+    del fields["pool"]
+    (tmp_path / "model.json").write_text(json.dumps(fields))
+    assert model_card.read(tmp_path) == CARD
+
+
 def test_makes_the_model(tmp_path):
     model = CARD.create_model()
     assert (model.num_classes, model.image_size) == (2, 32)
@@ -44,6 +51,7 @@ def test_makes_the_model(tmp_path):
         ({"std": [1, 1, 9e-4]}, "std is not at least 0.001"),
         ({"crop_ratio": 0}, "crop_ratio is not above 0"),
         ({"dtype": "float8"}, "unknown dtype"),
+        ({"pool": "max"}, "unknown pool 'max'"),
         ({"colour": 1}, "expected the fields class_names, crop_ratio"),
     ],
 )

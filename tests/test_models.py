@@ -12,13 +12,15 @@ from flax import linen as nn
 from flax import traverse_util
 
 from deit_jax.errors import InputError
-from deit_jax.models import tpu_attention, vit
+from deit_jax.models import tpu_attention, variants, vit
 from deit_jax.models.variants import VARIANTS, create
-from deit_jax.weights.timm import to_flax
+from deit_jax.weights.timm import to_flax, with_token_positions
 
 NANO = "deit_nano_distilled_patch8_32"
+NANO3 = "deit3_nano_distilled_patch8_32"
+SCALES = ("ls1", "ls2")
 
-# With 1,000 classes. The figures at 224 px and base at 384 px are the paper's and
+# With 1,000 classes. The figures at 224 px and base at 384 px are the papers' and
 # timm's; the others are those of timm's classes built with the same sizes.
 COUNTS = {
     "nano_patch8_32": 564_808,
@@ -43,6 +45,27 @@ COUNTS = {
     "base_distilled_patch16_224": 87_338_192,
     "base_distilled_patch16_384": 87_630_032,
     "base_distilled_patch4_32": 86_683_856,
+    "large_patch16_224": 304_326_632,
+    "large_patch16_384": 304_715_752,
+    "huge_patch14_224": 632_045_800,
+    "small_patch32_224": 22_878_952,
+    "base_patch8_224": 86_576_872,
+    "tiny_patch8_64": 5_581_480,
+    "tiny_patch2_32": 5_583_784,
+}
+COUNTS = {f"deit_{name}": count for name, count in COUNTS.items()} | {
+    "deit3_small_patch16_224": 22_059_496,
+    "deit3_small_patch16_384": 22_205_416,
+    "deit3_medium_patch16_224": 38_849_512,
+    "deit3_base_patch16_224": 86_585_320,
+    "deit3_base_patch16_384": 86_877_160,
+    "deit3_large_patch16_224": 304_374_760,
+    "deit3_large_patch16_384": 304_763_880,
+    "deit3_huge_patch14_224": 632_126_440,
+    "deit3_small_distilled_patch16_224": 22_444_880,
+    "deit3_huge_distilled_patch14_224": 633_408_720,
+    "deit3_nano_distilled_patch8_32": 662_576,
+    "deit3_tiny_patch4_32": 5_558_248,
 }
 
 
@@ -61,9 +84,13 @@ def init(model, seed=0):
 
 
 @functools.cache
-def nano_variables():
-    """Parameters for `create(NANO, num_classes=10)`, whatever its rates and dtype."""
-    return init(create(NANO, num_classes=10))
+def nano_variables(variant=NANO):
+    """Parameters for `create(variant, num_classes=10)`, whatever its rates and dtype.
+
+    LayerScale starts with 0.5: at 1e-4 the blocks would count for nothing.
+    """
+    scale = {"init_values": 0.5} if variant == NANO3 else {}
+    return init(create(variant, num_classes=10, **scale))
 
 
 @functools.cache
@@ -75,17 +102,34 @@ def init_shapes(model):
 # The table and `create`.
 
 
-def test_the_table_holds_every_counted_variant_and_no_other():
-    plain = {name for name in COUNTS if "distilled" not in name}
-    assert set(VARIANTS) == {f"deit_{name}" for name in COUNTS} | {
-        f"vit_{name}" for name in plain
-    }
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", COUNTS)
 def test_parameter_count(variant):
     leaves = jax.tree.leaves(init_shapes(create(variant, num_classes=1000)))
-    assert sum(leaf.size for leaf in leaves) == COUNTS[variant.partition("_")[2]]
+    assert sum(leaf.size for leaf in leaves) == COUNTS[variant]
+
+
+@pytest.mark.parametrize(
+    ("size", "millions"),  # as published: DeiT III, table 5, and mmpretrain's of medium
+    [
+        ("small_patch16", 22.06),
+        ("medium_patch16", 38.85),
+        ("base_patch16", 86.59),
+        ("large_patch16", 304.37),
+        ("huge_patch14", 632.13),
+    ],
+)
+def test_the_counts_of_deit3_are_the_published(size, millions):
+    assert round(COUNTS[f"deit3_{size}_224"] / 1e6, 2) == millions
+
+
+def test_every_size_has_every_family_with_every_grid():
+    for size in variants.SIZES:
+        models = {name.partition("_patch")[0] for name in VARIANTS if size in name}
+        assert models == {family.format(size) for family in variants.FAMILIES}
+        for patch, side in variants.GRIDS[size]:
+            name = f"{size}_patch{patch}_{side}"
+            # One architecture under two names.
+            assert VARIANTS[f"vit_{name}"] == VARIANTS[f"deit_{name}"]
 
 
 def test_image_size_overrides_the_variant_and_sizes_the_position_embeddings():
@@ -100,7 +144,10 @@ def test_image_size_overrides_the_variant_and_sizes_the_position_embeddings():
             {"variant": "deit_tiny_patch16_244"},
             ["'deit_tiny_patch16_244'", "did you mean deit_tiny_patch16_224"],
         ),
-        ({"variant": "resnet50"}, ["'resnet50'", "deit_base", "_patch4_32"]),
+        ({"variant": "deit3_smal_patch16_224"}, ["did you mean deit3_small_patch16_"]),
+        ({"variant": "resnet50"}, ["'resnet50'", "deit3_SIZE", "_patch4_32"]),
+        ({"variant": NANO, "init_values": 0.1}, ["init_values=0.1", NANO, "deit3_*"]),
+        ({"variant": NANO, "pool": "max"}, ["unknown pool 'max'", "token or mean"]),
         ({"variant": NANO, "image_size": 36}, ["36", "patch size 8", NANO]),
         ({"variant": NANO, "image_size": 0}, ["0", "patch size 8"]),
         ({"variant": NANO, "image_size": 8200}, ["8200", "1024 patches of 8 pixels"]),
@@ -121,10 +168,13 @@ def test_an_unknown_variant_is_answered_with_every_model_and_grid():
         create("nothing-like-it", num_classes=10)
     message = str(error.value)
     assert "did you mean" not in message
-    for name in VARIANTS:
-        model, _, grid = name.partition("_patch")
-        (line,) = [line for line in message.splitlines() if line.endswith(grid)]
-        assert model in line.split()[0].split("|")
+    families, *lines = message.splitlines()
+    for family in variants.FAMILIES:
+        assert f" {family.format('SIZE')}," in families
+    for (size, grids), line in zip(variants.GRIDS.items(), lines, strict=True):
+        named, _, listed = line.strip().partition(": ")
+        assert named == size
+        assert listed.split(", ") == [f"_patch{p}_{side}" for p, side in grids]
 
 
 @pytest.mark.parametrize("shape", [(2, 28, 28, 3), (2, 32, 40, 3), (2, 32, 32, 1)])
@@ -138,8 +188,11 @@ def test_images_of_another_shape_are_refused(shape):
 # Parity with timm.
 
 
-def timm_model(variant):
-    """timm's model of a variant, with random weights and the sizes of our table."""
+def timm_model(variant, **fields):
+    """timm's model of a variant, with random weights and the sizes of our table.
+
+    Of a DeiT III with the token timm has only one with positions of the tokens.
+    """
     pytest.importorskip("torch")
     timm = pytest.importorskip("timm")
     from timm_weights import randomise
@@ -152,8 +205,10 @@ def timm_model(variant):
         img_size=ours["image_size"],
         patch_size=ours["patch_size"],
         embed_dim=ours["width"],
-        depth=ours["depth"],
         num_heads=ours["num_heads"],
+        init_values=ours["init_values"],
+        no_embed_class=ours["no_embed_class"] and not ours["distilled"],
+        **{"depth": ours["depth"]} | fields,
     )
     if ours["distilled"]:
         # In evaluation timm returns the mean of the heads, in training both. Its
@@ -254,14 +309,26 @@ def test_every_layer_equals_timms():
         )
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_parameters_have_timms_names_and_shapes(variant):
+@pytest.mark.parametrize(
+    ("variant", "pool"),
+    [
+        (name, pool)
+        for name in VARIANTS
+        if name.startswith("deit") and name.endswith(("16_224", "14_224", "8_32"))
+        for pool in (("token",) if "distilled" in name else variants.POOLS)
+    ],
+)
+def test_parameters_have_timms_names_and_shapes(variant, pool):
     torch = pytest.importorskip("torch")
     with torch.device("meta"):
-        theirs = timm_model(variant).state_dict()
-    ours = traverse_util.flatten_dict(
-        init_shapes(create(variant, num_classes=1000)), sep="."
-    )
+        theirs = timm_model(
+            variant, depth=1, global_pool={"token": "token", "mean": "avg"}[pool]
+        ).state_dict()
+    model = create(variant, num_classes=1000, pool=pool).clone(depth=1)
+    ours = traverse_util.flatten_dict(init_shapes(model), sep=".")
+    if model.distilled and model.no_embed_class:
+        zeros = np.zeros(ours["pos_embed"].shape, np.float32)
+        ours |= with_token_positions({"pos_embed": zeros}, 2)
     renamed = {
         name.replace("blocks_", "blocks.")
         .replace("kernel", "weight")
@@ -322,11 +389,12 @@ def test_the_gradient_reaches_every_parameter():
         assert (np.abs(value) > 1e-12).all(), name
 
 
-def test_bfloat16_rounds_the_products_only():
+@pytest.mark.parametrize("variant", [NANO, NANO3])
+def test_bfloat16_rounds_the_products_only(variant):
     images = random_images(4, 32)
-    exact = create(NANO, num_classes=10)
-    rounded = create(NANO, num_classes=10, dtype="bfloat16")
-    variables = nano_variables()
+    exact = create(variant, num_classes=10)
+    rounded = create(variant, num_classes=10, dtype="bfloat16")
+    variables = nano_variables(variant)
     shapes = init_shapes(rounded)
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
 
@@ -342,9 +410,10 @@ def test_bfloat16_rounds_the_products_only():
     assert {leaf.dtype for leaf in jax.tree.leaves(sown)} == {jnp.dtype("float32")}
 
 
-def test_every_product_but_the_heads_is_bfloat16():
-    model = create(NANO, num_classes=10, dtype="bfloat16")
-    program = jax.jit(model.apply).lower(nano_variables(), random_images(2, 32))
+@pytest.mark.parametrize("variant", [NANO, NANO3])
+def test_every_product_but_the_heads_is_bfloat16(variant):
+    model = create(variant, num_classes=10, dtype="bfloat16")
+    program = jax.jit(model.apply).lower(nano_variables(variant), random_images(2, 32))
     products = [
         line.rpartition(" : ")[2]
         for line in program.as_text().splitlines()
@@ -353,6 +422,44 @@ def test_every_product_but_the_heads_is_bfloat16():
     operands = [re.findall(r"x(f32|bf16)>", types)[:2] for types in products]
     # The patches, then six a block (qkv, two in attention, proj, fc1, fc2).
     assert operands == [["bf16"] * 2] * (1 + 6 * 4) + [["f32"] * 2] * 2
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_layer_scale_keeps_nothing_for_the_backward_pass(dtype):
+    """But kernels: of the activations, those that grow with the batch."""
+
+    def kept(variant, batch):
+        model = create(variant, num_classes=10, dtype=dtype)
+        images = jnp.zeros((batch, 32, 32, 3))
+        variables = jax.eval_shape(model.init, jax.random.key(0), images)
+
+        def pull_back(variables):
+            return jax.vjp(lambda v: model.apply(v, images), variables)[1]
+
+        leaves = jax.tree.leaves(jax.eval_shape(pull_back, variables))
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+
+    growth = [kept(variant, 4) - kept(variant, 2) for variant in (NANO, NANO3)]
+    assert growth[0] == growth[1] > 0
+
+
+def test_layer_scale_has_its_gradient_in_bfloat16():
+    """Summed over kernels and not over activations, it must not lose its digits."""
+    images = random_images(8, 32)
+
+    def gradients(**options):
+        model = create(NANO3, num_classes=10, **options)
+
+        def loss(variables):
+            logits = model.apply(variables, images)
+            return sum(jnp.sin(values).sum() for values in logits.values())
+
+        blocks = jax.jit(jax.grad(loss))(nano_variables(NANO3))["params"]
+        return [blocks[f"blocks_{i}"][s]["gamma"] for i in range(4) for s in SCALES]
+
+    for exact, rounded in zip(gradients(), gradients(dtype="bfloat16"), strict=True):
+        error = np.linalg.norm(rounded - exact) / np.linalg.norm(exact)
+        assert error < 0.05
 
 
 @pytest.fixture
@@ -396,8 +503,9 @@ def test_cudnn_is_asked_for_the_same_attention(cudnn_model, monkeypatch):
         assert np.std(logits) > 0.1
 
 
-def test_the_layout_for_tpus_gives_the_same_logits_and_gradients():
-    model = create(NANO, num_classes=10, dropout=0.1, drop_path=0.1)
+@pytest.mark.parametrize("variant", [NANO, NANO3])
+def test_the_layout_for_tpus_gives_the_same_logits_and_gradients(variant):
+    model = create(variant, num_classes=10, dropout=0.1, drop_path=0.1)
     images, keys = random_images(4, 32), random_keys(4)
 
     def loss(model, variables):
@@ -405,7 +513,7 @@ def test_the_layout_for_tpus_gives_the_same_logits_and_gradients():
         return sum(jnp.sin(values).sum() for values in logits.values())
 
     expected, found = (
-        jax.value_and_grad(functools.partial(loss, m))(nano_variables())
+        jax.value_and_grad(functools.partial(loss, m))(nano_variables(variant))
         for m in (model, model.clone(tpu_layout=True))
     )
     jax.tree.map(
@@ -607,7 +715,12 @@ def test_without_a_rate_or_keys_nothing_is_drawn():
     assert vit.drop(x, None, site=0, rate=0.5) is x
 
 
-def test_every_site_draws_by_itself_and_depth_sets_the_rate(monkeypatch):
+@pytest.mark.parametrize(
+    ("variant", "rates"), [(NANO, [0, 0, 0.1, 0.1, 0.2, 0.2]), (NANO3, [0.3] * 6)]
+)
+def test_every_site_draws_by_itself_and_depth_sets_the_rate(
+    monkeypatch, variant, rates
+):
     calls = []
 
     def record(x, drop_keys, *, site, rate, whole=False):
@@ -615,14 +728,15 @@ def test_every_site_draws_by_itself_and_depth_sets_the_rate(monkeypatch):
         return x
 
     monkeypatch.setattr(vit, "drop", record)
-    model = create(NANO, num_classes=10, drop_path=0.3, dropout=0.1)
+    model = create(variant, num_classes=10, drop_path=0.3, dropout=0.1)
     jax.eval_shape(model.init, jax.random.key(0), random_images(1, 32))
 
     sites = [site for site, _, _ in calls]
     assert len(sites) == len(set(sites)) == 1 + 5 * 4
-    # Attention and MLP of each block; none in the first.
+    # Attention and MLP of each block; none in the first. All the same in DeiT III, as
+    # in its authors' code.
     depth_rates = [rate for _, rate, whole in calls if whole]
-    np.testing.assert_allclose(depth_rates, [0, 0, 0.1, 0.1, 0.2, 0.2, 0.3, 0.3])
+    np.testing.assert_allclose(depth_rates, [*rates, 0.3, 0.3])
     # After the positions and, a block, attn.proj, the activation and fc2.
     assert [rate for _, rate, whole in calls if not whole] == [0.1] * (1 + 3 * 4)
 

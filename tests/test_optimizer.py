@@ -77,8 +77,8 @@ def test_steps_are_torchs(ours, torchs):
     assert_same_steps(created, reference, leaves, steps=20, clip_norm=clip_norm)
 
 
-def test_decay_mask_leaves_out_bias_norm_tokens_and_positions():
-    model = variants.create("deit_nano_distilled_patch8_32", num_classes=10)
+def test_decay_mask_leaves_out_vectors_tokens_and_positions():
+    model = variants.create("deit3_nano_distilled_patch8_32", num_classes=10)
     params = jax.eval_shape(
         model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3), jnp.float32)
     )["params"]
@@ -88,6 +88,7 @@ def test_decay_mask_leaves_out_bias_norm_tokens_and_positions():
     kept = {"/".join(k.key for k in path) for path, on in paths if not on}
     assert all(path.endswith("/kernel") for path in decayed)
     assert {"cls_token", "dist_token", "pos_embed", "norm/scale"} <= kept
+    assert "blocks_3/ls2/gamma" in kept
     assert not any(path.endswith("/kernel") for path in kept)
     assert {"patch_embed/proj/kernel", "head/kernel", "head_dist/kernel"} <= decayed
 
@@ -103,10 +104,15 @@ def test_masked_parameters_do_not_decay():
 
 
 @pytest.mark.parametrize(
-    "variant", ["deit_tiny_distilled_patch16_224", "vit_tiny_patch16_224"]
+    ("variant", "pool"),
+    [
+        ("deit_tiny_distilled_patch16_224", "token"),
+        ("vit_tiny_patch16_224", "mean"),
+        ("deit3_small_patch16_224", "token"),
+    ],
 )
-def test_layer_scales_are_timms(variant):
-    params = abstract_params(variants.create(variant, num_classes=10))
+def test_layer_scales_are_timms(variant, pool):
+    params = abstract_params(variants.create(variant, num_classes=10, pool=pool))
     ours = {
         re.sub("kernel$|scale$", "weight", path.replace("blocks_", "blocks.")): scale
         for path, scale in flatten_dict(
@@ -114,7 +120,11 @@ def test_layer_scales_are_timms(variant):
         ).items()
     }
     with torch.device("meta"):
-        reference = timm.create_model(variant, num_classes=10)
+        reference = timm.create_model(
+            variant,
+            num_classes=10,
+            global_pool={"token": "token", "mean": "avg"}[pool],
+        )
     names = {id(parameter): name for name, parameter in reference.named_parameters()}
     timms = {
         names[id(parameter)]: group["lr_scale"]

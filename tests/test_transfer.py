@@ -29,7 +29,7 @@ def adapted(source_options, target_options, *, classes=(0, 1, 2), **options):
     )
     assert jax.tree.map(np.shape, got) == jax.tree.map(np.shape, fresh)
     assert {x.dtype for x in jax.tree.leaves(got)} == {np.dtype(np.float32)}
-    trunk = ("patch_embed", "cls_token", "norm", "blocks_0", "blocks_3")
+    trunk = ("patch_embed", "cls_token", "blocks_0", "blocks_3")
     for name in trunk:
         jax.tree.map(np.testing.assert_array_equal, got[name], params[name])
     return params, fresh, got, changes
@@ -114,6 +114,63 @@ def test_a_distillation_token_is_dropped():
     )
     assert len(changes) == 2
     assert changes[0].endswith("are dropped")
+
+
+VIT3, DEIT3 = "deit3_nano_patch8_32", "deit3_nano_distilled_patch8_32"
+
+
+@pytest.mark.parametrize(
+    ("source", "target"), [(VIT, VIT3), (VIT3, VIT), (DEIT, DEIT3), (DEIT3, DEIT)]
+)
+def test_layer_scale_and_positions_of_tokens_come_and_go_with_the_same_logits(
+    source, target
+):
+    source, params = model_and_params(source)
+    target, fresh = model_and_params(target, seed=1)
+    params = jax.tree.map(lambda x: 0.2 * x, params)
+    got, changes = transfer.adapt(
+        params, fresh, source=source, target=target, classes=(0, 1, 2)
+    )
+    assert jax.tree.map(np.shape, got) == jax.tree.map(np.shape, fresh)
+    assert [change.split()[0] for change in changes] == ["positions", "LayerScale"]
+    images = np.random.default_rng(2).normal(size=(2, 32, 32, 3)).astype(np.float32)
+    expected, found = (
+        jax.jit(model.apply)({"params": p}, images)
+        for model, p in ((source, params), (target, got))
+    )
+    for head, logits in expected.items():
+        assert np.std(logits) > 0.2
+        np.testing.assert_allclose(found[head], logits, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("source", "target"), [(VIT, DEIT3), (VIT3, DEIT3), (VIT3, DEIT), (DEIT3, VIT3)]
+)
+def test_a_distillation_token_of_deit3(source, target):
+    source, params = model_and_params(source)
+    target, fresh = model_and_params(target, seed=1, image_size=48)
+    got, _ = transfer.adapt(
+        params, fresh, source=source, target=target, classes=(0, 1, 2)
+    )
+    assert jax.tree.map(np.shape, got) == jax.tree.map(np.shape, fresh)
+    if target.distilled:
+        np.testing.assert_array_equal(got["dist_token"], got["cls_token"])
+    expected = position.resize(params["pos_embed"], 6, prefix=source.token_positions)[
+        :, source.token_positions :
+    ]
+    np.testing.assert_array_equal(
+        got["pos_embed"][:, target.token_positions :], expected
+    )
+
+
+@pytest.mark.parametrize(("before", "after"), [("token", "mean"), ("mean", "token")])
+def test_another_pooling_keeps_the_last_norm(before, after):
+    params, _, got, changes = adapted(
+        {"variant": VIT3, "pool": before}, {"variant": VIT3, "pool": after}
+    )
+    names = {"token": "norm", "mean": "fc_norm"}
+    assert got[names[after]] is params[names[before]]
+    assert changes[0].startswith("the class head reads the ")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,9 @@ from deit_jax.models.vit import VisionTransformer
 class AttentionMaps(NamedTuple):
     """Over the patch grid [S, S], for each of the t prefix tokens (class, distill).
 
-    A map sums to less than 1: the rest of the attention goes to the prefix tokens.
+    A map sums to less than 1: the rest of the attention goes to the prefix tokens. Of a
+    model whose class head reads the mean of the patches, the first map is the mean of
+    theirs, not the class token's.
     """
 
     heads: Float[Array, "b t h s s"]  # of the last block
@@ -33,6 +35,8 @@ def attention_maps(
 
     def over_patches(weights):  # [..., N, N] to [..., t, S, S]
         rows = weights[..., :t, t:]
+        if model.pool == "mean":
+            rows = rows.at[..., 0, :].set(weights[..., t:, t:].mean(axis=-2))
         return rows.reshape(*rows.shape[:-1], side, side)
 
     heads = jnp.swapaxes(over_patches(blocks[-1]), 1, 2)  # [B, t, H, S, S]

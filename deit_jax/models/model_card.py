@@ -35,6 +35,7 @@ class ModelCard:
         they are, and of others nothing but the longer side is cropped.
       dtype: The compute type.
       origin: `training`, or what the weights were converted from.
+      pool: What the class head reads, one of `variants.POOLS`.
     """
 
     variant: str
@@ -45,6 +46,7 @@ class ModelCard:
     crop_ratio: float
     dtype: str = "float32"
     origin: str = "training"
+    pool: str = "token"
 
     @property
     def num_classes(self) -> int:
@@ -57,6 +59,7 @@ class ModelCard:
             num_classes=self.num_classes,
             image_size=self.image_size,
             dtype=self.dtype,
+            pool=self.pool,
         )
 
 
@@ -107,9 +110,11 @@ def read(workdir: str | os.PathLike) -> ModelCard:
 def _parse(fields) -> ModelCard:
     """Refuses, with ValueError, what `ModelCard` does not mean."""
     expected = {field.name for field in dataclasses.fields(ModelCard)}
+    if isinstance(fields, dict):
+        fields = {"pool": "token"} | fields  # files of older versions have none
     if not isinstance(fields, dict) or fields.keys() != expected:
         raise ValueError(f"expected the fields {', '.join(sorted(expected))}.")
-    for name in ("variant", "dtype", "origin"):
+    for name in ("variant", "dtype", "origin", "pool"):
         if not isinstance(fields[name], str):
             raise ValueError(f"{name} is no string.")
     names = fields["class_names"]
@@ -135,7 +140,7 @@ def _parse(fields) -> ModelCard:
         **fields
         | {name: tuple(fields[name]) for name in ("class_names", "mean", "std")}
     )
-    card.create_model()  # an unknown variant, size or dtype is refused here
+    card.create_model()  # an unknown variant, size, dtype or pool is refused here
     return card
 
 

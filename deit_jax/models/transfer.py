@@ -1,4 +1,4 @@
-"""Adapts the parameters of one model to another: classes, image size, distillation.
+"""Adapts the parameters of one model to another: classes, image size, tokens.
 
 Pure functions on parameters; only the resizing runs on a device.
 """
@@ -13,8 +13,9 @@ from deit_jax.models import position
 from deit_jax.models.variants import VARIANTS
 from deit_jax.models.vit import VisionTransformer
 
-# Parameters that depend on classes, image size or distillation token.
-NOT_TRUNK = ("pos_embed", "dist_token", "head", "head_dist")
+# Parameters that depend on classes, image size, tokens or pooling.
+NOT_TRUNK = {"pos_embed", "cls_token", "dist_token", "head", "head_dist"}
+NOT_TRUNK |= {"norm", "fc_norm"}
 # What two models must share for the blocks of one to fit into the other. Shapes do not
 # show the number of heads.
 TRUNK = ("width", "depth", "num_heads", "patch_size")
@@ -43,17 +44,36 @@ def adapt(
       none where the models are the same. Unchanged arrays are those of `params`.
 
     Raises:
-      InputError: The models differ in more than classes, image size and distillation
-        token; the message names the variants that would fit.
+      InputError: The models differ in more than classes, image size, tokens, pooling
+        and LayerScale; the message names the variants that would fit.
     """
     _check_trunk(source, target)
     adapted = {name: value for name, value in params.items() if name not in NOT_TRUNK}
+    adapted[target.last_norm] = params[source.last_norm]
     tokens, changes = _adapt_tokens(params, source, target)
     adapted |= tokens
+    if (source.init_values is None) != (target.init_values is None):
+        convert = _fold_scales if target.init_values is None else _add_scales
+        for name in [name for name in adapted if name.startswith("blocks_")]:
+            adapted[name] = convert(adapted[name])
+        changes.append(
+            "LayerScale is folded into the layers before it"
+            if target.init_values is None
+            else "LayerScale starts with 1, since the blocks have learnt without it"
+        )
+    if source.pool != target.pool:
+        changes.append(
+            "the class head reads the mean of the patches, not the class token"
+            if target.pool == "mean"
+            else "the class head reads the class token, not the mean of the patches"
+        )
     side = target.image_size // target.patch_size
     before = source.image_size // source.patch_size
     adapted["pos_embed"] = position.resize(
-        adapted["pos_embed"], side, prefix=1 + target.distilled, method=position_resize
+        adapted["pos_embed"],
+        side,
+        prefix=target.token_positions,
+        method=position_resize,
     )
     if side != before:
         changes.append(
@@ -71,11 +91,12 @@ def adapt(
 
 
 def _adapt_tokens(params: dict, source, target) -> tuple[dict, list[str]]:
-    """`pos_embed` and maybe `dist_token` for the tokens of `target`, and changes."""
-    adapted, changes = {}, []
-    tokens, patches = np.split(
-        np.asarray(params["pos_embed"]), [1 + source.distilled], axis=1
+    """The tokens of `target` and their positions, in `pos_embed`; and changes."""
+    changes = []
+    rows, patches = np.split(
+        np.asarray(params["pos_embed"]), [source.token_positions], axis=1
     )
+    adapted = {"cls_token": params["cls_token"]}
     if target.distilled and source.distilled:
         adapted["dist_token"] = params["dist_token"]
     elif target.distilled:
@@ -85,15 +106,49 @@ def _adapt_tokens(params: dict, source, target) -> tuple[dict, list[str]]:
         # short a time the two hardly part (cosine of what the heads read 0.9999, not
         # 0.85).
         adapted["dist_token"] = np.copy(params["cls_token"])
-        tokens = np.repeat(tokens, 2, axis=1)
+        rows = np.repeat(rows, 2, axis=1)
         changes.append(
-            "a distillation token is added, a copy of the class token and its position"
+            "a distillation token is added, a copy of the class token"
+            + (" and its position" if source.token_positions else "")
         )
     elif source.distilled:
-        tokens = tokens[:, :1]
+        rows = rows[:, :1]
         changes.append("the distillation token, its position and its head are dropped")
-    adapted["pos_embed"] = np.concatenate([tokens, patches], axis=1)
+    if source.token_positions and not target.token_positions:
+        for name, row in zip(
+            list(adapted), np.split(rows, rows.shape[1], axis=1), strict=True
+        ):
+            adapted[name] = adapted[name] + row
+        rows = rows[:, :0]
+        changes.append("positions of the tokens are added to the tokens themselves")
+    elif target.token_positions and not source.token_positions:
+        # The sum is what it was.
+        rows = np.zeros_like(patches[:, : target.token_positions])
+        changes.append("positions of the tokens start with 0, as they had none")
+    adapted["pos_embed"] = np.concatenate([rows, patches], axis=1)
     return adapted, changes
+
+
+# The dense layers behind which LayerScale stands, by its name.
+SCALED = {"ls1": ("attn", "proj"), "ls2": ("mlp", "fc2")}
+
+
+def _fold_scales(block: dict) -> dict:
+    """The same block without LayerScale."""
+    block = dict(block)
+    for scale, (part, layer) in SCALED.items():
+        gamma = np.asarray(block.pop(scale)["gamma"])
+        scaled = {name: value * gamma for name, value in block[part][layer].items()}
+        block[part] = block[part] | {layer: scaled}
+    return block
+
+
+def _add_scales(block: dict) -> dict:
+    """The same block with LayerScale."""
+    return block | {
+        scale: {"gamma": np.ones_like(block[part][layer]["bias"])}
+        for scale, (part, layer) in SCALED.items()
+    }
 
 
 def match_classes(head: dict, fresh: dict, classes: Sequence[int | None]) -> dict:
@@ -121,6 +176,7 @@ def _check_trunk(source: VisionTransformer, target: VisionTransformer) -> None:
         for name, shape in VARIANTS.items()
         if all(shape[field] == getattr(source, field) for field in TRUNK)
         and shape["distilled"] == target.distilled
+        and shape["no_embed_class"] == target.no_embed_class
     ]
     nearest = min(fitting)[0]
     names = [name for distance, name in fitting if distance == nearest]
@@ -129,6 +185,6 @@ def _check_trunk(source: VisionTransformer, target: VisionTransformer) -> None:
         + ", ".join(f"{name} {getattr(source, name)}" for name in differ)
         + "; this run's has "
         + ", ".join(f"{name} {getattr(target, name)}" for name in differ)
-        + ". Only classes, image size and distillation token may differ: take "
+        + ". Only classes, image size, tokens, pooling and LayerScale may differ: take "
         f"--config.model.variant={' or '.join(names)}."
     )

@@ -1,13 +1,12 @@
 """The vision transformer, with or without DeiT's distillation token.
 
 ViT: Dosovitskiy et al. 2020 (arXiv 2010.11929). DeiT: Touvron et al. 2020 (arXiv
-2012.12877). Submodules and parameters are named and laid out so that timm's state
-dict maps on to them by transposes alone.
+2012.12877). DeiT III: Touvron et al. 2022 (arXiv 2204.07118). Submodules and parameters
+are named and laid out so that timm's state dict maps on to them by transposes alone.
 
 Letters of the shapes: b images, n tokens, d width, h heads, p patch side.
 """
 
-import math
 from functools import partial
 from typing import Any
 
@@ -16,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, Float32, Key
+
+from deit_jax.models.gelu import gelu
 
 # timm's trunc_normal_(std=0.02) cuts at +-2.0, which is 100 standard deviations and
 # so no cut at all. JAX cuts at two, which would leave a standard deviation of 0.8796
@@ -30,6 +31,37 @@ uniform_fan_in = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 Dense = partial(nn.Dense, kernel_init=trunc_normal)
+
+
+def scaled_dense(features: int, gamma: Float[Array, " d"] | None, **fields) -> nn.Dense:
+    """A dense layer, and LayerScale behind it where `gamma` is not None.
+
+    gamma (x W + b) is x (W gamma) + b gamma: with the kernel scaled, no pass over the
+    activations is added, and none of them is kept for the gradient of gamma. Dropout
+    between the two would commute with the scale.
+    """
+    if gamma is None:
+        return Dense(features, **fields)
+    return Dense(features, promote_dtype=partial(_promote_scaled, gamma), **fields)
+
+
+def _promote_scaled(gamma, x, kernel, bias, *, dtype):
+    # Scaled in float32: the kernel is rounded to 16 bits once, as it is without.
+    return nn.dtypes.promote_dtype(x, kernel * gamma[None], bias * gamma, dtype=dtype)
+
+
+class LayerScale(nn.Module):
+    """gamma [D] of a residual branch (Touvron et al. 2021, arXiv 2103.17239, eq. 4)."""
+
+    width: int
+    init_value: float
+
+    @nn.compact
+    def __call__(self) -> Float32[Array, " d"]:
+        start = nn.initializers.constant(self.init_value)
+        return self.param("gamma", start, (self.width,))
+
+
 # Statistics and result in float32 whatever the model's dtype.
 LayerNorm = partial(nn.LayerNorm, epsilon=1e-6, dtype=jnp.float32)
 
@@ -66,41 +98,6 @@ def drop(
 
     kept = jnp.where(jax.vmap(keep_one)(drop_keys), images / (1 - rate), 0)
     return kept.reshape(x.shape)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(1,))
-def gelu(x: Float[Array, "*shape"], recompute: bool = False) -> Float[Array, "*shape"]:
-    """x times the normal distribution function of x, by erf, not the tanh formula.
-
-    Hendrycks and Gimpel 2016, arXiv 1606.08415. The slope is computed with the value:
-    where the backward pass begins with x, XLA evaluates erf a second time. With
-    `recompute` it does so, which saves memory traffic where erf costs nothing.
-    """
-    return _value_and_slope(x)[0]
-
-
-def _value_and_slope(x):
-    # In float32 whatever the type: the products on either side are what costs.
-    wide = x.astype(jnp.float32)
-    below = 0.5 * (1 + jax.lax.erf(wide * math.sqrt(0.5)))
-    density = jnp.exp(-0.5 * wide**2) / math.sqrt(2 * math.pi)
-    return (wide * below).astype(x.dtype), (below + wide * density).astype(x.dtype)
-
-
-def _gelu_forward(x, recompute):
-    if not recompute:
-        return _value_and_slope(x)
-    # Else XLA skips the rounding to 16 bits and keeps x in float32.
-    x = jax.lax.optimization_barrier(x)
-    return _value_and_slope(x)[0], x
-
-
-def _gelu_backward(recompute, kept, g):
-    slope = _value_and_slope(kept)[1] if recompute else kept
-    return (slope * g,)
-
-
-gelu.defvjp(_gelu_forward, _gelu_backward)
 
 
 class PatchEmbed(nn.Module):
@@ -143,15 +140,21 @@ class Attention(nn.Module):
     implementation: str = "xla"
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*rows d"], b: int) -> Float[Array, "*rows d"]:
+    def __call__(
+        self,
+        x: Float[Array, "*rows d"],
+        b: int,
+        gamma: Float32[Array, " d"] | None = None,
+    ) -> Float[Array, "*rows d"]:
         *rows, d = x.shape
+        project = scaled_dense(d, gamma, dtype=self.dtype, name="proj")
         head_dim = d // self.num_heads
         qkv = Dense(3 * d, dtype=self.dtype, name="qkv")(x)
         if self.implementation == "pallas" and not self.is_initializing():
             from deit_jax.models import tpu_attention  # Pallas takes long to import
 
             x = tpu_attention.attend(qkv.reshape(b, -1, 3 * d), self.num_heads)
-            return Dense(d, dtype=self.dtype, name="proj")(x.reshape(*rows, d))
+            return project(x.reshape(*rows, d))
         qkv = qkv.reshape(b, -1, 3, self.num_heads, head_dim)  # timm's order
         q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]  # each [B, N, H, D / H]
         if self.implementation == "cudnn" and not self.is_initializing():
@@ -166,7 +169,7 @@ class Attention(nn.Module):
             weights = jax.nn.softmax(logits)  # [B, H, N, N], float32
             self.sow("intermediates", "attention", weights)
             x = jnp.matmul(weights.astype(self.dtype), v).swapaxes(1, 2)
-        return Dense(d, dtype=self.dtype, name="proj")(x.reshape(*rows, d))
+        return project(x.reshape(*rows, d))
 
 
 class Mlp(nn.Module):
@@ -180,17 +183,22 @@ class Mlp(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "*rows d"], drop_keys: Key[Array, " b"] | None = None
+        self,
+        x: Float[Array, "*rows d"],
+        drop_keys: Key[Array, " b"] | None = None,
+        gamma: Float32[Array, " d"] | None = None,
     ) -> Float[Array, "*rows d"]:
         d = x.shape[-1]
         x = Dense(self.hidden, dtype=self.dtype, name="fc1")(x)
         x = gelu(x, self.tpu_layout)
         x = drop(x, drop_keys, site=self.site, rate=self.dropout)
-        return Dense(d, dtype=self.dtype, name="fc2")(x)
+        return scaled_dense(d, gamma, dtype=self.dtype, name="fc2")(x)
 
 
 class Block(nn.Module):
     """Pre-norm attention and MLP, each added to the residual stream.
+
+    With `init_values` LayerScale multiplies each branch, at first by that.
 
     The stream stays float32 whatever `dtype` is, as under torch's autocast: only the
     products inside the branches are rounded.
@@ -209,6 +217,7 @@ class Block(nn.Module):
     dtype: Any = jnp.float32
     attention: str = "xla"
     tpu_layout: bool = False
+    init_values: float | None = None
 
     @nn.compact
     def __call__(
@@ -218,6 +227,13 @@ class Block(nn.Module):
         if not self.tpu_layout:
             x = x.reshape(-1, shape[-1])
 
+        gammas = [None, None]
+        if self.init_values is not None:
+            gammas = [
+                LayerScale(shape[-1], self.init_values, name=name)()
+                for name in ("ls1", "ls2")
+            ]
+
         def branch_end(y, site):
             y = drop(y, drop_keys, site=site, rate=self.dropout)
             return drop(y, drop_keys, site=site + 1, rate=self.drop_path, whole=True)
@@ -225,7 +241,7 @@ class Block(nn.Module):
         y = LayerNorm(name="norm1")(x)
         y = Attention(
             self.num_heads, dtype=self.dtype, implementation=self.attention, name="attn"
-        )(y, shape[0])
+        )(y, shape[0], gammas[0])
         x = x + branch_end(y, self.site)
 
         y = LayerNorm(name="norm2")(x)
@@ -236,7 +252,7 @@ class Block(nn.Module):
             dtype=self.dtype,
             tpu_layout=self.tpu_layout,
             name="mlp",
-        )(y, drop_keys)
+        )(y, drop_keys, gammas[1])
         return (x + branch_end(y, self.site + 3)).reshape(shape)
 
 
@@ -245,12 +261,19 @@ class VisionTransformer(nn.Module):
 
     `image_size` and `patch_size` are sides in pixels, the first a multiple of the
     second. `drop_path` is the rate of stochastic depth in the last block; it grows
-    linearly over the blocks from 0 in the first. `position_std` is the initial standard
-    deviation of the position embeddings. `dtype` is that of the products; parameters,
-    norms, softmax, the residual stream and the heads are float32. With `remat` the
-    backward pass computes each block again from its input, in place of keeping all
-    that is in it (Chen et al. 2016, arXiv 1604.06174). `attention` is `xla`,
-    `cudnn` or `pallas`, see `Attention`; `tpu_layout` see `Block`.
+    linearly over the blocks from 0 in the first, or is that of all with
+    `constant_drop_path`. `position_std` is the initial standard deviation of the
+    position embeddings. `dtype` is that of the products; parameters, norms, softmax,
+    the residual stream and the heads are float32. With `remat` the backward pass
+    computes each block again from its input, in place of keeping all that is in it
+    (Chen et al. 2016, arXiv 1604.06174). `attention` is `xla`, `cudnn` or `pallas`, see
+    `Attention`; `tpu_layout` see `Block`.
+
+    DeiT III has LayerScale, which starts with `init_values` (None: there is none);
+    positions of the patches only, `no_embed_class`; and `constant_drop_path`. With
+    `pool` `token` the class head reads the class token, with `mean` the mean of the
+    patches before the last norm, which is then called `fc_norm`: timm's
+    `global_pool="avg"`.
     """
 
     num_classes: int
@@ -268,11 +291,25 @@ class VisionTransformer(nn.Module):
     remat: bool = False
     attention: str = "xla"
     tpu_layout: bool = False
+    init_values: float | None = None
+    no_embed_class: bool = False
+    constant_drop_path: bool = False
+    pool: str = "token"
 
     @property
     def heads(self) -> tuple[str, ...]:
         """The names of the logits that a call returns."""
         return ("class", "distill") if self.distilled else ("class",)
+
+    @property
+    def token_positions(self) -> int:
+        """Position embeddings before those of the patches."""
+        return 0 if self.no_embed_class else len(self.heads)
+
+    @property
+    def last_norm(self) -> str:
+        """The name of the norm before the heads, timm's."""
+        return "fc_norm" if self.pool == "mean" else "norm"
 
     @nn.compact
     def __call__(
@@ -284,8 +321,8 @@ class VisionTransformer(nn.Module):
         """Return the logits of each head: `class`, and `distill` where there is one.
 
         `images` are normalised. `drop_keys` holds one typed PRNG key an image, which
-        decides all its masks; None, as in evaluation, drops nothing. The tokens that
-        the heads read are sown as `class_token` and `distill_token`, [B, D].
+        decides all its masks; None, as in evaluation, drops nothing. What
+        the heads read is sown as `class_token` and `distill_token`, [B, D].
 
         Raises ValueError where the images are not of this model's size.
         """
@@ -304,13 +341,17 @@ class VisionTransformer(nn.Module):
         names = ["cls_token", "dist_token"] if self.distilled else ["cls_token"]
         tokens = [self.param(name, trunc_normal, (1, 1, self.width)) for name in names]
         tokens = jnp.tile(jnp.concatenate(tokens, axis=1), (x.shape[0], 1, 1))
-        x = jnp.concatenate([tokens, x], axis=1)  # [B, 1 or 2 + N, D], float32
         positions = nn.initializers.truncated_normal(self.position_std / TRUNCATED_STD)
+        if not self.no_embed_class:
+            x = jnp.concatenate([tokens, x], axis=1)
         x = x + self.param("pos_embed", positions, (1, *x.shape[1:]))
+        if self.no_embed_class:
+            x = jnp.concatenate([tokens, x], axis=1)  # [B, 1 or 2 + N, D], float32
         x = drop(x, drop_keys, site=0, rate=self.dropout)
 
         block = nn.remat(Block) if self.remat else Block
-        rates = np.linspace(0, self.drop_path, self.depth).tolist()
+        first = self.drop_path if self.constant_drop_path else 0
+        rates = np.linspace(first, self.drop_path, self.depth).tolist()
         for i, rate in enumerate(rates):
             x = block(
                 self.num_heads,
@@ -321,11 +362,15 @@ class VisionTransformer(nn.Module):
                 dtype=self.dtype,
                 attention=self.attention,
                 tpu_layout=self.tpu_layout,
+                init_values=self.init_values,
                 name=f"blocks_{i}",
             )(x, drop_keys)
 
         # The norm treats each token by itself, so the patches need none.
-        x = LayerNorm(name="norm")(x[:, : len(names)])
+        read = x[:, : len(names)]
+        if self.pool == "mean":
+            read = read.at[:, 0].set(x[:, len(names) :].mean(axis=1))
+        x = LayerNorm(name=self.last_norm)(read)
 
         self.sow("intermediates", "class_token", x[:, 0])
         logits = {"class": Dense(self.num_classes, name="head")(x[:, 0])}

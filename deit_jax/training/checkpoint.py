@@ -42,6 +42,9 @@ FREE_FIELDS = (
     "steps_per_dispatch",
 )
 
+# What runs of older versions did, whose configs do not have these fields.
+ADDED_FIELDS = {"model.pool": "token", "model.init_values": None}
+
 # What a checkpoint holds as JSON.
 PLAIN = ("config", "data", "progress")
 # The config of a checkpoint of converted weights has this field only.
@@ -240,7 +243,7 @@ def check_resumable(
         )
     # Through JSON, where a tuple is a list, as in the saved one.
     config = json.loads(json.dumps(config))
-    old, new = flatten_dict(saved, sep="."), flatten_dict(config, sep=".")
+    old, new = (ADDED_FIELDS | flatten_dict(x, sep=".") for x in (saved, config))
     free = FREE_FIELDS
     if saved_data and data:
         for note in data_identity.check(saved_data, data, where=where):

@@ -10,7 +10,7 @@ from deit_jax.errors import InputError
 
 NAMES = ("adam", "adamw", "sgd")
 # The paper's recipe decays matrices only (timm's `no_weight_decay` and 1-d rule).
-NO_DECAY = ("bias", "scale", "cls_token", "dist_token", "pos_embed")
+NO_DECAY = ("bias", "scale", "gamma", "cls_token", "dist_token", "pos_embed")
 
 
 def resolve_learning_rate(
@@ -44,7 +44,7 @@ def warmup_cosine(
 
 
 def decay_mask(params) -> dict:
-    """True where weight decay applies: kernels, not bias, norm, token or position."""
+    """True where weight decay applies: to kernels, and to no vector or position."""
 
     def decayed(path, _) -> bool:
         return path[-1].key not in NO_DECAY
@@ -57,7 +57,8 @@ def layer_scales(params, layer_decay: float) -> dict:
 
     Layer 0 is the patch projection, the tokens and the positions; block i, from 0, is
     layer i + 1, and the last one shares its layer with the final norm, as in timm's
-    `param_groups_layer_decay`; the heads are the last layer, depth + 1.
+    `param_groups_layer_decay`; the heads, and the norm of the mean that one reads, are
+    the last layer, depth + 1.
 
     Args:
       params: Of a `VisionTransformer`.
@@ -71,7 +72,7 @@ def layer_scales(params, layer_decay: float) -> dict:
         name = path[0].key
         if name.startswith("blocks_"):
             layer = int(name.removeprefix("blocks_")) + 1
-        elif name.startswith("head"):
+        elif name.startswith(("head", "fc_norm")):
             layer = depth + 1
         else:
             layer = depth if name == "norm" else 0
