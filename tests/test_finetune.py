@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import shutil
 
 import caches
@@ -170,6 +171,37 @@ def test_pictures_at_another_size_and_back_to_digits(
     assert "a distillation token is added" in out
     assert "resized from 6 x 6 to 4 x 4" in out
     assert "the heads are new: 10 classes, not 2" in out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pool", variants.POOLS)
+def test_a_deit3_of_its_authors_at_another_size_with_a_token(
+    cache, tmp_path, capsys, pool
+):
+    params = random_params(variants.create("deit3_nano_patch8_32", num_classes=10))
+    tensors = {
+        re.sub(r"ls(\d)\.gamma$", r"gamma_\1", name): value
+        for name, value in timm.from_flax(params).items()
+    }
+    path = tmp_path / "deit_3_nano.safetensors"
+    tensor_files.write_safetensors(path, tensors)
+    config = distilled(cache)
+    config.model.variant = "deit3_nano_distilled_patch8_32"
+    config.model.pool = pool
+    config.dataset.image_size = 48
+    config.init_from = str(path)
+    summary = train.train_and_evaluate(config, tmp_path / "run")
+    assert np.isfinite(summary["eval"]["distill"]["loss"])
+    out = capsys.readouterr().out
+    assert "a distillation token is added, a copy of the class token\n" in out
+    assert "resized from 4 x 4 to 6 x 6 patches (bicubic)" in out
+    assert ("reads the mean of the patches" in out) == (pool == "mean")
+    trained = trained_model.load(tmp_path / "run")
+    assert (trained.card.pool, trained.card.image_size) == (pool, 48)
+    before, after = (
+        tree["blocks_3"]["ls2"]["gamma"] for tree in (params, trained.params)
+    )
+    assert 0 < np.abs(after - before).max() < 0.1
 
 
 def start(path, variant=VIT, class_names=DIGITS, keep_heads=None):

@@ -377,11 +377,19 @@ def with_nan(tensors):
         ),
         (without("blocks.2.attn.qkv.bias"), r"blocks\.2\.attn\.qkv\.bias: missing"),
         (
-            with_(blocks__0__ls1__gamma=(96,)),
+            with_(blocks__1__ls1__gamma=(96,)),
             r"ls1\.gamma: \(96,\), left over",
         ),
+        (
+            with_(blocks__0__ls1__gamma=(96,)),
+            "18 entries, and beside LayerScale a learned .* expected 16, those",
+        ),
+        (
+            with_(blocks__0__gamma_1=(96,), pos_embed=(1, 17, 96)),
+            "pos_embed has 17 entries. Expected the patches of a square image",
+        ),
         (with_(norm_pre__weight=(96,)), r"norm_pre\.weight: \(96,\), left over"),
-        (with_(fc_norm__weight=(96,)), r"fc_norm\.weight: \(96,\), left over"),
+        (with_(fc_norm__weight=(96,)), r"  norm\.weight: \(96,\), left over"),
         (with_(head_dist__bias=(6,)), r"head_dist\.bias: \(6,\), expected \(5,\)"),
         (
             with_(patch_embed__proj__weight=(96, 1, 8, 8)),
@@ -456,7 +464,7 @@ def test_two_models_are_told_apart_by_the_user(weights, tmp_path):
 
 def test_all_that_is_wrong_is_listed(weights, tmp_path):
     tensors = dict(weights)
-    with_(**{f"blocks__{i}__ls1__gamma": (96,) for i in range(4)})(tensors)
+    with_(**{f"blocks__{i}__ls3__gamma": (96,) for i in range(4)})(tensors)
     without("norm.bias", "head_dist.bias")(tensors)
     path = tmp_path / "w.safetensors"
     tensor_files.write_safetensors(path, tensors)
@@ -464,7 +472,7 @@ def test_all_that_is_wrong_is_listed(weights, tmp_path):
         load(path)
     listed = [x.split(":")[0].strip() for x in str(refused.value).splitlines()[1:]]
     assert listed == [
-        *(f"blocks.{i}.ls1.gamma" for i in range(4)),
+        *(f"blocks.{i}.ls3.gamma" for i in range(4)),
         "head_dist.bias",
         "norm.bias",
     ]
@@ -476,19 +484,47 @@ def test_all_that_is_wrong_is_listed(weights, tmp_path):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_variant_is_found_by_its_shapes(variant):
     sizes = VARIANTS[variant]
+    tokens = 0 if sizes["no_embed_class"] else 1 + sizes["distilled"]
     width, patch, side = sizes["width"], sizes["patch_size"], sizes["image_size"]
     shapes = {f"blocks.{i}.norm1.bias": (width,) for i in range(sizes["depth"])} | {
         "patch_embed.proj.weight": (width, 3, patch, patch),
-        "pos_embed": (1, 1 + sizes["distilled"] + (side // patch) ** 2, width),
+        "pos_embed": (1, tokens + (side // patch) ** 2, width),
         "head.weight": (7, width),
     }
     if sizes["distilled"]:
         shapes["dist_token"] = (1, 1, width)
+    if sizes["init_values"]:
+        shapes["blocks.0.ls1.gamma"] = (width,)
     found = architecture.infer(shapes, timm.ROLES, where="file")
-    family = variant.partition("_")[2]
-    twins = {f"vit_{family}", f"deit_{family}"} & VARIANTS.keys()
-    assert set(found.variants) == twins
+    twins = {
+        variant,
+        variant.replace("vit_", "deit_"),
+        variant.replace("deit_", "vit_"),
+    }
+    assert set(found.variants) == twins & VARIANTS.keys()
     assert (found.image_size, found.num_classes) == (side, 7)
+
+
+@pytest.mark.parametrize("classes", [10, 21841])
+def test_a_file_of_deit3s_authors(tmp_path, classes):
+    """Their names of LayerScale, in their checkpoints; after ImageNet-21k too."""
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    shapes = abstract_params(create("deit3_nano_patch8_32", num_classes=classes))
+    expected = timm.from_flax(
+        jax.tree.map(lambda x: rng.standard_normal(x.shape, dtype=np.float32), shapes)
+    )
+    theirs = {
+        re.sub(r"ls(\d)\.gamma$", r"gamma_\1", name): value
+        for name, value in as_torch(expected).items()
+    }
+    assert "blocks.3.gamma_2" in theirs
+    torch.save({"model": theirs, "epoch": 800}, tmp_path / "deit_3.pth")
+    loaded = load(tmp_path / "deit_3.pth")
+    assert_equal(loaded.params, expected)
+    card = loaded.card
+    assert (card.variant, card.num_classes) == ("deit3_nano_patch8_32", classes)
+    assert (card.mean, card.crop_ratio) == (timm.IMAGENET[0], 1.0)
 
 
 def test_one_architecture_has_two_names(plain_weights, tmp_path):
@@ -680,7 +716,7 @@ def test_a_damaged_config_is_refused(plain_weights, tmp_path, text):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"global_pool": "avg"}, "global_pool='avg'; the head .* class token"),
+        ({"global_pool": "avg"}, "global_pool='avg', but the head behind norm reads"),
         ({"model_args": {"num_heads": 4}}, "num_heads=4, but .* has 3"),
         ({"label_names": ["a"]}, "label_names .* is no list .* 5 classes"),
         ({"pretrained_cfg": {"mean": 3}}, "mean is 3, expected three numbers"),

@@ -18,12 +18,14 @@ class Architecture:
       variants: The names of `models/variants.py` that fit, of the nearest image size.
       image_size: Pixels a side.
       num_classes: Of the class head.
+      pool: One of `variants.POOLS`.
       words: The same for messages.
     """
 
     variants: tuple[str, ...]
     image_size: int
     num_classes: int
+    pool: str
     words: str
 
 
@@ -53,19 +55,24 @@ def infer(
     head = _shape(shapes, roles["head"], f"classes, {width}", where)
     num_classes, num_positions = head[0], positions[1]
     distilled = roles["distillation token"] in shapes
+    layer_scale = roles.get("layer scale") in shapes
+    pool = "mean" if roles.get("norm of the mean") in shapes else "token"
     depth = _depth(shapes, roles["blocks"], where)
     words = (
         f"{width} wide, {depth} deep, patches of {patch_size} px, "
-        f"{'with' if distilled else 'without'} a distillation token"
+        f"{'with' if distilled else 'without'} a distillation token, "
+        f"{'with' if layer_scale else 'without'} LayerScale"
     )
 
-    found = _variants(width, depth, patch_size, distilled, words, where)
-    tokens = num_positions - 1 - distilled
-    grid = math.isqrt(max(tokens, 0))
-    if grid * grid != tokens or not 0 < grid <= LARGEST_GRID:
+    found = _variants(
+        width, depth, patch_size, distilled, layer_scale, words=words, where=where
+    )
+    tokens = 0 if VARIANTS[found[0]]["no_embed_class"] else 1 + distilled
+    grid = math.isqrt(max(num_positions - tokens, 0))
+    if grid * grid != num_positions - tokens or not 0 < grid <= LARGEST_GRID:
         raise InputError(
             f"{where}: {roles['positions']} has {num_positions:,} entries. Expected "
-            f"{1 + distilled} and the patches of a square image."
+            f"{f'{tokens} and ' if tokens else ''}the patches of a square image."
         )
     if num_classes > LARGEST:
         raise InputError(
@@ -79,6 +86,7 @@ def infer(
         tuple(name for name in found if distance[name] == nearest),
         image_size,
         num_classes,
+        pool,
         f"{words}, {image_size} px",
     )
 
@@ -97,13 +105,16 @@ def _depth(shapes, start: str, where: str) -> int:
     return depth
 
 
-def _variants(width, depth, patch_size, distilled, words: str, where: str) -> list[str]:
+def _variants(
+    width, depth, patch_size, distilled, layer_scale, *, words: str, where: str
+) -> list[str]:
     """The variants of these sizes."""
     found = [
         name
         for name, sizes in VARIANTS.items()
         if (sizes["width"], sizes["depth"], sizes["patch_size"], sizes["distilled"])
         == (width, depth, patch_size, distilled)
+        and (sizes["init_values"] is not None) == layer_scale
     ]
     if not found:
         there = "\n".join(
@@ -121,7 +132,7 @@ def _variants(width, depth, patch_size, distilled, words: str, where: str) -> li
         raise InputError(
             f"{where} holds a model that is not in this package: {words}.{part} There "
             "are, "
-            f"with and without the token:\n{there}"
+            f"with and without the token and LayerScale:\n{there}"
         )
     return found
 

@@ -25,7 +25,11 @@ def timm_model(name: str) -> tuple[dict[str, tensor_files.Tensor], dict]:
     """
     try:
         import timm
-        from timm.data import ImageNetInfo, resolve_model_data_config
+        from timm.data import (
+            ImageNetInfo,
+            infer_imagenet_subset,
+            resolve_model_data_config,
+        )
     except ImportError as error:
         raise InputError(
             f"timm:{name} needs timm and torch: pip install timm. Or give a file."
@@ -51,8 +55,8 @@ def timm_model(name: str) -> tuple[dict[str, tensor_files.Tensor], dict]:
             for field in ("mean", "std", "crop_pct", "interpolation", "crop_mode")
         },
     }
-    if model.num_classes == 1000:
-        config["label_names"] = ImageNetInfo().label_descriptions()
+    if subset := infer_imagenet_subset(model):  # by the number of classes
+        config["label_names"] = ImageNetInfo(subset).label_descriptions()
     return tensor_files.from_torch(model.state_dict()), config
 
 

@@ -1,6 +1,7 @@
 """Weights of timm, DeiT's authors or transformers, as parameters and a model card."""
 
 import dataclasses
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -30,8 +31,8 @@ PREPROCESSOR = "preprocessor_config.json"
 EPSILON = 1e-6  # of our layer norms
 # Names of timm's and transformers' models; wrappers can be called `vit.` or `encoder.`.
 NAME = re.compile(
-    r"(cls_token|dist_token|pos_embed"
-    r"|(patch_embed\.proj|blocks\.\d+\..+|norm|head|head_dist"
+    r"(cls_token|dist_token|pos_embed|blocks\.\d+\.(gamma_[12]|ls[12]\.gamma)"
+    r"|(patch_embed\.proj|blocks\.\d+\..+|norm|fc_norm|head|head_dist"
     r"|((vit|deit)\.)?(embeddings|encoder\.layer|layers\.\d+|layernorm|pooler)\b.*"
     r"|(cls_|distillation_)?classifier)\.(weight|bias)"
     r"|((vit|deit)\.)?embeddings\.\w+)"
@@ -102,7 +103,7 @@ def load(
     source = _published(_open(str(path), average=weights == "ema"), notes)
     found = _architecture(source)
     chosen = _choose(found, variant, source, notes)
-    _check_config(chosen, source, notes)
+    _check_config(chosen, found.pool, source, notes)
     given = {"mean": mean, "std": std, "crop_ratio": crop_ratio}
     placed = _preprocessing(source, chosen, given, notes)
     if found.image_size != VARIANTS[chosen]["image_size"]:
@@ -115,6 +116,7 @@ def load(
         std=placed.std,
         crop_ratio=placed.crop_ratio,
         origin=str(path),
+        pool=found.pool,
     )
     return Loaded(_read_params(source, card), card, tuple(notes))
 
@@ -169,12 +171,11 @@ def _published(source: _Source, notes: list[str]) -> _Source:
     """The same under the names of published files, without what no logit needs."""
     if source.weights.note:
         notes.append(f"{source.weights.note} (convert's --weights chooses)")
-    if not source.is_hugging_face:
-        return source
+    naming = hugging_face if source.is_hugging_face else timm
     unused, tensors = [], {}
     for name, tensor in source.weights.tensors.items():
-        published = hugging_face.published_name(name)
-        if name.endswith(hugging_face.UNUSED):
+        published = naming.published_name(name)
+        if name.endswith(naming.UNUSED):
             unused.append(name)
         elif published in tensors:
             raise InputError(f"{source.where} has {published} twice, also as {name}.")
@@ -182,8 +183,35 @@ def _published(source: _Source, notes: list[str]) -> _Source:
             tensors[published] = tensor
     if unused:
         notes.append(f"{', '.join(unused)}: left out, the logits do not need them")
+    if not source.is_hugging_face and timm.ROLES["layer scale"] in tensors:
+        _drop_token_positions(tensors, source.where)
     weights = tensor_files.Weights(source.where, tensors)
     return dataclasses.replace(source, weights=weights)
+
+
+def _drop_token_positions(tensors: dict, where: str) -> None:
+    """Makes the positions those of the patches, as DeiT III has them.
+
+    timm can have a distillation token beside LayerScale only with positions of the
+    tokens; those of 0 are none (`timm.with_token_positions`).
+    """
+    name = timm.ROLES["positions"]
+    count = 1 + (timm.ROLES["distillation token"] in tensors)
+    found = tensors.get(name)
+    if found is None or len(found.shape) != 3 or found.shape[1] <= count:
+        return  # `architecture.infer` says what is wrong
+    patches = found.shape[1] - count
+    if math.isqrt(patches) ** 2 != patches:
+        return
+    positions = found.read()
+    if positions[:, :count].any():
+        raise InputError(
+            f"{where}: {name} has {found.shape[1]:,} entries, and beside LayerScale a "
+            f"learned position of the class token: expected {patches:,}, those of the "
+            "patches alone (no_embed_class, as in DeiT III)."
+        )
+    patches = positions[:, count:]
+    tensors[name] = tensor_files.Tensor(patches.shape, found.dtype, lambda: patches)
 
 
 def _architecture(source: _Source) -> architecture.Architecture:
@@ -224,8 +252,8 @@ def _choose(found, variant: str | None, source: _Source, notes: list[str]) -> st
     return next(name for name in found.variants if name.startswith(family + "_"))
 
 
-def _check_config(chosen: str, source: _Source, notes: list[str]) -> None:
-    """What shapes do not show: the heads, the activation, the norms' epsilon."""
+def _check_config(chosen: str, pool: str, source: _Source, notes: list[str]) -> None:
+    """What shapes do not show: heads, pooling, the activation, the norms' epsilon."""
     theirs, config = source.is_hugging_face, source.config
     arguments = config if theirs else _section(config, "model_args")
     expected = VARIANTS[chosen]["num_heads"]
@@ -236,10 +264,12 @@ def _check_config(chosen: str, source: _Source, notes: list[str]) -> None:
             f"{expected} attention heads. Such a model is not in this package."
         )
     if not theirs:
-        if (pool := config.get("global_pool", "token")) != "token":
+        ours = {"token": "token", "mean": "avg"}[pool]
+        if (theirs := config.get("global_pool", ours)) != ours:
             raise InputError(
-                f"{source.where}: {CONFIG} has global_pool={pool!r}; the head of "
-                "models of this package reads the class token."
+                f"{source.where}: {CONFIG} has global_pool={theirs!r}, but the head "
+                f"behind {'fc_norm' if pool == 'mean' else 'norm'} reads "
+                f"{ours!r} in models of this package."
             )
         return
     if (activation := config.get("hidden_act", "gelu")) != "gelu":

@@ -27,22 +27,23 @@ def of_variant(variant: str) -> Preprocessing:
     """What weights are taken to expect that come alone.
 
     A `deit_*` comes from its authors, whose files say nothing more: the crop is that of
-    their evaluation. A `vit_*` is timm's.
+    their evaluation, which for a `deit3_*` leaves nothing out. A `vit_*` is timm's.
     """
     family = variant.partition("_")[0]
     mean, std = timm.MEAN_STD[family]
     size = VARIANTS[variant]["image_size"]
-    deit = family == "deit"
-    # At 32 px they, too, see the whole image.
-    ratio = DEIT_CROP_RATIO if deit and size > 32 else timm.CROP_RATIO[size]
+    # Of small images they, too, see the whole.
+    ratio = {"deit": DEIT_CROP_RATIO, "deit3": 1.0}.get(family)
+    if ratio is None or size < 224:
+        ratio = timm.CROP_RATIO[size]
     return Preprocessing(
         mean,
         std,
         ratio,
         (
             "nothing was found about the preparation of images: mean, std and crop of "
-            f"{'facebookresearch/deit' if deit else 'timm'} are taken (convert's "
-            "--mean, --std and --crop_ratio change that)",
+            f"{'timm' if family == 'vit' else 'facebookresearch/deit'} are taken "
+            "(convert's --mean, --std and --crop_ratio change that)",
         ),
     )
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from deit_jax import files
 from deit_jax.errors import InputError
 from deit_jax.models.model_card import MODEL, ModelCard
+from deit_jax.models.variants import VARIANTS
 from deit_jax.weights import hugging_face, tensor_files, timm
 
 
@@ -44,11 +45,16 @@ def save(
       The files, each of which is whole at any moment.
 
     Raises:
-      InputError: See `check`; or `out` cannot be written.
+      InputError: See `check`; or the program has no such model, or `out` cannot be
+        written.
     """
     check(out)
+    _check_model(card, layout)
     out = Path(out)
+    sizes = VARIANTS[card.variant]
     state_dict = timm.from_flax(params)
+    if sizes["distilled"] and sizes["no_embed_class"]:
+        state_dict = timm.with_token_positions(state_dict, 2)
     if layout == "hf":
         state_dict = hugging_face.from_timm(state_dict)
     with files.writing(out):
@@ -69,3 +75,24 @@ def save(
         for name, content in configs.items():
             files.replace_file(out / name, json.dumps(content, indent=1) + "\n")
         return [out / "model.safetensors", *(out / name for name in configs)]
+
+
+def _check_model(card: ModelCard, layout: str) -> None:
+    """Refuses a model that the other program cannot build."""
+    sizes = VARIANTS[card.variant]
+    program = {"timm": "timm", "hf": "transformers"}[layout]
+    lacks = None
+    if layout == "hf" and sizes["init_values"] is not None:
+        lacks = "LayerScale"
+    elif card.pool == "mean" and (layout == "hf" or sizes["distilled"]):
+        token = " beside a distillation token" if layout == "timm" else ""
+        lacks = f"a head on the mean of the patches{token}"
+    if lacks:
+        raise InputError(
+            f"{program} has no ViT or DeiT with {lacks}, as {card.variant} here is"
+            + (
+                ": take --to=timm."
+                if layout == "hf" and not sizes["distilled"]
+                else "."
+            )
+        )

@@ -2,7 +2,9 @@
 
 timm's models: https://github.com/huggingface/pytorch-image-models, `VisionTransformer`
 and `VisionTransformerDistilled`. In both programs `pos_embed` starts with the class
-token and, where there is one, the distillation token.
+token and, where there is one, the distillation token; in DeiT III it has patches only.
+The two cannot go together in timm, so that a DeiT III with the token is there a DeiT
+with LayerScale, whose tokens have positions of 0: `with_token_positions`.
 """
 
 import re
@@ -21,7 +23,15 @@ ROLES = {
     "distillation token": "dist_token",
     "head": "head.weight",
     "blocks": "blocks.",
+    "layer scale": "blocks.0.ls1.gamma",
+    "norm of the mean": "fc_norm.weight",
 }
+UNUSED = ()  # tensors that no logit needs
+
+
+def published_name(name: str) -> str:
+    """timm's name of a tensor that may have that of the authors of DeiT III."""
+    return re.sub(r"\.gamma_([12])$", r".ls\1.gamma", name)
 
 
 def to_flax(state_dict: Mapping[str, np.ndarray]) -> dict:
@@ -49,28 +59,47 @@ def from_flax(params: Mapping) -> dict[str, np.ndarray]:
     return state_dict
 
 
+def with_token_positions(state_dict: Mapping, count: int) -> dict[str, np.ndarray]:
+    """The same model, with `count` rows of 0 before the positions of the patches."""
+    patches = state_dict["pos_embed"]
+    rows = np.zeros_like(patches, shape=(1, count, patches.shape[-1]))
+    return {**state_dict, "pos_embed": np.concatenate([rows, patches], axis=1)}
+
+
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-# Mean and standard deviation by family: the `pretrained_cfg` of timm's `deit_*` (those
-# of the DeiT authors) and `vit_*` (AugReg, Steiner et al. 2021, arXiv 2106.10270).
-MEAN_STD = {"deit": IMAGENET, "vit": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))}
-# timm's `crop_pct` by side in pixels. timm has no models for 32 px.
-CROP_RATIO = {224: 0.9, 384: 1.0, 32: 1.0}
+# Mean and standard deviation by family: the `pretrained_cfg` of timm's `deit_*` and
+# `deit3_*` (those of the DeiT authors) and `vit_*` (AugReg, Steiner et al. 2021, arXiv
+# 2106.10270).
+MEAN_STD = {
+    "deit": IMAGENET,
+    "deit3": IMAGENET,
+    "vit": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+}
+# timm's `crop_pct` by side in pixels. timm has no models for 32 and 64 px.
+CROP_RATIO = {224: 0.9, 384: 1.0, 32: 1.0, 64: 1.0}
 
 # The variants that are models of timm. Others are made from these by arguments.
-NAMES = frozenset(
-    f"{model}_patch16_224"
-    for size in ("tiny", "small", "base")
-    for model in (f"vit_{size}", f"deit_{size}", f"deit_{size}_distilled")
-) | {
-    f"{model}_patch16_384"
-    for model in (
-        "vit_tiny",
-        "vit_small",
-        "vit_base",
-        "deit_base",
-        "deit_base_distilled",
-    )
+TIMMS = {
+    "vit_tiny": "16_224 16_384",
+    "vit_small": "16_224 16_384 32_224 32_384 8_224",
+    "vit_base": "16_224 16_384 32_224 32_384 8_224",
+    "vit_large": "16_224 16_384",
+    "vit_huge": "14_224",
+    "deit_tiny": "16_224",
+    "deit_small": "16_224",
+    "deit_base": "16_224 16_384",
+    "deit_tiny_distilled": "16_224",
+    "deit_small_distilled": "16_224",
+    "deit_base_distilled": "16_224 16_384",
+    "deit3_small": "16_224 16_384",
+    "deit3_medium": "16_224",
+    "deit3_base": "16_224 16_384",
+    "deit3_large": "16_224 16_384",
+    "deit3_huge": "14_224",
 }
+NAMES = frozenset(
+    f"{model}_patch{grid}" for model, grids in TIMMS.items() for grid in grids.split()
+)
 # timm's arguments, and ours.
 ARGUMENTS = {
     "img_size": "image_size",
@@ -78,6 +107,7 @@ ARGUMENTS = {
     "embed_dim": "width",
     "depth": "depth",
     "num_heads": "num_heads",
+    "init_values": "init_values",
 }
 
 
@@ -87,20 +117,20 @@ def config(card: ModelCard) -> dict:
     Where timm has no model of that name it is the nearest, with arguments.
     """
     sizes = VARIANTS[card.variant] | {"image_size": card.image_size}
-    name = card.variant
-    if name not in NAMES:
-        model = name.partition("_patch")[0].replace("nano", "tiny")
-        name = f"{model}_patch16_224"
+    name = _nearest(card.variant)
     arguments = {
         theirs: sizes[ours]
         for theirs, ours in ARGUMENTS.items()
         if sizes[ours] != VARIANTS[name][ours]
     }
+    pool = {"token": "token", "mean": "avg"}[card.pool]
+    if pool != "token":
+        arguments["global_pool"] = pool
     return {
         "architecture": name,
         "num_classes": card.num_classes,
         "num_features": sizes["width"],
-        "global_pool": "token",
+        "global_pool": pool,
         "label_names": list(card.class_names),
         "model_args": arguments,
         "pretrained_cfg": {
@@ -117,3 +147,12 @@ def config(card: ModelCard) -> dict:
             "classifier": ["head", "head_dist"] if sizes["distilled"] else "head",
         },
     }
+
+
+def _nearest(variant: str) -> str:
+    """The variant itself, or one of timm's that arguments make into it."""
+    if variant in NAMES:
+        return variant
+    if VARIANTS[variant]["distilled"]:  # of deit3_* too, see `with_token_positions`
+        return "deit_base_distilled_patch16_224"
+    return f"{variant.partition('_')[0]}_base_patch16_224"
