@@ -31,7 +31,10 @@ from deit_jax.models.variants import VARIANTS
 
 
 def create_model(case: Case, *, drop_path: float = 0.0) -> torch.nn.Module:
-    """timm's model of a distilled variant, giving both heads in training."""
+    """timm's model of a distilled variant, giving both heads in training.
+
+    Of a DeiT III timm has only one with positions of the tokens.
+    """
     shape = VARIANTS[case.variant]
     # Its tiny, small and base models differ in these numbers only.
     model = timm.create_model(
@@ -41,6 +44,7 @@ def create_model(case: Case, *, drop_path: float = 0.0) -> torch.nn.Module:
         embed_dim=shape["width"],
         depth=shape["depth"],
         num_heads=shape["num_heads"],
+        init_values=shape["init_values"],
         num_classes=case.num_classes,
         drop_path_rate=drop_path,
     )

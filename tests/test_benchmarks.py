@@ -3,12 +3,15 @@
 import argparse
 import json
 import re
+from pathlib import Path
 
 import pytest
 from flax.traverse_util import flatten_dict
 
-from benchmarks import augmentation
+from benchmarks import augmentation, variants
 from configs import deit, vit
+from deit_jax.models.params import abstract_params, count_parameters
+from deit_jax.models.variants import create
 from experiments import teacher_views
 
 
@@ -78,3 +81,21 @@ def test_the_cost_of_augmentation_is_measured():
     seconds = augmentation.measure("vit_nano_patch8_32", 4, "crop_flip", rounds=2)
     assert set(seconds) == {"augmentation", "step with", "step without"}
     assert all(len(values) == 2 and min(values) > 0 for values in seconds.values())
+
+
+def test_the_table_of_sizes_in_the_documents_is_what_the_command_prints():
+    page = Path(teacher_views.__file__).parents[1] / "docs" / "performance.md"
+    lines = page.read_text().splitlines()
+    assert f"| {variants.HEADER} |" in lines
+    for row in (*variants.rows("nano"), *variants.rows("small_patch16_224")):
+        assert row in lines
+
+
+def test_a_figure_by_depth_is_that_of_the_whole_model():
+    model = create("deit3_nano_distilled_patch8_32", num_classes=10)
+
+    def count(model):
+        return count_parameters(abstract_params(model))
+
+    assert variants.by_depth(count, model) == count(model)
+    assert variants.by_depth(variants.kept, model) == variants.kept(model)

@@ -191,6 +191,7 @@ def test_two_blocks_have_timms_logits_and_gradients(
         "deit_tiny_distilled_patch16_224",
         "deit_small_distilled_patch16_224",
         "deit_base_distilled_patch16_224",
+        "deit3_small_patch16_224",
     ],
 )
 def test_gradients_of_a_step_equal_timms(variant, tmp_path):

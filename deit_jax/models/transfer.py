@@ -113,7 +113,8 @@ def _adapt_tokens(params: dict, source, target) -> tuple[dict, list[str]]:
         )
     elif source.distilled:
         rows = rows[:, :1]
-        changes.append("the distillation token, its position and its head are dropped")
+        position = ", its position" if source.token_positions else ""
+        changes.append(f"the distillation token{position} and its head are dropped")
     if source.token_positions and not target.token_positions:
         for name, row in zip(
             list(adapted), np.split(rows, rows.shape[1], axis=1), strict=True

@@ -23,11 +23,11 @@ SIZES = {
 # (patch side, image side) in pixels: 32 of CIFAR, 64 of Tiny-ImageNet.
 PAPER_GRIDS = ((16, 224), (16, 384))
 OTHER_GRIDS = ((32, 224), (32, 384), (8, 224), (8, 64), (4, 32), (2, 32))
-GRIDS = {
+GRIDS = dict.fromkeys(SIZES, PAPER_GRIDS + OTHER_GRIDS) | {
     "nano": ((8, 32), (4, 32)),
     "micro": ((4, 32),),
-    **dict.fromkeys(("tiny", "small", "base"), PAPER_GRIDS + OTHER_GRIDS),
-    **dict.fromkeys(("medium", "large"), PAPER_GRIDS),
+    "medium": PAPER_GRIDS,
+    "large": PAPER_GRIDS,
     "huge": ((14, 224),),
 }
 # What the families differ in. `vit_*` and `deit_*` are one architecture under the two
