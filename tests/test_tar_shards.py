@@ -173,6 +173,17 @@ def test_another_number_of_classes_for_evaluation(tmp_path):
         sources.load(f"tar:{tmp_path}", "val")
 
 
+def test_a_shard_that_has_gone_is_named(tmp_path):
+    path = make(tmp_path / "set/0.tar")
+    source = sources.load(f"tar:{tmp_path}/set", "train")
+    path.unlink()
+    with pytest.raises(InputError, match=rf"{path} cannot be read: No such file"):
+        source[0]
+    path.symlink_to(tmp_path / "nowhere.tar")
+    with pytest.raises(InputError, match=r"nowhere\.tar cannot be read: No such file"):
+        sources.load(f"tar:{tmp_path}/set", "train")
+
+
 @pytest.mark.parametrize(
     ("name", "says"),
     [("", "expected tar:/path"), ("/no/such/{0..1}.tar", "2 of the 2 files"),

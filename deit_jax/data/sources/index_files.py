@@ -6,6 +6,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from deit_jax.errors import InputError
+
 FORMAT = 1
 
 
@@ -22,9 +24,17 @@ def path(data_dir: str | None, files: Sequence[str], *about: str, ending: str) -
 
     Args:
       about: What else it depends on.
+
+    Raises:
+      InputError: A file is not there.
     """
     real = [os.path.realpath(file) for file in files]
-    states = [os.stat(file) for file in real]
+    try:
+        states = [os.stat(file) for file in real]
+    except OSError as error:
+        raise InputError(
+            f"{error.filename} cannot be read: {error.strerror}."
+        ) from error
     facts = [[f, s.st_size, s.st_mtime_ns] for f, s in zip(real, states, strict=True)]
     key = hashlib.sha256(json.dumps([FORMAT, facts, about]).encode()).hexdigest()
     return directory(data_dir) / f"{key[:32]}{ending}"

@@ -33,8 +33,8 @@ def notes(source) -> tuple[str, ...]:
     if not has_been_jpeg(np.stack([np.asarray(image) for image in images])):
         return ()
     return (
-        f"{source.name}: the images have been JPEG. If the original is not, as of "
-        "CIFAR, these are lossy copies of it: say so beside every accuracy.",
+        f"{source.name}: the images have been JPEG. CIFAR's originals have not: of "
+        "CIFAR these are lossy copies, and their accuracies are not the original's.",
     )
 
 

@@ -207,7 +207,7 @@ def _samples(
     path: str, label: str | None, passed_over: collections.Counter
 ) -> Iterator[tuple[str, tarfile.TarInfo, str]]:
     """Yields (name, image, label) of each sample of a shard that has both."""
-    with open(path, "rb") as file:
+    with _open(path) as file:
         key, sample = None, {}
         for member in _members(path, file):
             folder, _, base = member.name.rpartition("/")
@@ -218,6 +218,13 @@ def _samples(
                 key, sample = its_key, {}
             sample[ending] = member
         yield from _sample(path, file, key, sample, label, passed_over)
+
+
+def _open(path: str) -> io.BufferedReader:
+    try:
+        return open(path, "rb")
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
 
 
 def _members(path: str, file: io.BufferedReader) -> Iterator[tarfile.TarInfo]:
@@ -284,12 +291,9 @@ def _parse(texts: Sequence[str]) -> np.ndarray:
 
 def _read(paths: Sequence[str], index: Index, row: int) -> bytes:
     path, size = paths[index.shard[row]], int(index.size[row])
-    try:
-        with open(path, "rb") as file:
-            file.seek(int(index.offset[row]))
-            image = file.read(size)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
+    with _open(path) as file:
+        file.seek(int(index.offset[row]))
+        image = file.read(size)
     if len(image) < size:
         raise InputError(f"{path} has become shorter than its index says.")
     return image
