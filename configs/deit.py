@@ -135,7 +135,8 @@ def _base() -> ConfigDict:
     config.dataset = ConfigDict()
     # A name that deit_jax.data.sources knows.
     config.dataset.name = ""
-    # Where TFDS keeps its sets; empty: $TFDS_DATA_DIR or ~/tensorflow_datasets.
+    # Where TFDS keeps its sets, and hf: and tar: what they make of theirs; empty:
+    # $TFDS_DATA_DIR or ~/tensorflow_datasets, and ~/.cache/deit_jax/images.
     config.dataset.data_dir = ""
     # In TFDS syntax, e.g. train[:1200].
     config.dataset.train_split = "train"

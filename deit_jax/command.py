@@ -232,8 +232,8 @@ def _expand_home(config) -> None:
         fields = config[section] if section else config
         value = fields.get(name)
         if isinstance(value, str):
-            kind, folder, path = value.rpartition("folder:")
-            fields[name] = kind + folder + _at_home(path)
+            kind, path = re.fullmatch(r"((?:[a-z]+:)?)(.*)", value, re.DOTALL).groups()
+            fields[name] = kind + _at_home(path)
 
 
 def _at_home(path: str) -> str:

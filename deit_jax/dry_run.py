@@ -10,8 +10,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from deit_jax import experiment, targets
-from deit_jax.data import batches, image_check
-from deit_jax.data.sources import folder
+from deit_jax.data import batches, image_check, sources
 from deit_jax.errors import InputError
 from deit_jax.experiment import Experiment
 from deit_jax.models import cost
@@ -25,8 +24,9 @@ def show(
 ) -> dict[str, float]:
     """Prints the plan of `train.train_and_evaluate` with the same arguments.
 
-    It opens the data and the teacher's cache, decodes every image of a folder, reads a
-    first batch and what training starts from, and compiles the train step.
+    It opens the data and the teacher's cache, decodes every image of a data set that is
+    the user's files, reads a first batch and what training starts from, and compiles
+    the train step.
 
     Args:
       target: A machine that is not there, to compile for in place of the devices at
@@ -72,7 +72,7 @@ def show(
 def _check_images(run: Experiment) -> None:
     """Decodes every image of a folder, which nobody has looked at before."""
     for source in (run.train_source, run.eval_source):
-        if source.name.startswith(folder.PREFIX):
+        if source.name.startswith(sources.PLACES):
             print(image_check.describe_classes(source), flush=True)
             image_check.check_images(source)
 

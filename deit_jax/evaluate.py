@@ -3,6 +3,7 @@
     python -m deit_jax.evaluate --workdir=runs/deit-digits
     python -m deit_jax.evaluate --workdir=runs/deit-digits --split=train --json
     python -m deit_jax.evaluate --workdir=runs/deit-small --dataset=folder:pets
+    python -m deit_jax.evaluate --workdir=runs/vit-cifar10 --dataset=cifar10_1/v6
 
 Every image of the split counts once, for every head, with the raw parameters and, where
 the run has one, their moving average: on the run's own split that gives its
@@ -188,7 +189,7 @@ def _dataset_of(workdir: str | os.PathLike) -> tuple[str, str, str] | None:
 
 def define_flags() -> None:
     command.define_model_flags(("both", "raw", "ema"))
-    flags.DEFINE_string("dataset", None, "digits, cifar10, folder:...; the run's own.")
+    flags.DEFINE_string("dataset", None, "A name of docs/data.md; the run's own.")
     flags.DEFINE_string("split", None, "In TFDS syntax; the run's own if not given.")
     flags.DEFINE_string("data_dir", None, "Where TFDS keeps its sets.")
     flags.DEFINE_integer("batch_size", 256, "Images at once, over all devices.")

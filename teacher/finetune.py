@@ -23,7 +23,6 @@ from torch.nn import functional
 
 from deit_jax import command
 from deit_jax.data import sources
-from deit_jax.data.sources.layout import PREFIX
 from deit_jax.errors import InputError
 from deit_jax.patience import Patience
 from deit_jax.weights import tensor_files
@@ -364,7 +363,9 @@ def student_flags(
     dataset: str, data_dir: str | None, train_split: str, eval_split: str
 ) -> str:
     """The flags of a student's command that name the same data."""
-    recipe = "folder" if dataset.startswith(PREFIX) else RECIPES.get(dataset)
+    recipe = RECIPES.get(dataset)
+    if dataset.startswith(sources.PLACES) and not dataset.startswith("cifar:"):
+        recipe = "folder"
     result = [f"--config=configs/deit.py:{recipe or 'cifar10'}"]
     fields = {
         "name": None if dataset in RECIPES else dataset,

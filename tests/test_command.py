@@ -164,3 +164,10 @@ def test_an_unknown_home_is_refused(capsys):
     with pytest.raises(SystemExit):
         command._at_home("~nobody-of-this-name/a")
     assert "error: ~nobody-of-this-name/a: this user" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["", "folder:", "cifar:", "hf:", "tar:"])
+def test_the_home_of_a_data_set_is_found(kind):
+    config = {"dataset": {"name": f"{kind}~/a"}, "distillation": {}}
+    command._expand_home(config)
+    assert config["dataset"]["name"] == kind + os.path.expanduser("~/a")

@@ -688,6 +688,9 @@ def test_cifar10():
     source = sources.load("cifar10", "test[:200]", data_dir=str(DATA_DIR))
     assert source.num_classes == 10
     assert source.class_names[:3] == ("airplane", "automobile", "bird")
+    # Those at hand are JPEG copies; the original that TFDS prepares is not.
+    lossy = source.encoded(0).startswith(b"\xff\xd8")
+    assert ["have been JPEG" in note for note in source.notes] == [True] * lossy
     memory = sources.load_into_memory(source)
     assert memory.images.shape == (200, 32, 32, 3)
     assert set(memory.labels) == set(range(10))

@@ -672,6 +672,14 @@ def test_memory_that_runs_out_names_the_batch_size(tmp_path, monkeypatch):
             "--config=configs/deit.py:folder '--config.dataset.name=folder:my pets'",
         ),
         (
+            ("hf:org/pets", None, "train", "test"),
+            "--config=configs/deit.py:folder --config.dataset.name=hf:org/pets",
+        ),
+        (
+            ("cifar:data", None, "train", "test"),
+            "--config=configs/deit.py:cifar10 --config.dataset.name=cifar:data",
+        ),
+        (
             ("svhn_cropped", None, "train", "test"),
             "--config=configs/deit.py:cifar10 --config.dataset.name=svhn_cropped",
         ),

@@ -285,10 +285,11 @@ def test_cache_of_another_source_is_refused(cache, source, field, change, messag
     assert "python -m teacher.export_logits --config=c.py:x" in str(caught.value)
 
 
-def test_a_cache_follows_a_folder_that_was_moved(tmp_path, source):
+def test_a_cache_follows_data_that_were_moved(tmp_path, source):
     here = dataclasses.replace(source, name="folder:/a")
     cache = teacher_cache.open_cache(write(tmp_path / "cache", here))
-    cache.check_source(dataclasses.replace(source, name="folder:/b"))
+    for name in ("folder:/b", "hf:org/name", "tar:/b/{0..9}.tar", "cifar:/b"):
+        cache.check_source(dataclasses.replace(source, name=name))
     with pytest.raises(
         InputError, match="name='folder:/a', this run has name='digits'"
     ):

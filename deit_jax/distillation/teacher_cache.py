@@ -47,7 +47,7 @@ from pathlib import Path
 import numpy as np
 
 from deit_jax import files
-from deit_jax.data.sources.layout import PREFIX
+from deit_jax.data.sources import PLACES
 from deit_jax.distillation import classes
 from deit_jax.distillation.encoding import Encoding
 from deit_jax.errors import InputError
@@ -107,8 +107,8 @@ def export_commands(
         for word in shlex.split(config)[1:]
         if word.startswith(tuple(prefix + name for name in known))
     ]
-    folder = name.startswith(PREFIX)
-    short = Path(name.removeprefix(PREFIX)).name if folder else name
+    placed = name.startswith(PLACES)
+    short = Path(name.partition(":")[2]).name if placed else name
     return EXPORT_COMMANDS.format(
         name=shlex.quote(name),
         config=config,
@@ -116,7 +116,7 @@ def export_commands(
         out=shlex.quote(logits_dir),
         data="".join(data),
         more=f" --config.dataset.name={shlex.quote(name)}"
-        if folder and "config.dataset.name=" not in config
+        if placed and "config.dataset.name=" not in config
         else "",
     )
 
@@ -222,8 +222,8 @@ class TeacherCache:
           InputError: Data set, length, classes or images differ.
         """
         mine, theirs = describe_source(source), dict(self.manifest["source"])
-        if all(side["name"].startswith(PREFIX) for side in (mine, theirs)):
-            theirs["name"] = mine["name"]  # a copied folder keeps its fingerprint
+        if all(side["name"].startswith(PLACES) for side in (mine, theirs)):
+            theirs["name"] = mine["name"]  # a copy keeps its fingerprint
         wrong = [
             f"{field}={theirs[field]!r}, this run has {field}={mine[field]!r}"
             for field in ("name", "split", "length")

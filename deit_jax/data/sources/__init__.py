@@ -18,13 +18,15 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from PIL import Image
 
-from deit_jax.data.sources import folder, tfds
+from deit_jax.data.sources import cifar, folder, tar_shards, tfds
 from deit_jax.data.sources.decode import decode_rgb
 from deit_jax.data.sources.encoded import EncodedSource
 from deit_jax.data.sources.fingerprints import blocks, fingerprint
 from deit_jax.data.sources.split import parse_split
 from deit_jax.errors import InputError
 
+# Names that say where the data lie: their contents decide, not how they are spelt.
+PLACES = (folder.PREFIX, cifar.PREFIX, tar_shards.PREFIX, "hf:")
 DIGITS_TRAIN = 1440  # of 1,797; the rest is the test split
 DIGITS_SCALE = 4  # every pixel of the 8 x 8 original becomes 4 x 4: 32 x 32
 
@@ -80,10 +82,16 @@ def load(name: str, split: str, *, data_dir: str | None = None):
         - `digits`: scikit-learn's 1,797 handwritten digits, which need no download;
         - `cifar10`, `cifar100`, `imagenet2012` or another image classification set of
           TFDS (`deit_jax.data.sources.tfds`);
-        - `folder:/path`: images in class folders (`deit_jax.data.sources.folder`).
+        - `folder:/path`: images in class folders (`deit_jax.data.sources.folder`);
+        - `cifar:/path`: CIFAR-10 or -100 as published (`deit_jax.data.sources.cifar`);
+        - `hf:org/name`, `hf:/path`: Parquet files of the Hugging Face Hub
+          (`deit_jax.data.sources.hub`);
+        - `tar:/path/{000..099}.tar`: shards of webdataset
+          (`deit_jax.data.sources.tar_shards`).
       split: `train` or `test`, or a slice in TFDS syntax: `train[:1200]`,
         `train[80%:]`.
-      data_dir: Where TFDS keeps its sets; None is TFDS's own default.
+      data_dir: Where TFDS keeps its sets, and `hf:` and `tar:` what they make of
+        theirs; None is a default of each.
 
     Returns:
       An `ArraySource` of `digits`, an `EncodedSource` of the others.
@@ -96,6 +104,14 @@ def load(name: str, split: str, *, data_dir: str | None = None):
         return _digits(split)
     if name.startswith(folder.PREFIX):
         return folder.open_folder(name, split)
+    if name.startswith(cifar.PREFIX):
+        return cifar.open_cifar(name, split)
+    if name.startswith(tar_shards.PREFIX):
+        return tar_shards.open_tar(name, split, data_dir)
+    if name.startswith("hf:"):
+        from deit_jax.data.sources import hub  # pyarrow takes a while
+
+        return hub.open_hub(name, split, data_dir)
     return tfds.open_tfds(name, split, data_dir)
 
 

@@ -81,6 +81,15 @@ def decode_rgb(encoded: bytes, where: str) -> np.ndarray:
     return np.array(open_rgb(encoded, where))
 
 
+def square_side(encoded: bytes) -> int:
+    """Pixels a side, by the header; 0 where it is no square, or damaged."""
+    try:
+        width, height = Image.open(io.BytesIO(encoded), formats=FORMATS).size
+    except Exception:  # see `open_rgb`
+        return 0
+    return width if width == height else 0
+
+
 def _load(encoded: bytes) -> Image.Image:
     try:
         return _load_whole(encoded)

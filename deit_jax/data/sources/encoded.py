@@ -2,10 +2,12 @@
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 from PIL import Image
 
+from deit_jax.data.sources import fingerprints, recompressed
 from deit_jax.data.sources.decode import open_rgb
 
 
@@ -23,7 +25,8 @@ class EncodedSource:
       records: Where the images lie: `len(records)`; `records.labels`, int32 [N];
         `records.read(indices)`, of each (encoded bytes, label), from any thread;
         `records.where(index)`, what an error message calls the image.
-      fingerprint: sha256 (hex); see `deit_jax.data.sources.tfds` and `folder_source`.
+      fingerprint: sha256 (hex); see `deit_jax.data.sources.tfds`, `folder`
+        and, of the others, `open_records`.
       order: sha256 (hex) of class names, files and labels, but for what is in the
         files; None where only `fingerprint` says so.
       image_shape: (H, W, 3) where the data set fixes it, None where sizes differ.
@@ -86,3 +89,43 @@ class EncodedSource:
 
     def __repr__(self) -> str:
         return f"{self.name} {self.split} ({len(self):,} images)"
+
+
+def open_records(
+    name: str,
+    split: str,
+    class_names: Sequence[str],
+    records,
+    *,
+    sizes: np.ndarray,
+    side: int | None,
+    passed_over: Mapping[str, int] = MappingProxyType({}),
+    notes: Sequence[str] = (),
+) -> EncodedSource:
+    """A source whose fingerprint says nothing of how its files are made.
+
+    It covers split, class names, and in their order labels, sizes and bytes of the
+    encoded images: of all of them up to 1 GiB, beyond that of 1,024 evenly spaced ones.
+    So the same images have one fingerprint in Parquet files, in shards and on the Hub.
+
+    Args:
+      records: See `EncodedSource`.
+      sizes: int64 [N], the bytes of each encoded image.
+      side: Pixels a side where all images are squares of one size.
+    """
+    read = fingerprints.positions(len(records), int(sizes.sum()))
+    _, sums = fingerprints.scan(records, read)
+    shape = (side, side, 3) if side else None
+    source = EncodedSource(
+        name=name,
+        split=split,
+        class_names=tuple(class_names),
+        records=records,
+        fingerprint=fingerprints.fingerprint(
+            "records", "1", split, "\n".join(class_names), records.labels, sizes, sums
+        ),
+        image_shape=shape,
+        passed_over=dict(passed_over),
+        notes=tuple(notes),
+    )
+    return dataclasses.replace(source, notes=(*notes, *recompressed.notes(source)))

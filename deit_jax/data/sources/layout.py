@@ -15,21 +15,14 @@ note says so; anything else is refused with what was found and what would work:
 
 import dataclasses
 import os
-import re
 import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 
+from deit_jax.data.sources.split import SLICES, SPLITS, STAND_IN, kind_of, spelling
 from deit_jax.errors import InputError, listed
 
 PREFIX = "folder:"
-# Names of folders, the first found counts; `_set` may follow.
-SPLITS = {
-    "train": ("train", "training"),
-    "val": ("val", "valid", "validation", "dev", "eval"),
-    "test": ("test", "testing"),
-}
-STAND_IN = {"val": "test", "test": "val"}  # people have one of them
 WRAPPERS = ("images", "data")  # names of a folder around the classes of a split
 ANNOTATIONS = "val_annotations.txt"
 # Made by macOS, Windows, Synology, Linux: images in them are thumbnails or leftovers.
@@ -41,11 +34,6 @@ SHOWN = 10  # data sets in a message
 EXPECTED = (
     "A folder of images is laid out as train/<class>/*.jpg and val/<class>/*.jpg "
     "(or test/)"
-)
-SLICES = (
-    "--config.dataset.train_split='train[:90%]' "
-    "--config.dataset.eval_split='train[90%:]'\n"
-    "(teacher.finetune has --train_split and --eval_split)"
 )
 
 
@@ -147,7 +135,7 @@ def _find_root(root: Path, depth: int = DEPTH) -> tuple[Path, dict[str, list[str
         shown = ", ".join(f"{PREFIX}{root / f}" for f in deeper[:SHOWN])
         raise InputError(f"{root} holds several data sets: give one of {shown}.")
     given = root.absolute()
-    kind = None if deeper else _kind(given.name)
+    kind = None if deeper else kind_of(given.name)
     beside = _splits(given.parent) if kind else {}
     if kind == "train":
         return given.parent, beside | {"train": [given.name]}
@@ -172,21 +160,12 @@ def _splits(root: Path) -> dict[str, list[str]]:
     """The folders of each kind of split, the one to take first."""
     found: dict[str, list[tuple]] = {}
     for folder in subfolders(root):
-        if kind := _kind(folder):
-            rank = SPLITS[kind].index(_spelling(folder))
+        if kind := kind_of(folder):
+            rank = SPLITS[kind].index(spelling(folder))
             found.setdefault(kind, []).append(
                 (rank, folder not in SPLITS[kind], folder)
             )
     return {kind: [each[-1] for each in sorted(found[kind])] for kind in found}
-
-
-def _kind(name: str) -> str | None:
-    spelling = _spelling(name)
-    return next((kind for kind in SPLITS if spelling in SPLITS[kind]), None)
-
-
-def _spelling(name: str) -> str:
-    return re.sub(r"[ _-]?set$", "", name.strip().lower())
 
 
 def _choose(
@@ -194,7 +173,7 @@ def _choose(
 ) -> tuple[str, Path]:
     """The split by its plain name, with its slice, and its folder."""
     base = split.partition("[")[0]
-    asked = _kind(base)
+    asked = kind_of(base)
     if asked is None:
         raise InputError(
             f"unknown split {split!r}. {root} has {', '.join(splits)}; a slice of one "
@@ -206,7 +185,7 @@ def _choose(
             f"{root} has neither val nor test to evaluate on. {_shown(root)}. Take a "
             f"slice of the training images:\n  {SLICES}"
         )
-    same = [f for f in splits[kind] if _spelling(f) == _spelling(base)]
+    same = [f for f in splits[kind] if spelling(f) == spelling(base)]
     folder = (same or splits[kind])[0]
     if folder not in (base, "."):
         notes.append(f"{root / folder} is taken for {base}")
@@ -218,7 +197,7 @@ def _unwrapped(directory: Path, notes: list[str]) -> Path:
     inner = [directory / folder for folder in subfolders(directory)]
     if len(inner) == 1 and subfolders(inner[0]):
         name = inner[0].name.lower()
-        if name in WRAPPERS or _kind(name):
+        if name in WRAPPERS or kind_of(name):
             notes.append(f"{inner[0]} is taken for {directory}")
             return inner[0]
     return directory

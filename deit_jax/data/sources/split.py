@@ -1,8 +1,66 @@
 """Names of splits, in the syntax of TFDS."""
 
 import re
+from collections.abc import Collection
 
 from deit_jax.errors import InputError
+
+# What a folder or a file is named, the first found counts; `_set` may follow.
+SPLITS = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "dev", "eval"),
+    "test": ("test", "testing"),
+}
+STAND_IN = {"val": "test", "test": "val"}  # people have one of them
+SLICES = (
+    "--config.dataset.train_split='train[:90%]' "
+    "--config.dataset.eval_split='train[90%:]'\n"
+    "(teacher.finetune has --train_split and --eval_split)"
+)
+
+
+def kind_of(name: str) -> str | None:
+    """`val` for `validation`, `Dev` or `valid_set`; None of what names no split."""
+    spelt = spelling(name)
+    return next((kind for kind in SPLITS if spelt in SPLITS[kind]), None)
+
+
+def spelling(name: str) -> str:
+    return re.sub(r"[ _-]?set$", "", name.strip().lower())
+
+
+def choose_split(
+    split: str, found: Collection[str], name: str
+) -> tuple[str, str, list[str]]:
+    """Which of the splits of a data set is meant.
+
+    Args:
+      split: As asked for, with its slice.
+      found: The splits that there are, those in `SPLITS` by their plain names.
+      name: The data set's.
+
+    Returns:
+      The split in `found`; it with the slice; notes.
+
+    Raises:
+      InputError: There is none, and none that could stand in for it.
+    """
+    base = split.partition("[")[0]
+    asked = base if base in found else kind_of(base)
+    chosen = asked if asked in found else STAND_IN.get(asked)
+    if chosen not in found:
+        has = f"{name} has {', '.join(found) or 'none'}"
+        if asked in STAND_IN:
+            raise InputError(
+                f"{has}, and neither val nor test to evaluate on. Take a slice of the "
+                f"training images:\n  {SLICES}"
+            )
+        raise InputError(
+            f"unknown split {split!r}. {has}; a slice of one is written in TFDS "
+            "syntax, such as train[:1000] or train[80%:]."
+        )
+    notes = [] if chosen == asked else [f"{name}: {chosen} is taken for {base}"]
+    return chosen, chosen + split[len(base) :], notes
 
 
 def parse_split(split: str, lengths: dict[str, int]) -> tuple[str, int, int]:

@@ -10,6 +10,7 @@ data_dir.
 """
 
 import contextlib
+import dataclasses
 import difflib
 import importlib.util
 import os
@@ -19,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deit_jax.data.sources import fingerprints
+from deit_jax.data.sources import fingerprints, recompressed
 from deit_jax.data.sources.encoded import EncodedSource
 from deit_jax.data.sources.split import parse_split
 from deit_jax.errors import InputError
@@ -147,7 +148,7 @@ def open_tfds(name: str, split: str, data_dir: str | None = None) -> EncodedSour
     else:
         shards = f"{info.splits[base].num_bytes} {info.splits[base].shard_lengths}"
     shape = image.shape[:2]
-    return EncodedSource(
+    source = EncodedSource(
         name=name,
         split=split,
         class_names=class_names,
@@ -164,6 +165,7 @@ def open_tfds(name: str, split: str, data_dir: str | None = None) -> EncodedSour
         ),
         image_shape=None if None in shape else (*shape, 3),
     )
+    return dataclasses.replace(source, notes=recompressed.notes(source))
 
 
 def _prepared(name: str, data_dir: str | None):
@@ -307,7 +309,8 @@ def _unknown(name: str, data_dir: str | None) -> InputError:
     return InputError(
         f"unknown data set {name!r}.{mean} Known: digits (embedded), the image "
         "classification sets of TFDS by name (cifar10, cifar100, imagenet2012, ...; "
-        f"prepared ones were looked for in {_shown(data_dir)}), and folder:/path."
+        f"prepared ones were looked for in {_shown(data_dir)}), folder:/path, "
+        "cifar:/path, hf:org/name and tar:/path."
     )
 
 

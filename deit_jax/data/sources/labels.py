@@ -1,0 +1,82 @@
+"""Labels as people write them, numbers or names, as numbers in 0 .. C - 1.
+
+The classes are those of the training images: 0 .. the largest number, or the names in
+alphabetical order.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from deit_jax.data.sources.layout import plain_name
+from deit_jax.errors import InputError, listed
+
+# Columns and fields that hold the label where nothing else says so, the first counts.
+USUAL = ("label", "labels", "fine_label", "class", "class_name", "cls", "target")
+# More names than this, and more than half as many as images, are no classes: captions.
+MANY_NAMES = 100
+
+
+def class_names(labels: np.ndarray, name: str) -> tuple[str, ...]:
+    """The classes of `labels`, int [N] or str (objects) [N].
+
+    Args:
+      name: What an error message calls the data set.
+
+    Raises:
+      InputError: There are fewer than two, or they look like texts.
+    """
+    if labels.dtype.kind == "i":
+        found = tuple(map(str, range(labels.max(initial=-1) + 1)))
+    else:
+        found = tuple(sorted({plain_name(label) for label in np.unique(labels)}))
+        if len(found) > max(MANY_NAMES, len(labels) / 2):
+            raise InputError(
+                f"{name} has {len(found):,} different labels on {len(labels):,} "
+                f"images: {listed(found)}. They look like texts; name other labels: "
+                "...,label=NAME."
+            )
+    check_class_names(found, name)
+    return found
+
+
+def check_class_names(found: Sequence[str], name: str) -> None:
+    """Refuses fewer than two classes, or two of one name."""
+    if len(found) < 2:
+        raise InputError(
+            f"{name} has {len(found)} classes ({listed(found)}); at least two are "
+            "needed."
+        )
+    if len(set(found)) < len(found):
+        raise InputError(f"{name} has two classes of one name: {listed(found)}.")
+
+
+def numbers(
+    labels: np.ndarray, classes: Sequence[str], where: Callable[[int], str]
+) -> np.ndarray:
+    """int32 [N], in 0 .. C - 1.
+
+    Args:
+      labels: int [N], or names, str (objects) [N].
+      where: What an error message calls an image.
+
+    Raises:
+      InputError: A label is none of the classes.
+    """
+    if labels.dtype.kind == "i":
+        result, shown = labels, f"0 .. {len(classes) - 1}"
+    else:
+        known = {name: number for number, name in enumerate(classes)}
+        names, inverse = np.unique(labels, return_inverse=True)
+        result = np.array([known.get(plain_name(n), -1) for n in names])[inverse]
+        shown = listed(classes)
+    strange = np.flatnonzero((result < 0) | (result >= len(classes)))
+    if strange.size:
+        first = int(strange[0])
+        raise InputError(
+            f"{where(first)} has label {labels[first]}, expected {shown}, the classes "
+            f"of the training images ({strange.size:,} of {len(labels):,} images have "
+            "such labels). A split without labels (-1) cannot be used: choose another "
+            "one, or other labels."
+        )
+    return result.astype(np.int32)

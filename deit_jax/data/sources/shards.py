@@ -1,0 +1,93 @@
+"""The files of a data set that is cut into many, and the split that each belongs to.
+
+A name says the split as on the Hugging Face Hub: `train-00000-of-00004.parquet`,
+`imagenet1k-validation-07.tar`, `data/train/0000.parquet`. Files whose names say none
+are `train`.
+"""
+
+import glob
+import itertools
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from deit_jax.data.sources.split import kind_of
+from deit_jax.errors import InputError, listed
+
+COUNTED = re.compile(r"(?P<base>\w+)-(?P<number>\d{5})-of-(?P<count>\d{5})")
+BRACES = re.compile(r"\{([^{}]*)\}")
+
+
+def by_split(paths: Iterable[str], name: str) -> dict[str, list[str]]:
+    """The files of each split, in the order of their names.
+
+    Args:
+      paths: Relative to the data set's folder: what lies above says nothing of it.
+      name: The data set's, for messages.
+
+    Raises:
+      InputError: A file that a name like `train-00000-of-00004` announces is missing.
+    """
+    found: dict[str, list[str]] = {}
+    for path in sorted(paths):
+        found.setdefault(split_of(path), []).append(path)
+    _check_complete(itertools.chain(*found.values()), name)
+    return found
+
+
+def split_of(path: str) -> str:
+    """`train`, `val`, `test`, or what stands before `-00000-of-00004`."""
+    *folders, file = Path(path).parts
+    counted = COUNTED.search(file)
+    words = re.split(r"[^A-Za-z]+", file.partition(".")[0])
+    named = [counted["base"]] if counted else []
+    for word in (*named, *words, *reversed(folders)):
+        if kind := kind_of(word):
+            return kind
+    return named[0] if named else "train"
+
+
+def expand(pattern: str) -> list[str]:
+    """The files that `{000..099}`, `{a,b}` and wildcards in a path stand for.
+
+    Raises:
+      InputError: A file that braces name is missing, or there is none at all.
+    """
+    paths = [""]
+    for text, braces in itertools.zip_longest(*[iter(BRACES.split(pattern))] * 2):
+        words = _words(braces) if braces is not None else [""]
+        paths = [path + text + word for path in paths for word in words]
+    files = {path: glob.glob(path) for path in paths}
+    if missing := [path for path in paths if not files[path]]:
+        raise InputError(
+            f"{len(missing):,} of the {len(paths):,} files of {pattern} are missing: "
+            f"{listed(missing)}. Bring them back, or give those that there are."
+        )
+    return sorted(itertools.chain(*files.values()))
+
+
+def _words(braces: str) -> list[str]:
+    first, dots, last = braces.partition("..")
+    if dots and first.isdecimal() and last.isdecimal():
+        numbers = range(int(first), int(last) + 1)
+        return [str(number).zfill(len(first)) for number in numbers]
+    return braces.split(",")
+
+
+def _check_complete(paths: Iterable[str], name: str) -> None:
+    series: dict[tuple, set[int]] = {}
+    for path in paths:
+        if match := COUNTED.search(Path(path).name):
+            before = path[: len(path) - len(Path(path).name) + match.start("number")]
+            series.setdefault((before, int(match["count"])), set()).add(
+                int(match["number"])
+            )
+    for (before, count), numbers in series.items():
+        if missing := sorted(set(range(count)) - numbers):
+            names = [f"{before}{number:05}-of-{count:05}" for number in missing]
+            raise InputError(
+                f"{name}: {len(missing):,} of {count:,} files are missing: "
+                f"{listed(names)}. "
+                "Bring them back; a download that was cut short goes on where it is "
+                "started again."
+            )
