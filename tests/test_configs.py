@@ -187,6 +187,7 @@ def test_every_augmentation_field_can_be_overridden():
         "repeats",
         "place",
         "recipe",
+        "mix_off_epoch",
     }
     config.augment.update(
         {

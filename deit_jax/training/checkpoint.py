@@ -43,7 +43,18 @@ FREE_FIELDS = (
 )
 
 # What runs of older versions did, whose configs do not have these fields.
-ADDED_FIELDS = {"model.pool": "token", "model.init_values": None}
+ADDED_FIELDS = {
+    "augment.mix_off_epoch": 0,
+    "loss.bce_reduction": "mean",
+    "loss.bce_target_threshold": None,
+    "loss.class_weights": "none",
+    "loss.kind": "softmax",
+    "model.init_values": None,
+    "model.pool": "token",
+    "optimizer.trainable": "all",
+    "schedule.cooldown_epochs": 0.0,
+    "schedule.name": "cosine",
+}
 
 # What a checkpoint holds as JSON.
 PLAIN = ("config", "data", "progress")
@@ -243,7 +254,7 @@ def check_resumable(
         )
     # Through JSON, where a tuple is a list, as in the saved one.
     config = json.loads(json.dumps(config))
-    old, new = (ADDED_FIELDS | flatten_dict(x, sep=".") for x in (saved, config))
+    old, new = (ADDED_FIELDS | flatten_dict(c, sep=".") for c in (saved, config))
     free = FREE_FIELDS
     if saved_data and data:
         for note in data_identity.check(saved_data, data, where=where):
