@@ -20,6 +20,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from deit_jax.errors import InputError
 from deit_jax.training import data_identity, digests, processes
+from deit_jax.training.run_directory import ADDED_FIELDS
 from deit_jax.training.state import TrainState
 
 # Fields that may change between two starts: they touch neither the order of the data
@@ -41,20 +42,6 @@ FREE_FIELDS = (
     "optimizer.max_consecutive_skips",
     "steps_per_dispatch",
 )
-
-# What runs of older versions did, whose configs do not have these fields.
-ADDED_FIELDS = {
-    "augment.mix_off_epoch": 0,
-    "loss.bce_reduction": "mean",
-    "loss.bce_target_threshold": None,
-    "loss.class_weights": "none",
-    "loss.kind": "softmax",
-    "model.init_values": None,
-    "model.pool": "token",
-    "optimizer.trainable": "all",
-    "schedule.cooldown_epochs": 0.0,
-    "schedule.name": "cosine",
-}
 
 # What a checkpoint holds as JSON.
 PLAIN = ("config", "data", "progress")
