@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from configs import deit, finetune, study, vit
+from configs import deit, deit3, finetune, study, vit
 from deit_jax import experiment, optimisation, recipe
 from deit_jax.data import sources
 from deit_jax.data.plan import BatchPlan
@@ -99,6 +99,7 @@ def test_every_field_of_a_config_has_a_rule():
         (vit, deit.DATASETS),
         (finetune, finetune.RECIPES),
         (study, ("vit", "deit", "deit_augment")),
+        (deit3, deit3.RECIPES),
     ):
         for argument in arguments:
             config = module.get_config(argument)
