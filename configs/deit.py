@@ -239,10 +239,24 @@ def _base() -> ConfigDict:
     config.augment.mix_probability = placeholder(float)
     # ... by CutMix and not MixUp, where both are on.
     config.augment.mix_switch_probability = placeholder(float)
+    # The first epoch, from 0, without MixUp and CutMix, as timm's --mixup-off-epoch; 0:
+    # none. Of a cache of view=same the last views, one an epoch, are for those epochs.
+    config.augment.mix_off_epoch = 0
 
     config.loss = ConfigDict()
+    # Of the labels: softmax (cross-entropy) or bce, a yes or no for each class (DeiT
+    # III). The distillation is the same with both.
+    config.loss.kind = "softmax"
     # Probability spread over all classes.
     config.loss.label_smoothing = 0.1
+    # bce: smoothed and mixed targets above it become 1, the others 0; unset: neither.
+    config.loss.bce_target_threshold = placeholder(float)
+    # bce over the classes: mean, as DeiT III and timm have it, or sum, which beside a
+    # distillation is about as large as a cross-entropy.
+    config.loss.bce_reduction = "mean"
+    # none, or balanced: labels of rare classes weigh more, by the number of training
+    # images of each; the mean over the images is 1.
+    config.loss.class_weights = "none"
 
     config.distillation = ConfigDict()
     # none, soft, hard or cosine.
@@ -267,8 +281,11 @@ def _base() -> ConfigDict:
     config.distillation.mixing = "exact"
 
     config.optimizer = ConfigDict()
-    # adam, adamw or sgd.
+    # adam, adamw, sgd, lamb, lion or muon (adamw for all but the blocks' matrices).
     config.optimizer.name = "adamw"
+    # What is trained: all, heads, attention (with heads and position embeddings), or a
+    # regular expression that is searched for in names as blocks_0/attn/qkv/kernel.
+    config.optimizer.trainable = "all"
     # Peak, at the reference batch size.
     config.optimizer.learning_rate = 5e-4
     # The peak is scaled by batch_size / this; 0: taken as it is.
@@ -278,10 +295,10 @@ def _base() -> ConfigDict:
     # Learning rate of each layer, as a share of that of the layer above it; the heads
     # have the whole. 1: the same for all, as in DeiT. For fine-tuning, 0.65 to 0.9.
     config.optimizer.layer_decay = 1.0
-    # Adam's two decay rates.
+    # Two decay rates, of all but sgd; lion's second is usually 0.99.
     config.optimizer.b1 = 0.9
     config.optimizer.b2 = 0.999
-    # Nesterov momentum of sgd.
+    # Nesterov momentum of sgd and muon; muon's is usually 0.95.
     config.optimizer.momentum = 0.9
     # Bound on the global gradient norm; 0: none.
     config.optimizer.clip_norm = 0.0
@@ -292,11 +309,16 @@ def _base() -> ConfigDict:
     config.optimizer.max_consecutive_skips = 10
 
     config.schedule = ConfigDict()
-    # Linear warm-up, then half a cosine.
+    # After the warm-up: half a cosine or linear, down to the end; constant; or wsd,
+    # which is constant, and linear over its last cooldown_epochs.
+    config.schedule.name = "cosine"
+    # Linear warm-up.
     config.schedule.warmup_epochs = 5.0
+    # Of wsd alone.
+    config.schedule.cooldown_epochs = 0.0
     # Where the warm-up starts.
     config.schedule.warmup_learning_rate = 1e-6
-    # Where the cosine ends.
+    # Where cosine, linear and wsd end.
     config.schedule.min_learning_rate = 1e-5
 
     config.ema = ConfigDict()

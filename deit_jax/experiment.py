@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from flax.traverse_util import flatten_dict
 
-from deit_jax import pretrained, recipe
+from deit_jax import optimisation, pretrained, recipe
 from deit_jax.data import batches, sources
 from deit_jax.data.pipeline import fit_in_memory, open_images
 from deit_jax.data.plan import BatchPlan
@@ -129,7 +129,11 @@ class Experiment:
     def initial_state(self) -> state.TrainState:
         """The state at step 0, from the seed alone."""
         return state.create(
-            self.model, self.optimizer, seed=self.plan.seed, ema=self.keeps_ema
+            self.model,
+            self.optimizer,
+            seed=self.plan.seed,
+            ema=self.keeps_ema,
+            trainable=self.settings["trainable"],
         )
 
     def starting_state(self) -> tuple[state.TrainState, list[str]]:
@@ -224,7 +228,7 @@ class Experiment:
         lines.append(
             f"{self.total_steps:,} steps of {self.plan.batch_size} images "
             f"({self.plan.steps_per_epoch} an epoch), peak learning rate "
-            f"{recipe.peak_learning_rate(self.saved_config):g}"
+            f"{optimisation.peak_learning_rate(self.saved_config):g}"
         )
         return "\n".join([*lines, *self.notes])
 
@@ -309,7 +313,7 @@ def build(
     """Builds what `config` describes around sources that are open already."""
     dataset = config.dataset
     student = recipe.student_views(config, train_source)
-    plan = recipe.batch_plan(config, train_source, devices)
+    plan = recipe.batch_plan(config, train_source, devices, student.settings)
     cadence = recipe.cadence(config, plan)
     model = recipe.model(config, train_source.num_classes, devices)
     if dataset.on_device and not fit_in_memory(train_source, student.size):
@@ -326,8 +330,8 @@ def build(
             and not augments_on_host
             and fit_in_memory(train_source, student.size, limit=RESIDENT_BYTES)
         )
-    schedule, notes = recipe.schedule(config, plan, cadence.total_steps)
-    optimizer = recipe.create_optimizer(config, schedule)
+    schedule, notes = optimisation.create_schedule(config, plan, cadence.total_steps)
+    optimizer = optimisation.create_optimizer(config, schedule, model)
     return Experiment(
         saved_config=json.loads(config.to_json_best_effort()),
         config_file=config_file,
@@ -343,7 +347,7 @@ def build(
         schedule=schedule,
         optimizer=optimizer,
         settings=recipe.step_settings(
-            config, student, train_source.num_classes, model=model, optimizer=optimizer
+            config, student, train_source, model=model, optimizer=optimizer
         ),
         start=recipe.start(config),
         augments_on_host=augments_on_host,

@@ -1,6 +1,6 @@
 """Turns a ConfigDict (configs/deit.py) into objects, and checks each of its fields.
 
-No module below this one sees a config.
+No module below this one and `optimisation` sees a config.
 """
 
 import dataclasses
@@ -11,12 +11,11 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
-import optax
 
-from deit_jax import pretrained
+from deit_jax import optimisation, pretrained
 from deit_jax.data import batches
 from deit_jax.data.augment import erase, geometry, recipes
-from deit_jax.data.plan import BatchPlan
+from deit_jax.data.plan import BatchPlan, mix_off_view
 from deit_jax.data.student_views import PLACES, StudentViews
 from deit_jax.distillation import losses, match, teacher_cache
 from deit_jax.errors import InputError
@@ -34,7 +33,7 @@ from deit_jax.rules import (
     row,
     whole,
 )
-from deit_jax.training import optimizer, step
+from deit_jax.training import optimizer, schedule, step
 from deit_jax.training.cadence import Cadence
 
 COUNT, SEED = whole(1), whole(0, 2**32 - 1)
@@ -72,7 +71,12 @@ RULES = {
     "augment.repeats": COUNT,
     "augment.place": choice(PLACES),
     "augment.recipe": TEXT,  # recipes.resolve lists the names
+    "augment.mix_off_epoch": whole(0),
+    "loss.kind": choice(losses.LABEL_KINDS),
     "loss.label_smoothing": SHARE,
+    "loss.bce_target_threshold": optional(RATE),
+    "loss.bce_reduction": choice(losses.BCE_REDUCTIONS),
+    "loss.class_weights": choice(losses.CLASS_WEIGHTS),
     "distillation.kind": choice(losses.KINDS),
     "distillation.head": choice(losses.HEADS),
     "distillation.alpha": SHARE,
@@ -83,6 +87,7 @@ RULES = {
     "distillation.num_views": COUNT,
     "distillation.mixing": choice(teacher_cache.MIXINGS),
     "optimizer.name": choice(optimizer.NAMES),
+    "optimizer.trainable": TEXT,  # trainable.split says what it may be
     "optimizer.learning_rate": number(0),
     "optimizer.reference_batch_size": whole(0),
     "optimizer.weight_decay": number(0),
@@ -93,7 +98,9 @@ RULES = {
     "optimizer.clip_norm": number(0),
     "optimizer.accumulation": COUNT,
     "optimizer.max_consecutive_skips": COUNT,
+    "schedule.name": choice(schedule.NAMES),
     "schedule.warmup_epochs": number(0),
+    "schedule.cooldown_epochs": number(0),
     "schedule.warmup_learning_rate": number(0),
     "schedule.min_learning_rate": number(0),
     "ema.decay": SHARE,
@@ -171,11 +178,38 @@ def student_views(config, source) -> StudentViews:
     )
     if source.image_shape != (size, size, 3):
         settings = dataclasses.replace(settings, crop_padding=0)
+    settings = dataclasses.replace(
+        settings, mix_off_view=_mix_off_view(config, settings)
+    )
     return StudentViews(
         augment_seed=config.augment.seed,
         repeats=config.augment.repeats,
         size=size,
         settings=settings,
+    )
+
+
+def _cached_views(config) -> int:
+    """Views that the epochs go through; 0 where each has a new one."""
+    distillation = config.distillation
+    cached = distillation.kind != "none" and distillation.view == "same"
+    return distillation.num_views if cached else 0
+
+
+def _mix_off_view(config, settings: recipes.Augmentation) -> int:
+    """`plan.mix_off_view` of a config; refuses one that mixes nothing anyway."""
+    off = config.augment.mix_off_epoch
+    if off and not settings.mixes:
+        raise InputError(
+            f"augment.mix_off_epoch={off}, but no pair is ever mixed: augment.mixup="
+            f"{settings.mixup:g}, augment.cutmix={settings.cutmix:g}, "
+            f"augment.mix_probability={settings.mix_probability:g}. Leave it at 0."
+        )
+    return mix_off_view(
+        off,
+        epochs=config.epochs,
+        repeats=config.augment.repeats,
+        num_views=_cached_views(config),
     )
 
 
@@ -197,22 +231,23 @@ def augments_on_host(config, devices: Sequence[jax.Device]) -> bool:
     return place == "host"
 
 
-def batch_plan(config, source, devices: Sequence[jax.Device]) -> BatchPlan:
+def batch_plan(
+    config, source, devices: Sequence[jax.Device], settings: recipes.Augmentation
+) -> BatchPlan:
     """Which images make a step; refuses a batch that the devices cannot share."""
     batches.check_batch_size(
         config.batch_size,
         devices=len(devices),
         accumulation=config.optimizer.accumulation,
     )
-    distillation = config.distillation
-    cached_views = distillation.kind != "none" and distillation.view == "same"
     return BatchPlan(
         length=len(source),
         batch_size=config.batch_size,
         seed=config.seed,
         augment_seed=config.augment.seed,
-        # Without a cache of views each epoch has a new one.
-        num_views=distillation.num_views if cached_views else 0,
+        num_views=_cached_views(config),
+        mix_off_epoch=config.augment.mix_off_epoch,
+        mix_off_view=settings.mix_off_view,
         repeats=config.augment.repeats,
     )
 
@@ -294,58 +329,6 @@ def start(config) -> pretrained.Start | None:
     return pretrained.Start(config.init_from, **config.transfer)
 
 
-def peak_learning_rate(config) -> float:
-    """The learning rate after the warm-up, for the batch size of `config`."""
-    rate, batch = config["optimizer"], config["batch_size"]
-    return optimizer.resolve_learning_rate(
-        rate["learning_rate"],
-        batch_size=batch,
-        reference_batch_size=rate["reference_batch_size"],
-    )
-
-
-def schedule(
-    config, plan: BatchPlan, total_steps: int
-) -> tuple[optax.Schedule, list[str]]:
-    """Step (from 0) -> learning rate; and sentences about what had to be cut."""
-    warmup_steps = round(config.schedule.warmup_epochs * plan.steps_per_epoch)
-    peak, floor = peak_learning_rate(config), config.schedule.min_learning_rate
-    notes = []
-    if warmup_steps > total_steps // 2:
-        notes.append(
-            f"the warm-up of {warmup_steps:,} steps is cut to {total_steps // 2:,}, "
-            f"half of the {total_steps:,} steps of this run"
-        )
-        warmup_steps = total_steps // 2
-    if floor > peak:
-        notes.append(
-            f"schedule.min_learning_rate={floor:g} is above the peak learning rate, "
-            f"{peak:g}, where the rate stays"
-        )
-    made = optimizer.warmup_cosine(
-        peak,
-        total_steps=total_steps,
-        warmup_steps=warmup_steps,
-        warmup_learning_rate=config.schedule.warmup_learning_rate,
-        min_learning_rate=min(floor, peak),
-    )
-    return made, notes
-
-
-def create_optimizer(config, rate: optax.Schedule) -> optax.GradientTransformation:
-    """`optimizer.create` with the fields of `config.optimizer`."""
-    names = ("weight_decay", "b1", "b2", "momentum", "clip_norm", "layer_decay")
-    return optimizer.create(
-        config.optimizer.name, rate, **{name: config.optimizer[name] for name in names}
-    )
-
-
-def loss_settings(config) -> dict:
-    """The keyword arguments of `losses.training_loss`."""
-    names = ("kind", "head", "alpha", "tau", "reduction")
-    return {name: config.distillation[name] for name in names}
-
-
 def mixing(config, student: StudentViews) -> str:
     """How the teacher answers for mixed pairs: exact, linear or none."""
     distillation = config.distillation
@@ -354,10 +337,11 @@ def mixing(config, student: StudentViews) -> str:
     return match.resolve_mixing(distillation.view, distillation.mixing, student)
 
 
-def step_settings(
-    config, student: StudentViews, num_classes: int, *, model, optimizer
-) -> dict:
+def step_settings(config, student: StudentViews, source, *, model, optimizer) -> dict:
     """The keyword arguments of `step.train_step`.
+
+    Args:
+      source: The training source.
 
     Raises:
       InputError: The model and the distillation do not go together.
@@ -379,14 +363,17 @@ def step_settings(
         "optimizer": optimizer,
         "inputs": functools.partial(
             step.inputs,
-            num_classes=num_classes,
+            num_classes=source.num_classes,
             label_smoothing=config.loss.label_smoothing,
             augment_seed=student.augment_seed,
             augmentation=student.settings,
             mix_teacher=mix_teacher,
         ),
-        "loss": functools.partial(losses.training_loss, **loss_settings(config)),
+        "loss": functools.partial(
+            losses.training_loss, **optimisation.loss_settings(config, source)
+        ),
         "seed": config.seed,
         "ema_decay": config.ema.decay,
         "accumulation": config.optimizer.accumulation,
+        "trainable": config.optimizer.trainable,
     }

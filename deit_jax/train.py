@@ -24,6 +24,7 @@ from deit_jax.training import (
     signals,
     step,
     summary,
+    trainable,
 )
 from deit_jax.training.evaluation import Evaluator
 from deit_jax.training.progress import Progress
@@ -170,7 +171,10 @@ class Training:
             stop=stop,
         )
         self.parameters = count_parameters(train_state.params)
-        self._announce(workdir, getattr(images, "workers", None))
+        trained, _ = trainable.split(train_state.params, run.settings["trainable"])
+        self._announce(
+            workdir, getattr(images, "workers", None), count_parameters(trained)
+        )
         self.state = step.replicate(train_state, run.devices)
         self.resident = None
         if run.resident:
@@ -182,7 +186,7 @@ class Training:
             run.plan,
             run.schedule,
             max_consecutive_skips=run.max_consecutive_skips,
-            parameters=parameter_names(train_state.params),
+            parameters=parameter_names(trained),
             resume_state=resume_state,
             rates=tuple(self.directory.rates),
         )
@@ -193,9 +197,13 @@ class Training:
         self.evaluated = processes.broadcast_json(bool(self.directory.evaluated))
         self.results = self.tables = None
 
-    def _announce(self, workdir: Path, workers: int | None) -> None:
-        run = self.run
-        print(f"{run.card.variant}: {self.parameters:,} parameters\n{run.describe()}")
+    def _announce(self, workdir: Path, workers: int | None, trained: int) -> None:
+        run, which = self.run, self.run.settings["trainable"]
+        frozen = ""
+        if trained < self.parameters:
+            frozen = f", {trained:,} of them trained (optimizer.trainable={which!r})"
+        print(f"{run.card.variant}: {self.parameters:,} parameters{frozen}")
+        print(run.describe())
         if workers:
             print(f"images are read by {workers} worker processes")
         resumed = f", resumed at step {self.start}" if self.start else ""

@@ -1,5 +1,6 @@
 """The image of (augment seed, view, index) is the same wherever it is made."""
 
+import dataclasses
 import functools
 import hashlib
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from deit_jax.data import plan, rng, student_views
-from deit_jax.data.augment import augment, augment_batch, augment_pair, recipes
+from deit_jax.data.augment import augment, augment_batch, augment_pair, mix, recipes
 from deit_jax.distillation import losses
 from deit_jax.models.vit import VisionTransformer
 from deit_jax.training import optimizer, state, step
@@ -95,7 +96,7 @@ def test_all_branches_at_once_give_the_chosen_ones():
     index, view = (x[:512].reshape(-1, 2) for x in rows())
     keys = rng.image_keys(SEED, view.reshape(-1), index.reshape(-1)).reshape(-1, 2)
     one = functools.partial(augment_pair, settings=settings())
-    at_once, _ = jax.jit(jax.vmap(one))(keys, index, pictures()[index])
+    at_once, _ = jax.jit(jax.vmap(one))(keys, index, view, pictures()[index])
     np.testing.assert_array_equal(at_once, reference()[view, index])
 
 
@@ -258,6 +259,34 @@ def test_inputs_are_normalised_images_and_one_hot_labels():
     np.testing.assert_allclose(seen.images, expected, atol=1e-5)
     np.testing.assert_array_equal(seen.targets, np.eye(CLASSES)[batch["label"]])
     np.testing.assert_array_equal(seen.teacher_logits, batch["teacher_logits"])
+
+
+@pytest.mark.slow
+def test_views_from_the_end_of_mixing_on_are_those_without_it():
+    """And the others those of a run that mixes to its end: bit for bit."""
+    some = dict(
+        zip(("index", "view"), (x[COUNT // 2 - 32 :][:64] for x in rows()), strict=True)
+    )
+    some |= {"image": pictures()[some["index"]], "label": some["index"] % CLASSES}
+    mixing = settings("crop_flip")
+    ending = dataclasses.replace(mixing, mix_off_view=2)
+    (_, always), (_, off), (_, never) = (
+        inputs_of("crop_flip", some, augmentation=each)
+        for each in (mixing, ending, mixing.unmixed())
+    )
+    assert some["view"].tolist() == [1] * 32 + [2] * 32
+    for name in ("images", "targets"):
+        a, b, c = (np.asarray(getattr(x, name)) for x in (always, off, never))
+        np.testing.assert_array_equal(b[:32], a[:32])
+        np.testing.assert_array_equal(b[32:], c[32:])
+        assert (a[32:] != c[32:]).any()
+    host = student_views.StudentViews(SEED, 1, SIZE, ending)
+    images, mixes = host.augment(some["image"], some["index"], some["view"])
+    seen = step.normalise(images, MEAN, STD)
+    np.testing.assert_array_equal(np.asarray(seen), np.asarray(off.images))
+    assert (mixes.weight[16:] == 1).all()
+    assert (mixes.share[16:] == mix.LAMBDA).all()
+    assert not mixes.box[16:].any()
 
 
 @pytest.mark.slow

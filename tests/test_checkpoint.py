@@ -6,7 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import run_directories
+from flax.traverse_util import flatten_dict
 
+from configs import deit
 from deit_jax.errors import InputError
 from deit_jax.models import model_card
 from deit_jax.training import checkpoint, saved_params
@@ -160,6 +162,7 @@ def changed(section, **values):
         changed("dataset", mean=(0.5, 0.5)),
         changed("dataset", eval_crop_ratio=0.9),
         CONFIG | {"augment": {"place": "host"}},  # absent in runs of older versions
+        CONFIG | {"loss": {"kind": "softmax"}},  # what they did
         CONFIG | {"model": {"pool": "token", "init_values": None}},  # so are these
     ],
 )
@@ -176,12 +179,19 @@ def test_a_harmless_change_resumes(harmless):
             r"optimizer\.learning_rate: 0\.001 -> 0\.01",
         ),
         (CONFIG | {"ema": {"decay": 0.9}}, r"ema\.decay: 'absent' -> 0\.9"),
+        (CONFIG | {"loss": {"kind": "bce"}}, r"loss\.kind: 'softmax' -> 'bce'"),
         (CONFIG | {"model": {"pool": "mean"}}, r"model\.pool: 'token' -> 'mean'"),
     ],
 )
 def test_another_run_is_refused_by_field(config, message):
     with pytest.raises(InputError, match=message):
         check_resumable(CONFIG, config, where="runs/x")
+
+
+def test_a_config_of_today_has_what_older_runs_did_by_default():
+    defaults = flatten_dict(deit.get_config("folder").to_dict(), sep=".")
+    for field, value in checkpoint.ADDED_FIELDS.items():
+        assert defaults[field] == value
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import ml_collections
 import pytest
 from flax.traverse_util import flatten_dict
 
-from configs import deit, finetune, study, vit
+from configs import deit, deit3, finetune, study, vit
 from deit_jax.data.augment import recipes
 from deit_jax.models import variants
 from deit_jax.recipe import student_views
@@ -19,6 +19,7 @@ PICTURES = types.SimpleNamespace(image_shape=None)
 SMALL = types.SimpleNamespace(image_shape=(32, 32, 3))
 RECIPES = [(module, name) for module in (deit, vit) for name in deit.DATASETS]
 RECIPES += [(study, name) for name in study.MODELS]
+RECIPES += [(deit3, name) for name in deit3.RECIPES]
 RECIPES += [
     (finetune, name + suffix)
     for name in finetune.RECIPES
@@ -35,7 +36,8 @@ def test_every_recipe_names_a_model_and_survives_json(module, argument):
 
 
 @pytest.mark.parametrize(
-    ("module", "known"), [(deit, "digits"), (study, "vit"), (finetune, "folder")]
+    ("module", "known"),
+    [(deit, "digits"), (study, "vit"), (finetune, "folder"), (deit3, "cifar10")],
 )
 def test_an_unknown_argument_lists_the_known(module, known):
     with pytest.raises(ValueError, match=f"Known: .*{known}"):
@@ -109,6 +111,54 @@ def test_imagenet_is_the_papers_recipe():
     assert settings.flip
     assert not any(settings.color_jitter)
     assert (config.distillation.kind, config.distillation.alpha) == ("hard", 0.5)
+
+
+def test_deit3_is_the_recipe_of_its_papers_table_and_readme():
+    """Touvron et al. 2022, table 1; README_revenge.md of facebookresearch/deit."""
+    config = deit3.get_config("imagenet")
+    assert differing(config, vit.get_config("imagenet")) == {
+        "epochs",
+        "batch_size",
+        "dataset.eval_crop_ratio",
+        "model.variant",
+        "model.drop_path",
+        "augment.recipe",
+        "loss.kind",
+        "loss.bce_target_threshold",
+        "loss.label_smoothing",
+        "optimizer.name",
+        "optimizer.learning_rate",
+        "optimizer.reference_batch_size",
+        "optimizer.clip_norm",
+    }
+    assert (config.epochs, config.batch_size) == (800.0, 256 * 8)
+    assert (config.optimizer.name, config.optimizer.learning_rate) == ("lamb", 3e-3)
+    assert config.optimizer.reference_batch_size == 0
+    assert (config.optimizer.weight_decay, config.optimizer.clip_norm) == (0.05, 1.0)
+    assert (config.schedule.name, config.schedule.warmup_epochs) == ("cosine", 5.0)
+    assert (config.loss.kind, config.loss.bce_reduction) == ("bce", "mean")
+    assert config.loss.bce_target_threshold == config.loss.label_smoothing == 0
+    assert config.model.drop_path == 0.05
+    assert config.augment.repeats == 3
+    settings = student_views(config, PICTURES).settings
+    assert settings.three_augment
+    assert settings.color_jitter == (0.3, 0.3, 0.3, 0.0)
+    assert (settings.mixup, settings.cutmix) == (0.8, 1.0)
+    assert (settings.erase_probability, settings.randaugment) == (0.0, "")
+
+
+def test_deit3_is_fine_tuned_as_its_readme_does():
+    config = deit3.get_config("finetune")
+    assert config.init_from is None
+    assert (config.epochs, config.batch_size) == (20.0, 64 * 8)
+    assert (config.optimizer.name, config.optimizer.learning_rate) == ("adamw", 1e-5)
+    assert config.optimizer.weight_decay == 0.1
+    assert (config.loss.kind, config.loss.label_smoothing) == ("softmax", 0.1)
+    assert (config.model.drop_path, config.augment.repeats) == (0.0, 1)
+    settings = student_views(config, PICTURES).settings
+    assert settings.randaugment == "rand-m9-mstd0.5-inc1"
+    assert (settings.mixup, settings.cutmix) == (0.8, 1.0)
+    assert settings.erase_probability == 0
 
 
 def test_384_px_is_the_recipe_of_the_references_readme():
@@ -187,6 +237,7 @@ def test_every_augmentation_field_can_be_overridden():
         "repeats",
         "place",
         "recipe",
+        "mix_off_epoch",
     }
     config.augment.update(
         {

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from sklearn.utils.class_weight import compute_class_weight
+from timm.loss import BinaryCrossEntropy
 
 from deit_jax.distillation import losses
 from deit_jax.errors import InputError
@@ -100,6 +102,86 @@ def test_gradient_of_soft_distillation_is_torchs(batch):
     ).mul(9).backward()
     gradient = jax.grad(lambda s: losses.soft_distillation(s, teacher, 3.0).mean())
     np.testing.assert_allclose(gradient(student), leaf.grad.numpy(), atol=1e-6)
+
+
+@pytest.mark.parametrize("threshold", [None, 0.0, 0.2])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("mixed", [False, True], ids=["plain", "mixed"])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_bce_and_its_gradient_are_timms(batch, threshold, smoothing, mixed, reduction):
+    student, _, _, labels = batch
+    targets = losses.smooth_labels(jnp.asarray(labels), C, smoothing)
+    if mixed:
+        share = np.random.default_rng(1).uniform(size=(B, 1)).astype(np.float32)
+        targets = share * targets + (1 - share) * targets[::-1]
+    leaf = torch.tensor(student, requires_grad=True)
+    reference = BinaryCrossEntropy(
+        target_threshold=threshold, sum_classes=reduction == "sum"
+    )(leaf, torch.tensor(np.asarray(targets)))
+    reference.backward()
+
+    def ours(logits):
+        return losses.binary_cross_entropy(
+            logits, targets, threshold=threshold, reduction=reduction
+        ).mean()
+
+    value, gradient = jax.value_and_grad(ours)(student)
+    assert value == pytest.approx(reference.item(), rel=1e-6, abs=1e-6)
+    np.testing.assert_allclose(gradient, leaf.grad.numpy(), atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", losses.KINDS)
+def test_every_distillation_takes_bce_in_place_of_the_cross_entropy(batch, kind):
+    student, other, teacher, labels = batch
+    logits, targets = {"class": student, "distill": other}, jax.nn.one_hot(labels, C)
+    ce = total(logits, targets, teacher, kind=kind)
+    bce = total(logits, targets, teacher, kind=kind, label_kind="bce")
+    expected = losses.binary_cross_entropy(student, targets).mean()
+    assert bce["loss_bce"] == pytest.approx(float(expected))
+    assert bce.keys() - ce.keys() == {"loss_bce"}
+    assert ce.get("loss_distill") == bce.get("loss_distill")
+    share = 1.0 if kind == "none" else 0.7
+    difference = share * (ce["loss_ce"] - bce["loss_bce"])
+    assert ce["loss"] - bce["loss"] == pytest.approx(difference, abs=1e-6)
+
+
+@pytest.mark.parametrize("label_kind", losses.LABEL_KINDS)
+def test_class_weights_scale_the_loss_of_the_labels_alone(batch, label_kind):
+    student, other, teacher, labels = batch
+    weights = np.linspace(0.5, 2, C, dtype=np.float32)
+    logits, targets = {"class": student, "distill": other}, jax.nn.one_hot(labels, C)
+    plain, weighted = (
+        losses.training_loss(
+            logits,
+            targets,
+            teacher,
+            label_kind=label_kind,
+            class_weights=given,
+            **SETTINGS,
+        )
+        for given in (None, weights)
+    )
+    name = "loss_ce" if label_kind == "softmax" else "loss_bce"
+    np.testing.assert_allclose(weighted[name], plain[name] * weights[labels], rtol=1e-6)
+    np.testing.assert_array_equal(weighted["loss_distill"], plain["loss_distill"])
+    if label_kind == "softmax":
+        torchs = F.cross_entropy(
+            torch.tensor(student),
+            torch.tensor(labels),
+            weight=torch.tensor(weights),
+            reduction="none",
+        )
+        np.testing.assert_allclose(weighted[name], torchs.numpy(), rtol=1e-6)
+
+
+def test_balanced_weights_are_scikit_learns_and_have_mean_one():
+    labels = np.repeat(np.arange(5), [1, 2, 4, 30, 63])
+    weights = losses.balanced_weights(labels, 5)
+    expected = compute_class_weight("balanced", classes=np.arange(5), y=labels)
+    np.testing.assert_allclose(weights, expected, rtol=1e-6)
+    assert weights[labels].mean() == pytest.approx(1)
+    # A class without images changes nothing for the others.
+    np.testing.assert_array_equal(losses.balanced_weights(labels, 6), [*weights, 0])
 
 
 def test_head_says_what_the_teacher_teaches(batch):

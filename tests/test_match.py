@@ -62,14 +62,15 @@ def make_config(**augment):
     return config
 
 
-def export(teacher, source, out, *, mixing="exact", num_views=VIEWS, **augment):
-    student = student_views(make_config(**augment), source)
+def export(teacher, source, out, *, mixing="exact", config=None, **augment):
+    config = config or make_config(**augment)
+    student = student_views(config, source)
     job = Export(
         teacher,
         source,
         sources.load("digits", "test[:20]"),
         seen=match.seen_by_teacher(student, mixing),
-        num_views=num_views,
+        num_views=config.distillation.num_views,
         batch_size=16,
     )
     export_cache(job, out, allow_weak_teacher=True)
@@ -217,6 +218,32 @@ def test_mixed_and_unmixed_caches_are_told_apart(cache, source):
     unmixed = make_config(mix_probability=0.0)
     with pytest.raises(InputError, match=r"mixing='none' wants unmixed .*switch the"):
         check(cache, source, unmixed, mixing="none")
+
+
+@pytest.mark.slow
+def test_the_cached_views_of_the_last_epochs_are_unmixed(teacher, source, tmp_path):
+    """The manifest says from which view on, and a run of another length is refused."""
+    recipe = {"recipe": "crop_flip", "mixup": 0.8, "color_jitter": (0.0,) * 4}
+    short = {"mix_off_epoch": 6, **recipe}
+
+    def config(**changes):
+        made = make_config(**short)
+        made.distillation.num_views = 4
+        made.update_from_flattened_dict(changes)
+        return made
+
+    out = export(teacher, source, tmp_path / "c", config=config())
+    about = json.loads((out / "manifest.json").read_text())["views"]["augmentation"]
+    assert about["mix_off_view"] == 2
+    examples = teacher_cache.open_cache(out).examples()
+    mixed = (examples["share"] < 256) | examples["box"].any(axis=1)
+    assert examples["view"].tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert mixed[:4].any()  # lambda may be 1
+    assert not mixed[4:].any()
+    check(out, source, config())
+    for change in ({"epochs": 7.0}, {"augment.mix_off_epoch": 0}):
+        with pytest.raises(InputError, match=r"unmixed from view: 2 in the cache"):
+            check(out, source, config(**change))
 
 
 def copied(cache, tmp_path, edit):

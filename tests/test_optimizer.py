@@ -1,3 +1,4 @@
+import functools
 import re
 
 import jax
@@ -8,12 +9,12 @@ import pytest
 import timm
 import torch
 from flax.traverse_util import flatten_dict
-from timm.optim import param_groups_layer_decay
+from timm.optim import Lamb, Lion, param_groups_layer_decay
 
 from deit_jax.errors import InputError
 from deit_jax.models import variants
 from deit_jax.models.params import abstract_params
-from deit_jax.training import optimizer
+from deit_jax.training import optimizer, trainable
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
@@ -67,9 +68,18 @@ def parameters(*names_and_shapes):
             {"name": "sgd", "momentum": 0.0, "clip_norm": 1.0},
             lambda p: torch.optim.SGD(p, 0.01),
         ),
+        (
+            {"name": "lamb", "weight_decay": 0.05},
+            lambda p: Lamb(p, 0.01, weight_decay=0.05, max_grad_norm=None),
+        ),
+        (
+            {"name": "lion", "weight_decay": 0.05, "b2": 0.99},
+            lambda p: Lion(p, 0.01, betas=(0.9, 0.99), weight_decay=0.05),
+        ),
     ],
+    ids=lambda ours: ours["name"] if isinstance(ours, dict) else "",
 )
-def test_steps_are_torchs(ours, torchs):
+def test_steps_are_those_of_torch_and_timm(ours, torchs):
     leaves = parameters(("fc", (4, 3)))
     reference = torchs(jax.tree.leaves(leaves))
     created = optimizer.create(learning_rate=0.01, **ours)
@@ -93,14 +103,88 @@ def test_decay_mask_leaves_out_vectors_tokens_and_positions():
     assert {"patch_embed/proj/kernel", "head/kernel", "head_dist/kernel"} <= decayed
 
 
-def test_masked_parameters_do_not_decay():
-    created = optimizer.create("adamw", 0.1, weight_decay=0.5)
-    params = {"kernel": jnp.ones(2), "bias": jnp.ones(2)}
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    # The trust ratio of lamb divides the decay by itself.
+    {"adamw": -0.05, "sgd": -0.095, "lamb": -0.1, "lion": -0.05, "muon": -0.05}.items(),
+)
+def test_masked_parameters_do_not_decay(name, expected):
+    created = optimizer.create(name, 0.1, weight_decay=0.5)
+    params = {"blocks_0": {"kernel": jnp.ones((2, 2)), "gamma": jnp.ones(2)}}
     updates, _ = created.update(
         jax.tree.map(jnp.zeros_like, params), created.init(params), params
     )
-    np.testing.assert_allclose(updates["kernel"], -0.05, rtol=1e-6)
-    np.testing.assert_array_equal(updates["bias"], 0)
+    updates = updates["blocks_0"]
+    np.testing.assert_allclose(updates["kernel"], expected, rtol=1e-6)
+    np.testing.assert_array_equal(updates["gamma"], 0)
+
+
+def random_tree(seed):
+    model = variants.create("deit_nano_distilled_patch8_32", num_classes=10)
+    random = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda x: random.normal(size=x.shape).astype("f4"), abstract_params(model)
+    )
+
+
+def after(transformation, params, gradients):
+    opt_state, update = transformation.init(params), jax.jit(transformation.update)
+    for gradient in gradients:
+        updates, opt_state = update(gradient, opt_state, params)
+        params = optax.apply_updates(params, updates)
+    return params
+
+
+RATES = {"learning_rate": 0.01, "b2": 0.95}
+DECAY = {"weight_decay": 0.05}
+# Optax's own for the matrices of the blocks, other kernels, and all else.
+OPTAXS = {
+    "lamb": (
+        optax.lamb(**RATES, **DECAY),
+        optax.lamb(**RATES, **DECAY),
+        optax.chain(optax.scale_by_adam(b2=0.95, eps=1e-6), optax.scale(-0.01)),
+    ),
+    "lion": (
+        optax.lion(**RATES, **DECAY),
+        optax.lion(**RATES, **DECAY),
+        optax.lion(**RATES, weight_decay=0.0),
+    ),
+    "muon": (
+        optax.contrib.muon(0.01, beta=0.9, consistent_rms=0.2, **DECAY),
+        optax.adamw(**RATES, **DECAY),
+        optax.adamw(**RATES, weight_decay=0.0),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OPTAXS)
+def test_each_kind_of_parameter_has_the_step_of_optaxs_own(name):
+    def kind(path):
+        return (path.startswith("blocks_") + 1) * path.endswith("/kernel")
+
+    params, *gradients = map(random_tree, range(4))
+    created = optimizer.create(name, **RATES, **DECAY)
+    ours = flatten_dict(after(created, params, gradients), sep="/")
+    found = 0
+    for number, optaxs in zip((2, 1, 0), OPTAXS[name], strict=True):
+        params_of_kind, *gradients_of_kind = (
+            {k: x for k, x in flatten_dict(t, sep="/").items() if kind(k) == number}
+            for t in (params, *gradients)
+        )
+        expected = after(optaxs, params_of_kind, gradients_of_kind)
+        for path, value in expected.items():
+            np.testing.assert_allclose(ours[path], value, atol=1e-6, err_msg=path)
+        found += len(expected)
+    assert found == len(ours)
+
+
+def test_muon_is_refused_where_no_matrix_is_trained():
+    trained, _ = trainable.split(random_tree(0), "^head")
+    with pytest.raises(InputError, match="trainable leaves none of them"):
+        optimizer.check_trained("muon", trained)
+    for name in ("adamw", "lamb"):
+        optimizer.check_trained(name, trained)
+    optimizer.check_trained("muon", trainable.split(random_tree(0), "attention")[0])
 
 
 @pytest.mark.parametrize(
@@ -144,7 +228,9 @@ LAYERS = ["cls_token", "patch_embed", "blocks_0", "blocks_1", "norm", "head"]
     [
         {"name": "adamw", "weight_decay": 0.5},
         {"name": "sgd", "weight_decay": 0.5, "clip_norm": 1.0},
+        {"name": "lamb", "weight_decay": 0.5},
     ],
+    ids=lambda settings: settings["name"],
 )
 def test_layer_decay_multiplies_the_learning_rate_of_each_layer(settings):
     """As timm does: a group of torch's optimizer for each layer, with its own rate."""
@@ -159,31 +245,14 @@ def test_layer_decay_multiplies_the_learning_rate_of_each_layer(settings):
         }
         for name in LAYERS
     ]
-    reference = (
-        torch.optim.AdamW(groups)
-        if settings["name"] == "adamw"
-        else torch.optim.SGD(groups, 0.01, momentum=0.9, nesterov=True)
-    )
+    reference = {
+        "adamw": torch.optim.AdamW,
+        "sgd": functools.partial(torch.optim.SGD, momentum=0.9, nesterov=True),
+        "lamb": functools.partial(Lamb, max_grad_norm=None),
+    }[settings["name"]](groups)
     created = optimizer.create(learning_rate=0.01, layer_decay=0.5, **settings)
     clip_norm = settings.get("clip_norm", 0.0)
     assert_same_steps(created, reference, leaves, steps=5, clip_norm=clip_norm)
-
-
-def test_warmup_then_cosine():
-    schedule = optimizer.warmup_cosine(
-        1.0, total_steps=110, warmup_steps=10, min_learning_rate=0.1
-    )
-    assert [round(float(schedule(s)), 6) for s in (0, 5, 10, 60, 110)] == [
-        0,
-        0.5,
-        1,
-        0.55,
-        0.1,
-    ]
-
-
-def test_without_a_warmup_the_first_step_has_the_peak():
-    assert optimizer.warmup_cosine(1.0, total_steps=10, warmup_steps=0)(0) == 1
 
 
 @pytest.mark.parametrize(("reference", "expected"), [(0, 5e-4), (512, 1e-3)])

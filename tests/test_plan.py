@@ -76,6 +76,40 @@ def test_views_cycle_and_bring_their_pairs_back():
     assert as_set[0] == as_set[1]
 
 
+@pytest.mark.parametrize(
+    ("off", "num_views", "repeats", "expected"),
+    [
+        (4, 0, 1, [0, 1, 2, 3, 4, 5, 6]),
+        # Two cached views are mixed and three are not, or four and two in pairs.
+        (4, 5, 1, [0, 1, 0, 1, 2, 3, 4]),
+        (4, 6, 2, [0, 0, 0, 0, 2, 2, 4]),
+    ],
+    ids=["fresh", "cached", "repeated"],
+)
+def test_the_last_epochs_have_views_of_their_own(off, num_views, repeats, expected):
+    """So that a view says whether its images are mixed."""
+    run = {"repeats": repeats, "num_views": num_views}
+    view = plan.mix_off_view(off, epochs=6.5, **run)
+    a_plan = batch_plan(length=96, mix_off_epoch=off, mix_off_view=view, **run)
+    views = [set(epoch(a_plan, number)[1].tolist()) for number in range(7)]
+    assert [min(shown) for shown in views] == expected
+    assert [min(v) >= view for v in views] == [number >= off for number in range(7)]
+    assert [max(v) >= view for v in views] == [number >= off for number in range(7)]
+
+
+@pytest.mark.parametrize(
+    ("off", "run", "message"),
+    [
+        (7, {}, "no epoch of this run, whose 6.5 epochs begin at 0"),
+        (3, {"repeats": 2}, "multiple of augment.repeats=2"),
+        (4, {"num_views": 3}, "leaves 3 epochs .*num_views=3 leaves none"),
+    ],
+)
+def test_an_end_of_mixing_that_no_view_can_say_is_refused(off, run, message):
+    with pytest.raises(InputError, match=message):
+        plan.mix_off_view(off, **({"epochs": 6.5, "repeats": 1, "num_views": 0} | run))
+
+
 def test_repeats_use_every_cache_row_once_a_block():
     a_plan = batch_plan(length=96, batch_size=8, num_views=6, repeats=3)
     assert a_plan.steps_per_epoch == 12

@@ -3,12 +3,13 @@
 import math
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from configs import deit, finetune, study, vit
-from deit_jax import experiment, recipe
+from configs import deit, deit3, finetune, study, vit
+from deit_jax import experiment, optimisation, recipe
 from deit_jax.data import sources
 from deit_jax.data.plan import BatchPlan
 from deit_jax.errors import InputError
@@ -35,7 +36,15 @@ BAD = {
     "distillation.view": ("other",),
     "distillation.mixing": ("some",),
     "distillation.num_views": (0,),
-    "optimizer.name": ("lion",),
+    "optimizer.name": ("adagrad",),
+    "optimizer.trainable": (None, 3),
+    "loss.kind": ("hinge", None),
+    "loss.bce_target_threshold": (-0.1, 1.0, "0.5"),
+    "loss.bce_reduction": ("batchmean",),
+    "loss.class_weights": ("inverse", None),
+    "schedule.name": ("exponential",),
+    "schedule.cooldown_epochs": (-1.0, math.inf),
+    "augment.mix_off_epoch": (-1, 1.5, None),
     "optimizer.learning_rate": (-1e-3, *NO_NUMBERS),
     "optimizer.weight_decay": (-0.1,),
     "optimizer.layer_decay": (0.0, 1.1),
@@ -90,6 +99,7 @@ def test_every_field_of_a_config_has_a_rule():
         (vit, deit.DATASETS),
         (finetune, finetune.RECIPES),
         (study, ("vit", "deit", "deit_augment")),
+        (deit3, deit3.RECIPES),
     ):
         for argument in arguments:
             config = module.get_config(argument)
@@ -163,6 +173,52 @@ def test_where_images_are_augmented(place, platform, on_host, resident):
         experiment.build(config, source, source, devices=devices)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"loss.bce_target_threshold": 0.2}, "with loss.kind='softmax': only bce"),
+        ({"augment.mix_off_epoch": 2}, "no pair is ever mixed: augment.mixup=0"),
+        (
+            {"augment.mix_off_epoch": 70, "augment.mixup": 0.8},
+            "no epoch of this run, whose 70 epochs begin at 0",
+        ),
+        ({"schedule.cooldown_epochs": 5.0}, "'cosine': wsd ends with a cooldown"),
+        ({"schedule.name": "wsd"}, "cooldown_epochs=0 with schedule.name='wsd'"),
+        (
+            {"schedule.name": "wsd", "schedule.cooldown_epochs": 69.0},
+            "its 138 steps are more than the 130 of this run after the warm-up",
+        ),
+        (
+            {"optimizer.name": "muon", "optimizer.trainable": "heads"},
+            "optimizer.trainable leaves none of them",
+        ),
+        ({"optimizer.trainable": "layers"}, "matches no parameter. Their names are"),
+        (
+            {"optimizer.name": "adam", "optimizer.weight_decay": 0.1},
+            "no meaning for adam",
+        ),
+    ],
+)
+def test_fields_that_do_not_go_together_are_refused_in_a_line(changes, message):
+    config = vit.get_config("digits")
+    for field, value in changes.items():
+        put(config, field, value)
+    source = sources.load("digits", "train[:64]")
+    with pytest.raises(InputError) as refused:
+        experiment.build(config, source, source, devices=jax.devices()[:1])
+    assert message in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_balanced_class_weights_are_those_of_the_training_split():
+    config = vit.get_config("digits")
+    config.loss.class_weights = "balanced"
+    source = sources.load("digits", "train[:64]")
+    weights = optimisation.loss_settings(config, source)["class_weights"]
+    assert weights[source.labels].mean() == pytest.approx(1)
+    assert np.ptp(weights * np.bincount(source.labels)) < 1e-5
+
+
 @pytest.mark.parametrize("mean", [0.25, (0.25,), [0.25] * 3])
 def test_one_mean_or_std_stands_for_all_channels(mean):
     config = deit.get_config("digits")
@@ -178,7 +234,7 @@ def test_a_warm_up_longer_than_half_the_run_is_cut_to_it(epochs, warmup, cut):
     config.epochs, config.schedule.warmup_epochs = float(epochs), warmup
     plan = BatchPlan(length=320, batch_size=32, seed=0, augment_seed=0)
     total = recipe.cadence(config, plan).total_steps
-    schedule, notes = recipe.schedule(config, plan, total)
+    schedule, notes = optimisation.create_schedule(config, plan, total)
     peak = int(np.argmax([schedule(step) for step in range(total)]))
     assert peak == (cut or warmup * 10)
     assert len(notes) == bool(cut)
@@ -189,6 +245,6 @@ def test_a_rate_does_not_end_above_its_peak():
     config = deit.get_config("folder")
     config.batch_size = 8  # the peak follows it
     plan = BatchPlan(length=320, batch_size=8, seed=0, augment_seed=0)
-    schedule, [note] = recipe.schedule(config, plan, 4000)
+    schedule, [note] = optimisation.create_schedule(config, plan, 4000)
     assert "min_learning_rate=1e-05 is above the peak learning rate, 7.8125e-06" in note
     assert schedule(3999) == schedule(1000) == pytest.approx(7.8125e-6)

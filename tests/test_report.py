@@ -227,7 +227,7 @@ def test_curves_keep_their_range():
 
 
 def test_config_differences_leave_out_seed_and_unset_fields(tmp_path):
-    one = make_run(tmp_path / "one", added=None)
+    one = make_run(tmp_path / "one", added=None, schedule={"name": "cosine"})
     two = make_run(tmp_path / "two", seed=3, ema={"decay": 0.9})
     same = make_run(tmp_path / "same", seed=4)
     groups = runs.group(runs.read([one, two, same]))

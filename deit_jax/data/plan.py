@@ -9,6 +9,7 @@ step number alone.
 
 import dataclasses
 import functools
+import math
 
 import jax
 import numpy as np
@@ -50,6 +51,44 @@ def _permutation(stream: Stream, seed: int, block: int, length: int) -> np.ndarr
         return np.asarray(jax.random.permutation(key, length), np.int32)
 
 
+def mix_off_view(off: int, *, epochs: float, repeats: int, num_views: int) -> int:
+    """The first view without MixUp and CutMix, so that a view says whether it is mixed.
+
+    Without cached views it is `off`, as a view is an epoch. Of cached ones the epochs
+    from `off` on have the last to themselves.
+
+    Args:
+      off: The first epoch without them, `augment.mix_off_epoch`; 0 for none.
+      epochs, repeats, num_views: Of the run, see `BatchPlan`.
+
+    Raises:
+      InputError: `off` is no epoch of the run, or there are too few views.
+    """
+    if not off:
+        return 0
+    given, last = f"augment.mix_off_epoch={off}", math.ceil(epochs) - off
+    if last <= 0:
+        raise InputError(
+            f"{given} is no epoch of this run, whose {epochs:g} epochs begin at 0. "
+            "Lower it, or set it to 0, which mixes in all."
+        )
+    if off % repeats:
+        raise InputError(
+            f"{given} must be a multiple of augment.repeats={repeats}, as so many "
+            "epochs share their views."
+        )
+    if not num_views:
+        return off
+    view = num_views - -(-last // repeats) * repeats
+    if view <= 0:
+        raise InputError(
+            f"{given} leaves {last} epochs without mixing, which take a cached view "
+            f"each, and distillation.num_views={num_views} leaves none for those "
+            "before. Raise num_views, or take distillation.view=plain."
+        )
+    return view
+
+
 @dataclasses.dataclass(frozen=True)
 class BatchPlan:
     """The images of every step of a run.
@@ -60,6 +99,9 @@ class BatchPlan:
       seed: Of the order of the pairs.
       augment_seed: Of the matching (part of a teacher cache's identity).
       num_views: Views that the epochs cycle through; 0 for a new one each epoch.
+      mix_off_epoch: The first epoch whose images are not mixed; 0 for none.
+      mix_off_view: Of `num_views`, the first that belongs to those epochs: the ones
+        before cycle through the views before it.
       repeats: Repeated augmentation (Hoffer et al. 2020, as DeiT uses it): a block of
         `repeats` epochs has one matching and one order, cut into `repeats` parts, and
         each epoch shows its part under all views of the block.
@@ -74,6 +116,8 @@ class BatchPlan:
     seed: int
     augment_seed: int
     num_views: int = 0
+    mix_off_epoch: int = 0
+    mix_off_view: int = 0
     repeats: int = 1
 
     def __post_init__(self):
@@ -116,10 +160,7 @@ class BatchPlan:
 @functools.lru_cache(maxsize=2)  # the current epoch, and the next for prefetching
 def _epoch(plan: BatchPlan, epoch: int) -> tuple[np.ndarray, np.ndarray]:
     block, part = divmod(epoch, plan.repeats)
-    if plan.num_views:
-        block_of_views = block % (plan.num_views // plan.repeats)
-    else:
-        block_of_views = block
+    block_of_views = _block_of_views(plan, block)
     matching = pairs(plan.augment_seed, block_of_views, plan.length)
     size = len(matching) // plan.repeats
     chosen = order(plan.seed, block, len(matching))[part * size : (part + 1) * size]
@@ -127,3 +168,14 @@ def _epoch(plan: BatchPlan, epoch: int) -> tuple[np.ndarray, np.ndarray]:
     first_view = block_of_views * plan.repeats
     view = np.tile(np.arange(plan.repeats, dtype=np.int32) + first_view, size)
     return index.reshape(-1), np.repeat(view, 2)
+
+
+def _block_of_views(plan: BatchPlan, block: int) -> int:
+    """Which of the blocks of views is shown in a block of epochs."""
+    if not plan.num_views:
+        return block
+    views = plan.num_views // plan.repeats
+    off, mixed = plan.mix_off_epoch // plan.repeats, plan.mix_off_view // plan.repeats
+    if not off or block < off:
+        return block % (mixed or views)
+    return mixed + (block - off) % (views - mixed)

@@ -5,8 +5,11 @@ are [B, C], targets are distributions [B, C], so that smoothed and mixed labels 
 second path.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
@@ -15,6 +18,9 @@ from deit_jax.errors import InputError
 KINDS = ("none", "soft", "hard", "cosine")
 HEADS = ("token", "class")
 REDUCTIONS = ("batchmean", "numel")
+LABEL_KINDS = ("softmax", "bce")
+BCE_REDUCTIONS = ("mean", "sum")
+CLASS_WEIGHTS = ("none", "balanced")
 
 
 def smooth_labels(
@@ -32,6 +38,44 @@ def cross_entropy(
 ) -> Float[Array, " b"]:
     """-sum_c target_c log softmax(logits)_c."""
     return optax.losses.softmax_cross_entropy(logits.astype(jnp.float32), targets)
+
+
+def binary_cross_entropy(
+    logits: Float[Array, "b c"],
+    targets: Float[Array, "b c"],
+    *,
+    threshold: float | None = None,
+    reduction: str = "mean",
+) -> Float[Array, " b"]:
+    """A yes or no for each class, as timm's `BinaryCrossEntropy` (arXiv 2110.00476).
+
+    Args:
+      targets: Label distributions, smoothed and mixed already.
+      threshold: A target above it becomes 1, any other 0; None takes them as they are.
+        facebookresearch/deit has 0 with `--bce-loss` (engine.py), so that both labels
+        of a mixed image count whole.
+      reduction: Over the classes: `mean`, as there and timm's default, or `sum`
+        (timm's `--bce-sum`).
+    """
+    if threshold is not None:
+        targets = (targets > threshold).astype(jnp.float32)
+    each = optax.losses.sigmoid_binary_cross_entropy(
+        logits.astype(jnp.float32), targets
+    )
+    return each.mean(axis=-1) if reduction == "mean" else each.sum(axis=-1)
+
+
+def balanced_weights(
+    labels: Int[np.ndarray, " n"], num_classes: int
+) -> Float[np.ndarray, " c"]:
+    """Weights of the classes, inverse to their number of images.
+
+    scikit-learn's `balanced`: their mean over the images is 1, and a class has the same
+    weight in all as any other. A class without images has 0.
+    """
+    counts = np.bincount(labels, minlength=num_classes)
+    shares = np.count_nonzero(counts) * np.maximum(counts, 1)
+    return np.where(counts, len(labels) / shares, 0).astype(np.float32)
 
 
 def soft_distillation(
@@ -127,15 +171,19 @@ def training_loss(
     alpha: float,
     tau: float,
     reduction: str,
+    label_kind: str = "softmax",
+    bce_threshold: float | None = None,
+    bce_reduction: str = "mean",
+    class_weights: Float[np.ndarray, " c"] | None = None,
 ) -> dict[str, Float[Array, " b"]]:
-    """(1 - alpha) CE(class head, targets) + alpha D(student head, teacher).
+    """(1 - alpha) L(class head, targets) + alpha D(student head, teacher).
 
     Args:
       logits: The student's heads, `class` and, with the token, `distill`.
       targets: Label distributions.
       teacher_logits: None only for `kind="none"`.
-      kind: D is `soft` (with its factor tau^2), `hard` or `cosine`; `none` leaves the
-        cross-entropy alone, unscaled.
+      kind: D is `soft` (with its factor tau^2), `hard` or `cosine`; `none` leaves L
+        alone, unscaled.
       head: `token` compares the distillation head with the teacher (DeiT), `class` the
         class head (the paper's "usual distillation", table 3).
       alpha: Weight of D, 0 .. 1.
@@ -143,13 +191,26 @@ def training_loss(
       reduction: `batchmean` sums D over the classes, as the equation says; `numel`
         divides it by C on top, which is what facebookresearch/deit computes for `soft`
         (its sum is divided by B * C).
+      label_kind: L is `softmax` (cross-entropy) or `bce`, which
+        `binary_cross_entropy` computes with the two arguments that follow. D stays as
+        it is, as in facebookresearch/deit.
+      class_weights: Factors on L: an example has the mean of those of its targets.
 
     Returns:
-      Per example: `loss` and its unweighted pieces `loss_ce` and `loss_distill`.
+      Per example: `loss` and its unscaled pieces, `loss_ce` or `loss_bce`, and
+      `loss_distill`.
     """
-    ce = cross_entropy(logits["class"], targets)
+    name, labels = "loss_ce", cross_entropy
+    if label_kind == "bce":
+        name = "loss_bce"
+        labels = functools.partial(
+            binary_cross_entropy, threshold=bce_threshold, reduction=bce_reduction
+        )
+    label_loss = labels(logits["class"], targets)
+    if class_weights is not None:
+        label_loss = label_loss * (targets * class_weights[None]).sum(axis=-1)
     if kind == "none":
-        return {"loss": ce, "loss_ce": ce}
+        return {"loss": label_loss, name: label_loss}
     student = logits["distill" if head == "token" else "class"]
     match kind:
         case "soft":
@@ -162,5 +223,5 @@ def training_loss(
             raise ValueError(f"unknown {kind=}; known: {KINDS}")
     if reduction == "numel":
         distill = distill / student.shape[-1]
-    loss = (1 - alpha) * ce + alpha * distill
-    return {"loss": loss, "loss_ce": ce, "loss_distill": distill}
+    loss = (1 - alpha) * label_loss + alpha * distill
+    return {"loss": loss, name: label_loss, "loss_distill": distill}

@@ -188,6 +188,9 @@ def _fields(described: Mapping) -> dict:
     }
     augmentation = flatten_dict(described["augmentation"], sep=".")
     for name, value in augmentation.items():
+        if name == "mix_off_view":  # follows from three of the config's fields
+            about["augment.mix_off_epoch, epochs, num_views: unmixed from view"] = value
+            continue
         section = "dataset" if name in ("mean", "std") else "augment"
         about[f"{section}.{name}"] = value
     return about

@@ -14,7 +14,7 @@ from flax.traverse_util import flatten_dict
 from deit_jax import files
 from deit_jax.errors import InputError
 from deit_jax.training import summary, writers
-from deit_jax.training.run_directory import CONFIG
+from deit_jax.training.run_directory import ADDED_FIELDS, CONFIG
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -219,7 +219,8 @@ def config_differences(groups: Sequence[Group]) -> dict[str, list]:
 def _fields(run: Run) -> dict:
     """The config without its seed, and without what is None.
 
-    A field that a later version adds is None where nobody sets it.
+    A field that a later version adds is None where nobody sets it, or has the value
+    that says what the run did.
     """
-    flat = flatten_dict(run.config, sep=".")
+    flat = ADDED_FIELDS | flatten_dict(run.config, sep=".")
     return {k: v for k, v in flat.items() if k != "seed" and v is not None}

@@ -20,6 +20,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from deit_jax.errors import InputError
 from deit_jax.training import data_identity, digests, processes
+from deit_jax.training.run_directory import ADDED_FIELDS
 from deit_jax.training.state import TrainState
 
 # Fields that may change between two starts: they touch neither the order of the data
@@ -41,9 +42,6 @@ FREE_FIELDS = (
     "optimizer.max_consecutive_skips",
     "steps_per_dispatch",
 )
-
-# What runs of older versions did, whose configs do not have these fields.
-ADDED_FIELDS = {"model.pool": "token", "model.init_values": None}
 
 # What a checkpoint holds as JSON.
 PLAIN = ("config", "data", "progress")
@@ -243,7 +241,7 @@ def check_resumable(
         )
     # Through JSON, where a tuple is a list, as in the saved one.
     config = json.loads(json.dumps(config))
-    old, new = (ADDED_FIELDS | flatten_dict(x, sep=".") for x in (saved, config))
+    old, new = (ADDED_FIELDS | flatten_dict(c, sep=".") for c in (saved, config))
     free = FREE_FIELDS
     if saved_data and data:
         for note in data_identity.check(saved_data, data, where=where):

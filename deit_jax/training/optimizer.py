@@ -1,16 +1,20 @@
-"""Adam, AdamW and SGD with warm-up, cosine decay and a weight-decay mask."""
+"""Optax's optimizers with one weight-decay mask, layer decay and clipping."""
 
 import functools
 
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 
 from deit_jax.errors import InputError
 
-NAMES = ("adam", "adamw", "sgd")
+NAMES = ("adam", "adamw", "sgd", "lamb", "lion", "muon")
 # The paper's recipe decays matrices only (timm's `no_weight_decay` and 1-d rule).
 NO_DECAY = ("bias", "scale", "gamma", "cls_token", "dist_token", "pos_embed")
+# Root mean square of muon's updates, about that of Adam's, so that they share learning
+# rate and weight decay (Liu et al. 2025, arXiv 2502.16982, section 2.2).
+MUON_RMS = 0.2
 
 
 def resolve_learning_rate(
@@ -23,24 +27,6 @@ def resolve_learning_rate(
     if reference_batch_size == 0:
         return learning_rate
     return learning_rate * batch_size / reference_batch_size
-
-
-def warmup_cosine(
-    peak: float,
-    *,
-    total_steps: int,
-    warmup_steps: int,
-    warmup_learning_rate: float = 0.0,
-    min_learning_rate: float = 0.0,
-) -> optax.Schedule:
-    """Linear warm-up to `peak`, then half a cosine down to `min_learning_rate`."""
-    return optax.warmup_cosine_decay_schedule(
-        init_value=warmup_learning_rate if warmup_steps else peak,
-        peak_value=peak,
-        warmup_steps=warmup_steps,
-        decay_steps=total_steps,
-        end_value=min_learning_rate,
-    )
 
 
 def decay_mask(params) -> dict:
@@ -85,6 +71,46 @@ def _scale_layers(layer_decay: float, updates, _):
     return jax.tree.map(jnp.multiply, updates, layer_scales(updates, layer_decay))
 
 
+def _lamb(
+    learning_rate: optax.ScalarOrSchedule, b1: float, b2: float, decay: dict
+) -> list[optax.GradientTransformation]:
+    """`optax.lamb` (You et al. 2020, arXiv 1904.00962), but for biases and their like.
+
+    What has no weight decay has no trust ratio either, as in NVIDIA's FusedLAMB, which
+    DeiT III is trained with, and in timm: a bias that starts at 0 would hardly move.
+    """
+    return [
+        optax.scale_by_adam(b1=b1, b2=b2, eps=1e-6),
+        optax.add_decayed_weights(**decay),
+        optax.masked(optax.scale_by_trust_ratio(), decay_mask),
+        optax.scale_by_learning_rate(learning_rate),
+    ]
+
+
+def muon_labels(params) -> dict:
+    """`muon` for the matrices of the blocks, `adam` for all else.
+
+    Heads and patch projection are Adam's, as Muon's author has it for the first and
+    the last layer (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
+    """
+
+    def label(path, x) -> str:
+        inner = path[0].key.startswith("blocks_") and x.ndim == 2
+        return "muon" if inner else "adam"
+
+    return jax.tree_util.tree_map_with_path(label, params)
+
+
+def check_trained(name: str, trained) -> None:
+    """Refuses muon where none of the trained parameters are matrices of blocks."""
+    if name == "muon" and "muon" not in jax.tree.leaves(muon_labels(trained)):
+        raise InputError(
+            "optimizer.name='muon' is for the matrices of the blocks, and "
+            "optimizer.trainable leaves none of them: take "
+            "--config.optimizer.name=adamw."
+        )
+
+
 def create(
     name: str,
     learning_rate: optax.ScalarOrSchedule,
@@ -100,8 +126,10 @@ def create(
 
     Args:
       name: One of `NAMES`: `adam` (betas b1, b2), `adamw` (the same with decoupled
-        decay, multiplied by the learning rate as in torch), or `sgd` (Nesterov
-        momentum, L2 decay).
+        decay, multiplied by the learning rate as in torch), `sgd` (Nesterov momentum,
+        L2 decay), `lamb` (adamw with a trust ratio for each matrix), `lion` (Chen et
+        al. 2023, arXiv 2302.06675) or `muon` (`momentum`; adamw for what is not in
+        `muon_labels`).
       weight_decay: Applied under `decay_mask`. Refused for plain Adam.
       clip_norm: Bound on the global norm of the gradient; 0 for none.
       layer_decay: Of `layer_scales`, which multiply the learning rate, and with it the
@@ -113,15 +141,31 @@ def create(
             "--config.optimizer.name=adamw, or a decay of 0."
         )
     decay = {"weight_decay": weight_decay, "mask": decay_mask}
-    if name == "adam":
-        steps = [optax.adam(learning_rate, b1=b1, b2=b2)]
-    elif name == "adamw":
-        steps = [optax.adamw(learning_rate, b1=b1, b2=b2, **decay)]
-    else:
-        steps = [
-            optax.add_decayed_weights(**decay),
-            optax.sgd(learning_rate, momentum=momentum, nesterov=momentum > 0),
-        ]
+    adamw = functools.partial(optax.adamw, learning_rate, b1=b1, b2=b2, **decay)
+    match name:
+        case "adam":
+            steps = [optax.adam(learning_rate, b1=b1, b2=b2)]
+        case "adamw":
+            steps = [adamw()]
+        case "sgd":
+            steps = [
+                optax.add_decayed_weights(**decay),
+                optax.sgd(learning_rate, momentum=momentum, nesterov=momentum > 0),
+            ]
+        case "lamb":
+            steps = _lamb(learning_rate, b1, b2, decay)
+        case "lion":
+            steps = [optax.lion(learning_rate, b1=b1, b2=b2, **decay)]
+        case "muon":
+            muon = optax.contrib.muon(
+                learning_rate,
+                beta=momentum,
+                weight_decay=weight_decay,
+                consistent_rms=MUON_RMS,
+            )
+            steps = [optax.partition({"muon": muon, "adam": adamw()}, muon_labels)]
+        case _:
+            raise ValueError(f"unknown optimizer {name!r}; known: {NAMES}")
     if clip_norm:
         steps.insert(0, optax.clip_by_global_norm(clip_norm))
     if layer_decay < 1:

@@ -13,6 +13,19 @@ from deit_jax.models import model_card
 from deit_jax.training import processes, summary, writers
 
 CONFIG = "config.json"
+# What runs of older versions did, whose configs do not have these fields.
+ADDED_FIELDS = {
+    "augment.mix_off_epoch": 0,
+    "loss.bce_reduction": "mean",
+    "loss.bce_target_threshold": None,
+    "loss.class_weights": "none",
+    "loss.kind": "softmax",
+    "model.init_values": None,
+    "model.pool": "token",
+    "optimizer.trainable": "all",
+    "schedule.cooldown_epochs": 0.0,
+    "schedule.name": "cosine",
+}
 
 
 def check(path: str | os.PathLike) -> None:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from deit_jax.data.rng import Stream, stream_key
+from deit_jax.training import trainable as trainables
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -16,7 +17,7 @@ class TrainState(flax.struct.PyTreeNode):
     Attributes:
       step: int32 [], steps done. Data order and randomness follow from it.
       params: The parameters, float32.
-      opt_state: Optax's.
+      opt_state: Optax's, of the trained parameters alone.
       ema_params: Moving average of `params`, or None where `ema.decay` is 0.
     """
 
@@ -27,9 +28,17 @@ class TrainState(flax.struct.PyTreeNode):
 
 
 def create(
-    model, optimizer: optax.GradientTransformation, *, seed: int, ema: bool
+    model,
+    optimizer: optax.GradientTransformation,
+    *,
+    seed: int,
+    ema: bool,
+    trainable: str = "all",
 ) -> TrainState:
-    """A state at step 0, initialised from `seed`, maybe with a moving average."""
+    """A state at step 0, initialised from `seed`, maybe with a moving average.
+
+    `trainable` says which parameters `optimizer` is for (`trainable.split`).
+    """
     size = model.image_size
 
     @jax.jit
@@ -39,7 +48,7 @@ def create(
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
-            opt_state=optimizer.init(params),
+            opt_state=optimizer.init(trainables.split(params, trainable)[0]),
             # A copy: a donated buffer must not be in the state twice.
             ema_params=jax.tree.map(jnp.copy, params) if ema else None,
         )

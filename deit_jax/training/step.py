@@ -16,6 +16,7 @@ from deit_jax.data.augment.recipes import Augmentation
 from deit_jax.data.rng import Stream, stream_key
 from deit_jax.distillation import losses
 from deit_jax.models import cost
+from deit_jax.training import trainable as trainables
 from deit_jax.training.state import TrainState
 
 AXIS = "batch"
@@ -102,6 +103,7 @@ def train_step(
     seed: int,
     ema_decay: float,
     accumulation: int = 1,
+    trainable: str = "all",
     in_cache: bool = False,
     axis_name: str | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -119,6 +121,8 @@ def train_step(
         image's place in the global batch), not from the number of devices.
       ema_decay: ema <- decay * ema + (1 - decay) * params; unused without an EMA.
       accumulation: Parts that the batch is computed in, one after the other.
+      trainable: Which parameters are trained, see `trainable.split`. The others stay
+        as they are, in the moving average too.
       in_cache: Whether to cut the parts further, to what a CPU's caches hold.
       axis_name: The mapped axis; gradients and metrics are averaged over it.
 
@@ -126,7 +130,7 @@ def train_step(
       The new state, and means over the global batch: the losses, `top1` of the class
       head on this (augmented) batch, with a teacher its `agreement` with the student's
       distillation head (or only head). Beside them, of the gradient before clipping,
-      `grad_norm` and `grad_norms` [parameters], of each in the order of
+      `grad_norm` and `grad_norms`, of each parameter that is trained in the order of
       `jax.tree.leaves`; and `skipped`, 1 where loss or `grad_norm` is not finite: such
       a step changes nothing of the state but its number, on all devices alike.
     """
@@ -135,13 +139,18 @@ def train_step(
     if in_cache:  # in whole pairs
         accumulation *= cost.parts(model, local // accumulation, unit=2)
 
-    mean_loss = functools.partial(_mean_loss, model=model, inputs=inputs, loss=loss)
+    trained, frozen = trainables.split(state.params, trainable)
+    mean_loss = functools.partial(
+        _mean_loss, frozen=frozen, model=model, inputs=inputs, loss=loss
+    )
     gradient = jax.grad(mean_loss, has_aux=True)
-    grads, metrics = _in_parts(gradient, accumulation, state.params, batch, drop_keys)
+    grads, metrics = _in_parts(gradient, accumulation, trained, batch, drop_keys)
     if axis_name is not None:
         grads, metrics = jax.lax.pmean((grads, metrics), axis_name)
 
-    update = functools.partial(_update, optimizer=optimizer, ema_decay=ema_decay)
+    update = functools.partial(
+        _update, optimizer=optimizer, ema_decay=ema_decay, trainable=trainable
+    )
     grad_norm = optax.tree.norm(grads)
     finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)
     new_state = _update_if(finite, update, state, grads)
@@ -153,8 +162,11 @@ def train_step(
     return new_state.replace(step=state.step + 1), metrics
 
 
-def _mean_loss(params, batch, drop_keys, *, model, inputs: Callable, loss: Callable):
+def _mean_loss(
+    trained, batch, drop_keys, *, frozen, model, inputs: Callable, loss: Callable
+):
     """The loss of a part of the batch, and what is told of it: means of its images."""
+    params = trainables.merge(trained, frozen)
     images, targets, teacher_logits = inputs(batch)
     logits = model.apply({"params": params}, images, drop_keys=drop_keys)
     losses = loss(logits, targets, teacher_logits)
@@ -192,13 +204,22 @@ def _in_parts(gradient: Callable, accumulation: int, params, batch, drop_keys):
     return jax.tree.map(lambda x: x / accumulation, total)
 
 
-def _update(state: TrainState, grads, *, optimizer, ema_decay: float) -> TrainState:
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+def _update(
+    state: TrainState, grads, *, optimizer, ema_decay: float, trainable: str
+) -> TrainState:
+    trained, frozen = trainables.split(state.params, trainable)
+    updates, opt_state = optimizer.update(grads, state.opt_state, trained)
+    trained = optax.apply_updates(trained, updates)
     ema_params = state.ema_params
     if ema_params is not None:
-        ema_params = optax.incremental_update(params, ema_params, 1 - ema_decay)
-    return state.replace(params=params, opt_state=opt_state, ema_params=ema_params)
+        ema, frozen_ema = trainables.split(ema_params, trainable)
+        ema = optax.incremental_update(trained, ema, 1 - ema_decay)
+        ema_params = trainables.merge(ema, frozen_ema)
+    return state.replace(
+        params=trainables.merge(trained, frozen),
+        opt_state=opt_state,
+        ema_params=ema_params,
+    )
 
 
 def _update_if(

@@ -84,6 +84,7 @@ def draw_mix(key: Key[Array, ""], size: int, settings: Augmentation) -> mix.Mix:
 def augment_pair(
     keys: Key[Array, "2"],
     index: Int32[Array, "2"],
+    view: Int32[Array, "2"],
     images: UInt8[Array, "2 h w 3"],
     settings: Augmentation,
 ) -> tuple[UInt8[Array, "2 h w 3"], mix.Mix]:
@@ -91,6 +92,8 @@ def augment_pair(
     first, second = (augment(keys[n], images[n], settings) for n in range(2))
     pair_key = jnp.where(index[0] <= index[1], keys[0], keys[1])
     drawn = draw_mix(pair_key, images.shape[1], settings)
+    if settings.mix_off_view:
+        drawn = mix.unless(view[0] >= settings.mix_off_view, drawn)
     if settings.mixes:
         first, second = mix.apply(first, second, drawn), mix.apply(second, first, drawn)
     return jnp.stack([first, second]), drawn
@@ -120,7 +123,7 @@ def augment_batch(
         return x.reshape(-1, 2, *x.shape[1:])
 
     keys = image_keys(augment_seed, view, index)
-    operands = (pairs(keys), pairs(index), pairs(images))
+    operands = (pairs(keys), pairs(index), pairs(view), pairs(images))
     one = functools.partial(augment_pair, settings=settings)
     # On a CPU one pair after the other, so that only the branches are computed that a
     # draw has chosen; elsewhere all pairs at once, and every branch of a switch.

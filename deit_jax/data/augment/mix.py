@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int32, Key, UInt8
+from jaxtyping import Array, Bool, Float, Int32, Key, UInt8
 
 from deit_jax.data.augment.fixed import below, chance, midpoints, quantile
 
@@ -79,6 +79,15 @@ def draw(
         share.astype(jnp.float32) / LAMBDA,
     )
     return Mix(share, box, weight)
+
+
+def unless(off: Bool[Array, "*b"], drawn: Mix) -> Mix:
+    """`drawn`, or where `off` says so no mixing at all."""
+    return Mix(
+        jnp.where(off, LAMBDA, drawn.share),
+        jnp.where(off[..., None], 0, drawn.box),
+        jnp.where(off, 1.0, drawn.weight),
+    )
 
 
 def apply(

@@ -7,7 +7,15 @@ from collections.abc import Mapping
 from deit_jax.data.augment import randaugment
 from deit_jax.errors import InputError
 
-MIXING_FIELDS = ("mixup", "cutmix", "mix_probability", "mix_switch_probability")
+MIXING_FIELDS = (
+    "mixup",
+    "cutmix",
+    "mix_probability",
+    "mix_switch_probability",
+    "mix_off_view",
+)
+# No fields of a config: they follow from others.
+DERIVED = ("mix_off_view", "mean", "std")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +44,7 @@ class Augmentation:
       cutmix: alpha of CutMix; 0 for none.
       mix_probability: That a pair is mixed.
       mix_switch_probability: That it is CutMix and not MixUp, where both are on.
+      mix_off_view: The first view in which no pair is mixed; 0 for none.
       mean, std: Of the data set's channels: what fills warped and erased places.
     """
 
@@ -55,6 +64,7 @@ class Augmentation:
     cutmix: float = 0.0
     mix_probability: float = 1.0
     mix_switch_probability: float = 0.5
+    mix_off_view: int = 0
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.25, 0.25, 0.25)
 
@@ -86,11 +96,12 @@ class Augmentation:
         return ", ".join(on) or "nothing"
 
     def describe(self) -> dict:
-        """As JSON holds it."""
+        """As JSON holds it; `mix_off_view`, which caches lack, only where it is set."""
         return {
             field.name: list(value) if isinstance(value, tuple) else value
             for field in dataclasses.fields(self)
             for value in [getattr(self, field.name)]
+            if value or field.name != "mix_off_view"
         }
 
 
@@ -137,7 +148,7 @@ RECIPES = {
 FIELDS = tuple(
     field.name
     for field in dataclasses.fields(Augmentation)
-    if field.name not in ("mean", "std")
+    if field.name not in DERIVED
 )
 
 
