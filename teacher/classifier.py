@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -13,7 +12,6 @@ from torch import nn
 from torch.nn import functional
 
 from deit_jax.data.crops import CROP_RATIO, centre_view
-from deit_jax.data.sources.layout import plain_name
 from deit_jax.distillation import classes
 from deit_jax.errors import InputError
 from deit_jax.weights import tensor_files
@@ -143,17 +141,9 @@ def load(
 
 
 def weights_sha256(model: nn.Module) -> str:
-    """sha256 (hex) of the state dict: name, type, shape and bytes in name order.
-
-    It belongs to the weights as the program uses them, not to a file: the same
-    weights in a `teacher.pt` and in a bare state dict have the same hash.
-    """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        array = tensor.cpu().numpy()
-        digest.update(f"{name}:{array.dtype.str}{array.shape}:".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()
+    """`tensor_files.sha256` of the state dict."""
+    state_dict = model.state_dict().items()
+    return tensor_files.sha256({name: x.cpu().numpy() for name, x in state_dict})
 
 
 def choose_device(name: str | None = None) -> torch.device:
@@ -266,7 +256,7 @@ def evaluate(
     dtype: torch.dtype,
 ) -> tuple[float, np.ndarray]:
     """Top-1 accuracy in 0 .. 1 over all of `source`, and its labels' counts [C]."""
-    columns, _ = match_classes(classifier, source)
+    columns, _ = classes.match(classifier, source)
     correct, counts = 0, np.zeros(source.num_classes, np.int64)
     blocks = consecutive(0, len(source), batch_size)
     for images, labels in read_plain(classifier, source, blocks):
@@ -274,42 +264,6 @@ def evaluate(
         correct += int((answers[:, columns].argmax(-1) == labels).sum())
         counts += np.bincount(labels, minlength=source.num_classes)
     return correct / len(source), counts
-
-
-def match_classes(classifier: Classifier, source) -> tuple[list[int], str]:
-    """Finds the classes of `source` among the teacher's, by name.
-
-    Where the teacher's file names none, they are taken to be those of `source`.
-
-    Returns:
-      For each class of `source` the column of the teacher's logits, and a sentence
-      about it, which is empty where they have the same names in the same order.
-
-    Raises:
-      InputError: The teacher has other classes, or without names another number.
-    """
-    names, ours = classifier.class_names, [*map(plain_name, source.class_names)]
-    names = names and [*map(plain_name, names)]
-    columns, words = list(range(classifier.num_classes)), ""
-    wrong = f"it has {len(columns)}, not {len(ours)}"
-    if names is None:
-        words = (
-            "the teacher's file names no classes: its logits are taken to be those of "
-            f"{source.name}, in that order"
-        )
-    elif set(names) != set(ours):
-        columns, wrong = [], classes.difference(names, ours)
-    elif names != ours:
-        words = f"the teacher's classes are put into the order of {source.name} by name"
-        place = {name: column for column, name in enumerate(names)}
-        columns = [place[name] for name in ours]
-    if len(columns) == len(ours):
-        return columns, words
-    raise InputError(
-        f"the teacher does not have the classes of {source.name} ({wrong}). Train one: "
-        f"python -m teacher.finetune --dataset={source.name} --arch={classifier.arch} "
-        "--out=DIR"
-    )
 
 
 def check_strength(top1: float, counts: np.ndarray, split: str) -> None:

@@ -15,7 +15,7 @@ import torch
 from deit_jax.data import batches
 from deit_jax.data.plan import view_pairs
 from deit_jax.data.student_views import StudentViews
-from deit_jax.distillation import cache_writer, match, teacher_cache
+from deit_jax.distillation import cache_writer, classes, match, teacher_cache
 from deit_jax.distillation.encoding import Encoding
 from deit_jax.errors import InputError
 from deit_jax.patience import Patience
@@ -87,7 +87,7 @@ class Export:
     @functools.cached_property
     def classes(self) -> tuple[list[int], str]:
         """The teacher's columns for the classes of `train`, and a sentence on them."""
-        return classifiers.match_classes(self.teacher, self.train)
+        return classes.match(self.teacher, self.train)
 
     @property
     def encoding(self) -> Encoding:

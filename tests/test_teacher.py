@@ -17,6 +17,7 @@ from PIL import Image
 from wrapped_weights import WRAPPED
 
 from deit_jax.data import crops, sources
+from deit_jax.distillation import classes
 from deit_jax.errors import InputError
 from teacher import blocks, finetune, network
 from teacher import classifier as classifiers
@@ -501,9 +502,9 @@ def test_a_teachers_classes_are_matched_by_name(
     source = dataclasses.replace(train, class_names=ours)
     if columns is None:
         with pytest.raises(InputError, match=said):
-            classifiers.match_classes(teacher, source)
+            classes.match(teacher, source)
     else:
-        found, sentence = classifiers.match_classes(teacher, source)
+        found, sentence = classes.match(teacher, source)
         assert found == list(columns)
         assert re.search(said, sentence) and bool(said) == bool(sentence)
 
