@@ -65,9 +65,10 @@ def make_config(**augment):
 def export(teacher, source, out, *, mixing="exact", num_views=VIEWS, **augment):
     student = student_views(make_config(**augment), source)
     job = Export(
-        teacher,
+        [teacher],
         source,
         sources.load("digits", "test[:20]"),
+        classifiers.TorchBackend(device="cpu"),
         seen=match.seen_by_teacher(student, mixing),
         num_views=num_views,
         batch_size=16,

@@ -48,7 +48,14 @@ def timm_model(name: str) -> tuple[dict[str, tensor_files.Tensor], dict]:
         "architecture": name.partition(".")[0],
         "pretrained_cfg": {
             field: data[field]
-            for field in ("mean", "std", "crop_pct", "interpolation", "crop_mode")
+            for field in (
+                "input_size",
+                "mean",
+                "std",
+                "crop_pct",
+                "interpolation",
+                "crop_mode",
+            )
         },
     }
     if model.num_classes == 1000:

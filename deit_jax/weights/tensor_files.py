@@ -348,7 +348,7 @@ def write_safetensors(
     path = Path(path)
     partial = path.with_name(path.name + ".partial")
     # The library takes the memory as it lies, so that views have to be copied.
-    tensors = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+    tensors = {n: np.asarray(value, order="C") for n, value in tensors.items()}
     # transformers refuses a file that does not say so.
     partial.write_bytes(safetensors.numpy.save(tensors, metadata={"format": "pt"}))
     os.replace(partial, path)
