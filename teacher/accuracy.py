@@ -6,7 +6,6 @@ import numpy as np
 
 from deit_jax.distillation import classes
 from deit_jax.distillation.teacher import average
-from deit_jax.errors import InputError
 from teacher.blocks import consecutive, read_plain
 
 
@@ -53,29 +52,3 @@ def evaluate(
         correct += np.array([(x.argmax(-1) == labels).sum() for x in asked])
         counts += np.bincount(labels, minlength=source.num_classes)
     return (correct / len(source)).tolist(), counts
-
-
-def check_strength(
-    top1: float, counts: np.ndarray, split: str, name: str = "the teacher"
-) -> None:
-    """Refuses a teacher near chance, which points at a wrong file or preprocessing.
-
-    Chance is the share of the most frequent class: what one constant answer gets. A
-    teacher has to come a tenth of the way from there to 1, and more than three
-    standard errors of chance above it.
-
-    Args:
-      top1: Measured accuracy in 0 .. 1.
-      counts: Images of each class in the split, int [C].
-      split, name: Of the data and the teacher, for the message.
-    """
-    chance = counts.max() / counts.sum()
-    error = np.sqrt(chance * (1 - chance) / counts.sum())
-    needed = min(max(chance + 0.1 * (1 - chance), chance + 3 * error), 1.0)
-    if top1 < needed:
-        raise InputError(
-            f"{name} is near chance: top-1 {top1:.1%} on {split}, where one "
-            f"constant answer gets {chance:.1%} and {needed:.1%} is the least. "
-            "Check --arch, --image_size, --stem and the order of the classes, train it "
-            "longer, or pass --allow_weak_teacher."
-        )

@@ -21,6 +21,12 @@ from deit_jax.patience import Patience
 from teacher import accuracy
 from teacher.blocks import read_plain, seen_whole
 
+# For a teacher that knows nothing.
+ADVICE = (
+    "Check --arch, --image_size, --stem and the order of the classes, train it longer, "
+    "or pass --allow_weak_teacher."
+)
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Export:
@@ -252,7 +258,7 @@ def _measure(job: Export, allow_weak_teacher: bool) -> list[float]:
         print(f"{name}: top-1 {share:.4f} on {job.test.split}", flush=True)
         if not allow_weak_teacher:
             split = f"{job.test.name} {job.test.split}"
-            accuracy.check_strength(share, counts, split, name)
+            classes.check_strength(share, counts, split, ADVICE, name)
     return top1
 
 

@@ -50,6 +50,7 @@ from ml_collections import config_flags
 from deit_jax import command, recipe, teachers
 from deit_jax.data import sources
 from deit_jax.distillation import losses, match, teacher_cache
+from deit_jax.distillation.encoding import TOLERANCE
 from deit_jax.distillation.teacher import Teacher
 from deit_jax.errors import InputError
 from deit_jax.main import config_arguments
@@ -98,7 +99,7 @@ def define_flags() -> None:
     )
     flags.DEFINE_float(
         "tolerance",
-        0.02,
+        TOLERANCE,
         "Of --verify, on |cached - live| beyond float16's rounding; above it the exit "
         "code is 1.",
     )

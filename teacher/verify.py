@@ -3,7 +3,6 @@
 import numpy as np
 
 from deit_jax.distillation import cache_writer, teacher_cache
-from deit_jax.distillation.encoding import Encoding
 from deit_jax.errors import InputError
 from teacher.export import Export
 
@@ -43,7 +42,7 @@ def verify(
     with job.open() as opened:
         computed = job.logits(opened, blocks)
         for (index, view), live in zip(blocks, computed, strict=True):
-            gap, more = _compare(job.encoding, cache.rows(view, index), live)
+            gap, more = job.encoding.compare(cache.rows(view, index), live)
             gaps.append(gap)
             beyond.append(more)
     return float(np.max(gaps)), float(np.maximum(np.max(beyond), 0))
@@ -66,18 +65,3 @@ def _random_blocks(job: Export, num_views: int, count: int, seed: int) -> list:
         tuple(map(np.concatenate, zip(*singles[n : n + per_block], strict=True)))
         for n in range(0, len(singles), per_block)
     ]
-
-
-def _compare(encoding: Encoding, stored, live: np.ndarray) -> tuple[float, float]:
-    """The largest |cached - live|, and the most beyond float16's rounding."""
-    name, beyond = "logits", 0.0
-    if encoding.top_k:
-        # Nearly equal logits may have changed places: compared by class.
-        name = "values"
-        tails = encoding.encode(live)["tails"]
-        beyond = np.abs(stored["tails"] - tails).max()
-        live = np.take_along_axis(live, stored["indices"].astype(np.int64), axis=1)
-    gap = np.abs(stored[name] - live)
-    with np.errstate(invalid="ignore"):  # not a number is no neighbour
-        rounding = np.abs(np.spacing(stored[name])) / 2
-    return gap.max(), np.maximum(beyond, (gap - rounding).max())

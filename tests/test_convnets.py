@@ -30,17 +30,19 @@ def trained(arch, stem="standard", seed=0):
     norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     with torch.no_grad():
         for norm in norms:
-            norm.weight.uniform_(0.5, 1.5)
+            norm.weight.uniform_(0.7, 1.3)
             norm.bias.normal_(0, 0.2)
             norm.momentum = 1.0
-        model.train()(torch.randn(16, 3, 64, 64))
+        images = torch.randn(16, 3, 64, 64)
+        model.train()(images)
         for norm in norms:
             spread = norm.running_var.sqrt()
             norm.running_mean += 0.2 * spread * torch.randn_like(spread)
             # None near 0, where rounding would be all that is left of a channel.
             norm.running_var.clamp_(min=float(norm.running_var.mean()) / 4)
-            norm.running_var *= torch.empty_like(norm.running_var).uniform_(0.7, 1.4)
-    return model.eval()
+            norm.running_var *= torch.empty_like(norm.running_var).uniform_(0.8, 1.25)
+        model.fc.weight /= model.eval()(images).std()  # logits as of a trained one
+    return model
 
 
 def saved(model, path):

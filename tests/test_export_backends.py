@@ -80,6 +80,7 @@ def export(job, out):
     return teacher_cache.open_cache(out, tau=job.tau)
 
 
+@pytest.mark.slow
 def test_torch_and_jax_write_the_same_cache(
     teacher, in_jax, train, held_out, seen, tmp_path
 ):

@@ -545,10 +545,10 @@ def test_a_start_from_a_teacher_keeps_known_classes(teacher, tmp_path, ours, row
 )
 def test_weak_teacher_is_refused(top1, counts, weak):
     if weak:
-        with pytest.raises(InputError, match=r"near chance.*--allow_weak_teacher"):
-            accuracy.check_strength(top1, np.array(counts), "test")
+        with pytest.raises(InputError, match=r"near chance: .* Train it\."):
+            classes.check_strength(top1, np.array(counts), "test", "Train it.")
     else:
-        accuracy.check_strength(top1, np.array(counts), "test")
+        classes.check_strength(top1, np.array(counts), "test", "Train it.")
 
 
 def test_evaluation_counts_every_image_once(teacher, held_out):

@@ -1,6 +1,8 @@
-"""The classes of a teacher and those of a data set, compared by name."""
+"""The classes of a teacher: compared by name with a data set's; and known at all."""
 
 from collections.abc import Sequence
+
+import numpy as np
 
 from deit_jax.data.sources.layout import plain_name
 from deit_jax.errors import InputError, listed
@@ -62,3 +64,32 @@ def match(teacher, source) -> tuple[list[int], str]:
         f"python -m teacher.finetune --dataset={source.name} --arch={teacher.arch} "
         "--out=DIR"
     )
+
+
+def check_strength(
+    top1: float,
+    counts: np.ndarray,
+    split: str,
+    advice: str,
+    name: str = "the teacher",
+) -> None:
+    """Refuses a teacher near chance, which points at a wrong file or preprocessing.
+
+    Chance is the share of the most frequent class: what one constant answer gets. A
+    teacher has to come a tenth of the way from there to 1, and more than three
+    standard errors of chance above it.
+
+    Args:
+      top1: Measured accuracy in 0 .. 1.
+      counts: Images of each class in the split, int [C].
+      split, name: Of the data and the teacher, for the message, which ends with
+        `advice`.
+    """
+    chance = counts.max() / counts.sum()
+    error = np.sqrt(chance * (1 - chance) / counts.sum())
+    needed = min(max(chance + 0.1 * (1 - chance), chance + 3 * error), 1.0)
+    if top1 < needed:
+        raise InputError(
+            f"{name} is near chance: top-1 {top1:.1%} on {split}, where one "
+            f"constant answer gets {chance:.1%} and {needed:.1%} is the least. {advice}"
+        )
