@@ -119,8 +119,8 @@ def _in_huge_pages() -> None:
 
     XLA allocates and frees large buffers at each step on CPU; in pages of 4 KiB that
     costs up to a third of the step. glibc reads its tunables once, when a process
-    starts. The commands of the teacher are left alone: they gain nothing, and would
-    import torch twice.
+    starts. teacher.finetune is left alone: it gains nothing, and would import torch
+    twice.
     """
     if TUNABLES in os.environ or sys.platform != "linux" or "torch" in sys.modules:
         return

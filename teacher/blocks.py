@@ -1,14 +1,20 @@
 """Blocks of images of a source, read ahead in bounded memory."""
 
 import collections
+import functools
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from PIL import Image
 
-from deit_jax.data.crops import CROP_WORDS, crop_and_resize, random_resized_crop_box
+from deit_jax.data.crops import (
+    CROP_WORDS,
+    centre_view,
+    crop_and_resize,
+    random_resized_crop_box,
+)
 
 READ_AHEAD = 2  # blocks in memory beside the one in use
 THREADS = min(8, os.cpu_count() or 1)  # image decoders release Python's lock
@@ -50,6 +56,30 @@ def read_blocks(
                 yield _stack(ahead.popleft())
         while ahead:
             yield _stack(ahead.popleft())
+
+
+def read_plain(
+    teachers: Sequence, source, blocks: Sequence[np.ndarray]
+) -> Iterator[tuple[list[np.ndarray], np.ndarray]]:
+    """`read_blocks` of images without augmentation: whole, or their centre view.
+
+    Yields:
+      What each of the teachers sees, uint8 [B, S, S, 3], and the labels.
+    """
+    kinds = [(teacher.image_size, teacher.crop_ratio) for teacher in teachers]
+    if seen_whole(source):
+        kinds = [None] * len(kinds)
+    streams = {
+        kind: read_blocks(source, blocks, functools.partial(_centre, kind))
+        for kind in kinds
+    }
+    for read in zip(*streams.values(), strict=True):
+        images = dict(zip(streams, (images for images, _ in read), strict=True))
+        yield [images[kind] for kind in kinds], read[0][1]
+
+
+def _centre(kind: tuple[int, float], image: Image.Image, _) -> np.ndarray:
+    return centre_view(image, *kind)
 
 
 def seen_whole(source) -> bool:

@@ -2,9 +2,7 @@
 
 import contextlib
 import dataclasses
-import hashlib
 import os
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,18 +10,13 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from deit_jax.data.crops import CROP_RATIO, centre_view
-from deit_jax.data.sources.layout import plain_name
-from deit_jax.distillation import classes
 from deit_jax.errors import InputError
-from deit_jax.weights import tensor_files
+from deit_jax.weights import tensor_files, timm, torchvision
+from deit_jax.weights.torchvision import CROP_RATIO
 from teacher import network
-from teacher.blocks import consecutive, read_blocks
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+IMAGENET_MEAN, IMAGENET_STD = timm.IMAGENET
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
-TEACHER = "teacher.pt"  # in the run directory of teacher.finetune
 
 
 @dataclasses.dataclass(eq=False)
@@ -58,6 +51,12 @@ class Classifier:
     def num_classes(self) -> int:
         return network.find_head(self.model)[1].out_features
 
+    @property
+    def sha256(self) -> str:
+        """`tensor_files.sha256` of the state dict."""
+        state_dict = self.model.state_dict().items()
+        return tensor_files.sha256({name: x.cpu().numpy() for name, x in state_dict})
+
 
 def save(path: str | os.PathLike, classifier: Classifier, **extra) -> None:
     """Writes one file of tensors and plain values, all or nothing.
@@ -86,74 +85,32 @@ def replace_file(path: Path, content: dict) -> None:
     os.replace(partial, path)
 
 
-def load(
-    path: str | os.PathLike,
-    *,
-    arch: str | None = None,
-    stem: str | None = None,
-    image_size: int | None = None,
-) -> Classifier:
+def load(path: str | os.PathLike, **given) -> Classifier:
     """Reads what `save` wrote, or a state dict of a torchvision network.
 
     Args:
-      path: A run directory of teacher.finetune, or what `tensor_files.open_file` reads.
-      arch, stem, image_size: What a bare state dict does not say: `arch` and
-        `image_size` are needed for one, its stem is `standard` if not given. Where the
-        file says them, they may only repeat it. A bare state dict of any float type is
-        taken, with ImageNet's mean and standard deviation.
+      path, given: As of `deit_jax.weights.torchvision.open_file`.
 
     Raises:
       InputError: There is no such file, it is damaged, holds more than tensors and
         plain values, or does not fit the network.
     """
-    unfinished = Path(path, "checkpoint.pt").exists()
-    if unfinished and not Path(path, TEACHER).exists():
-        raise InputError(
-            f"the teacher in {path} is not trained to its end. Repeat the "
-            "teacher.finetune command that began it: it goes on from there."
-        )
-    file = tensor_files.open_file(path, TEACHER)
-    content = file.content
-    given = {"arch": arch, "stem": stem, "image_size": image_size}
-    if network.is_teacher(content):
-        for name, value in given.items():
-            if value is not None and value != content[name]:
-                raise InputError(
-                    f"{path} has {name}={content[name]}, not --{name}={value}. "
-                    f"Leave --{name} out."
-                )
-        stored = {
-            field.name: content[field.name]
-            for field in dataclasses.fields(Classifier)
-            if field.name in content and field.name != "model"
-        }
-    else:
-        if arch is None or image_size is None:
-            raise InputError(
-                f"{path} is a bare state dict: say what it was trained as, with --arch "
-                "(a torchvision name), --image_size (pixels) and, where it has one, "
-                "--stem=cifar."
-            )
-        stored = given | {"stem": stem or "standard"}
-    kind = {name: stored[name] for name in given}
-    model = network.build(num_classes=None, **kind)
-    network.load_weights(model, file, network.describe(**kind))
-    network.check_image_size(model, stored["arch"], stored["image_size"])
+    return build(torchvision.open_file(path, **given))
+
+
+def build(found: torchvision.Described) -> Classifier:
+    """Reads a file that is described into its network; raises InputError as `load`."""
+    model = network.build(
+        found.arch, None, stem=found.stem, image_size=found.image_size
+    )
+    network.load_weights(model, found.file, found.words)
+    network.check_image_size(model, found.arch, found.image_size)
+    stored = {
+        field.name: getattr(found, field.name)
+        for field in dataclasses.fields(Classifier)
+        if field.name != "model"
+    }
     return Classifier(model=model, **stored)
-
-
-def weights_sha256(model: nn.Module) -> str:
-    """sha256 (hex) of the state dict: name, type, shape and bytes in name order.
-
-    It belongs to the weights as the program uses them, not to a file: the same
-    weights in a `teacher.pt` and in a bare state dict have the same hash.
-    """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        array = tensor.cpu().numpy()
-        digest.update(f"{name}:{array.dtype.str}{array.shape}:".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()
 
 
 def choose_device(name: str | None = None) -> torch.device:
@@ -189,6 +146,12 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
 def autocast(device: torch.device, dtype: torch.dtype):
     """Mixed precision, or nothing at all for float32."""
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+
+
+def deterministic() -> None:
+    """Autotuning picks kernels by the clock: two exports could differ in rounding."""
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
 
 
 def preprocess(
@@ -233,17 +196,6 @@ def logits(
         return classifier.model(x).float().cpu().numpy()
 
 
-def read_plain(
-    classifier: Classifier, source, blocks: Iterable[np.ndarray]
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """`read_blocks` of images without augmentation: whole, or their centre view."""
-
-    def view(image, _):
-        return centre_view(image, classifier.image_size, classifier.crop_ratio)
-
-    return read_blocks(source, blocks, view)
-
-
 @contextlib.contextmanager
 def explain_out_of_memory():
     """Turns a GPU that runs out of memory into an InputError; a decorator too."""
@@ -257,79 +209,30 @@ def explain_out_of_memory():
         ) from error
 
 
-def evaluate(
-    classifier: Classifier,
-    source,
-    *,
-    batch_size: int,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> tuple[float, np.ndarray]:
-    """Top-1 accuracy in 0 .. 1 over all of `source`, and its labels' counts [C]."""
-    columns, _ = match_classes(classifier, source)
-    correct, counts = 0, np.zeros(source.num_classes, np.int64)
-    blocks = consecutive(0, len(source), batch_size)
-    for images, labels in read_plain(classifier, source, blocks):
-        answers = logits(classifier, images, device=device, dtype=dtype)
-        correct += int((answers[:, columns].argmax(-1) == labels).sum())
-        counts += np.bincount(labels, minlength=source.num_classes)
-    return correct / len(source), counts
-
-
-def match_classes(classifier: Classifier, source) -> tuple[list[int], str]:
-    """Finds the classes of `source` among the teacher's, by name.
-
-    Where the teacher's file names none, they are taken to be those of `source`.
-
-    Returns:
-      For each class of `source` the column of the teacher's logits, and a sentence
-      about it, which is empty where they have the same names in the same order.
-
-    Raises:
-      InputError: The teacher has other classes, or without names another number.
-    """
-    names, ours = classifier.class_names, [*map(plain_name, source.class_names)]
-    names = names and [*map(plain_name, names)]
-    columns, words = list(range(classifier.num_classes)), ""
-    wrong = f"it has {len(columns)}, not {len(ours)}"
-    if names is None:
-        words = (
-            "the teacher's file names no classes: its logits are taken to be those of "
-            f"{source.name}, in that order"
-        )
-    elif set(names) != set(ours):
-        columns, wrong = [], classes.difference(names, ours)
-    elif names != ours:
-        words = f"the teacher's classes are put into the order of {source.name} by name"
-        place = {name: column for column, name in enumerate(names)}
-        columns = [place[name] for name in ours]
-    if len(columns) == len(ours):
-        return columns, words
-    raise InputError(
-        f"the teacher does not have the classes of {source.name} ({wrong}). Train one: "
-        f"python -m teacher.finetune --dataset={source.name} --arch={classifier.arch} "
-        "--out=DIR"
-    )
-
-
-def check_strength(top1: float, counts: np.ndarray, split: str) -> None:
-    """Refuses a teacher near chance, which points at a wrong file or preprocessing.
-
-    Chance is the share of the most frequent class: what one constant answer gets. A
-    teacher has to come a tenth of the way from there to 1, and more than three
-    standard errors of chance above it.
+@dataclasses.dataclass(frozen=True)
+class TorchBackend:
+    """torch as what computes a `Classifier`'s logits.
 
     Args:
-      top1: Measured accuracy in 0 .. 1.
-      counts: Images of each class in the split, int [C].
+      precision: See `choose_dtype`.
+      device: See `choose_device`.
+
+    Raises:
+      InputError: One of them cannot work here.
     """
-    chance = counts.max() / counts.sum()
-    error = np.sqrt(chance * (1 - chance) / counts.sum())
-    needed = min(max(chance + 0.1 * (1 - chance), chance + 3 * error), 1.0)
-    if top1 < needed:
-        raise InputError(
-            f"the teacher is near chance: top-1 {top1:.1%} on {split}, where one "
-            f"constant answer gets {chance:.1%} and {needed:.1%} is the least. "
-            "Check --arch, --image_size, --stem and the order of the classes, train it "
-            "longer, or pass --allow_weak_teacher."
-        )
+
+    precision: str = "float32"
+    device: str | None = None
+    name = "torch"
+
+    def __post_init__(self):
+        place = choose_device(self.device)
+        dtype = str(choose_dtype(self.precision, place)).removeprefix("torch.")
+        object.__setattr__(self, "precision", dtype)
+        object.__setattr__(self, "device", str(place))
+
+    @explain_out_of_memory()
+    def logits(self, classifier: Classifier, images: np.ndarray) -> np.ndarray:
+        """Logits float32 [B, C] of uint8 images [B, H, W, 3]."""
+        device, dtype = torch.device(self.device), getattr(torch, self.precision)
+        return logits(classifier, images, device=device, dtype=dtype)

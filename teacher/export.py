@@ -6,21 +6,26 @@ import functools
 import itertools
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from deit_jax.data import batches
 from deit_jax.data.plan import view_pairs
 from deit_jax.data.student_views import StudentViews
-from deit_jax.distillation import cache_writer, match, teacher_cache
+from deit_jax.distillation import cache_writer, classes, match, teacher_cache
 from deit_jax.distillation.encoding import Encoding
 from deit_jax.errors import InputError
 from deit_jax.patience import Patience
-from teacher import classifier as classifiers
-from teacher.blocks import seen_whole
+from teacher import accuracy
+from teacher.blocks import read_plain, seen_whole
+
+# For a teacher that knows nothing.
+ADVICE = (
+    "Check --arch, --image_size, --stem and the order of the classes, train it longer, "
+    "or pass --allow_weak_teacher."
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -28,32 +33,32 @@ class Export:
     """What a cache is made of; the same gives byte-identical files on one machine.
 
     Attributes:
-      teacher: Has the classes of `train`, in any order where its file names them.
+      teachers: Have the classes of `train`, in any order where their files name them;
+        several are averaged. As `backend` takes them.
       train: The source to cache (`deit_jax.data.sources`).
-      test: The source that the teacher's top-1 is measured on.
-      seen: The images that the teacher sees; None for plain ones.
+      test: The source that the teachers' top-1 is measured on.
+      backend: `teacher.classifier.TorchBackend` or `teacher.jax_backend.JaxBackend`.
+      seen: The images that the teachers see; None for plain ones.
       num_views: Views of each image; 1 for plain ones.
       top_k: Largest logits that are kept; None for all.
-      tau: Temperature for which the others' probability is kept.
+      tau: Temperature for which the others' probability is kept, and at which several
+        teachers are averaged.
       batch_size: Images a forward pass; even where pairs are seen.
-      precision: See `classifier.choose_dtype`.
-      device: See `classifier.choose_device`.
       workers: Processes that decode images which do not fit into memory.
 
     Raises:
-      InputError: The classes differ, or a number or the device cannot work.
+      InputError: The classes differ, or a number cannot work.
     """
 
-    teacher: classifiers.Classifier
+    teachers: Sequence
     train: object
     test: object
+    backend: object
     seen: StudentViews | None = None
     num_views: int = 1
     top_k: int | None = None
     tau: float = 1.0
     batch_size: int = 64
-    precision: str = "float32"
-    device: str | None = None
     workers: int = 0
 
     def __post_init__(self):
@@ -73,21 +78,22 @@ class Export:
                 f"--views={self.num_views} is not a multiple of augment.repeats="
                 f"{self.seen.repeats}."
             )
-        _ = self.encoding, self.compute  # refuse what cannot work now
-
-    @property
-    def compute(self) -> dict:
-        """device and dtype of the forward pass."""
-        device = classifiers.choose_device(self.device)
-        return {
-            "device": device,
-            "dtype": classifiers.choose_dtype(self.precision, device),
-        }
+        _ = self.encoding  # refuse what cannot work now
 
     @functools.cached_property
-    def classes(self) -> tuple[list[int], str]:
-        """The teacher's columns for the classes of `train`, and a sentence on them."""
-        return classifiers.match_classes(self.teacher, self.train)
+    def classes(self) -> list[tuple[list[int], str]]:
+        """Each teacher's columns for the classes of `train`, and a sentence on them."""
+        found = []
+        for number, teacher in enumerate(self.teachers, 1):
+            try:
+                found.append(classes.match(teacher, self.train))
+            except InputError as error:
+                if len(self.teachers) == 1:
+                    raise
+                raise InputError(
+                    f"teacher {number} of {len(self.teachers)}: {error}"
+                ) from error
+        return found
 
     @property
     def encoding(self) -> Encoding:
@@ -111,26 +117,40 @@ class Export:
         return view_pairs(seed, view, len(self.train), repeats).reshape(-1)
 
     def manifest(self) -> dict:
-        """All that is known before the teacher has been measured."""
+        """All that is known before the teachers have been measured."""
         view = "plain" if self.seen is None else "same"
-        whole = self.seen is not None or seen_whole(self.train)
         return {
             "source": teacher_cache.describe_source(self.train),
             "views": match.describe(view, self.num_views, self.seen),
             "logits": self.encoding.describe(),
-            "teacher": {
-                "arch": self.teacher.arch,
-                "stem": self.teacher.stem,
-                "weights_sha256": classifiers.weights_sha256(self.teacher.model),
-                "image_size": self.teacher.image_size,
-                "mean": list(self.teacher.mean),
-                "std": list(self.teacher.std),
-                "crop_ratio": None if whole else self.teacher.crop_ratio,
-                "precision": str(self.compute["dtype"]).removeprefix("torch."),
-                "top1": None,
-                "top1_split": self.test.split,
-            },
+            "teacher": self._describe_teachers(),
         }
+
+    def _describe_teachers(self) -> dict:
+        whole = self.seen is not None or seen_whole(self.train)
+        each = [
+            {
+                "arch": teacher.arch,
+                "stem": teacher.stem,
+                "weights_sha256": teacher.sha256,
+                "image_size": teacher.image_size,
+                "mean": list(teacher.mean),
+                "std": list(teacher.std),
+                "crop_ratio": None if whole else teacher.crop_ratio,
+                "top1": None,
+            }
+            for teacher in self.teachers
+        ]
+        shared = {
+            "precision": self.backend.precision,
+            "backend": self.backend.name,
+            "top1": None,
+            "top1_split": self.test.split,
+        }
+        if len(each) == 1:
+            return each[0] | shared
+        names = " + ".join(teacher.arch for teacher in self.teachers)
+        return {"arch": names, "tau": self.tau, "teachers": each} | shared
 
     def open(self):
         """The images for `logits`, a context manager."""
@@ -141,29 +161,31 @@ class Export:
     def logits(
         self, opened, entries: Iterable[tuple[np.ndarray, np.ndarray]]
     ) -> Iterator[np.ndarray]:
-        """The teacher's float32 [B, C] for blocks of (index [B], view [B]).
+        """The teachers' float32 [B, C] for blocks of (index [B], view [B]).
 
         In the order of the classes of `train`.
         """
-        columns, _ = self.classes
-        # Ahead in a thread: JAX makes the next images while torch looks at these.
+        columns = [columns for columns, _ in self.classes]
+        # Ahead in a thread: the next images are made while a teacher looks at these.
         images = batches.prefetch(self._images(opened, entries))
         with contextlib.closing(images):
-            for block in images:
-                answers = classifiers.logits(self.teacher, block, **self.compute)
-                yield answers[:, columns]
+            for seen in images:
+                each = accuracy.answers(self.teachers, seen, self.backend, columns)
+                yield accuracy.together(each, self.tau)
 
-    def _images(self, opened, entries) -> Iterator[np.ndarray]:
+    def _images(self, opened, entries) -> Iterator[list[np.ndarray]]:
+        """What each teacher sees."""
         if self.seen is None:
-            blocks = (index for index, _ in entries)
-            for images, _ in classifiers.read_plain(self.teacher, self.train, blocks):
+            blocks = [index for index, _ in entries]
+            for images, _ in read_plain(self.teachers, self.train, blocks):
                 yield images
             return
         # The last block is filled up, so that one compiled program serves all.
         entries, again = itertools.tee(entries)
         replayed = self.seen.replay(opened, (self._fill_up(*e) for e in entries))
         for (images, _), (index, _) in zip(replayed, again, strict=True):
-            yield images[: len(index)].copy()  # torch wants it writable
+            images = images[: len(index)].copy()  # torch wants it writable
+            yield [images] * len(self.teachers)
 
     def _fill_up(self, index, view):
         missing = (self.batch_size - len(index)) // 2
@@ -173,7 +195,6 @@ class Export:
         )
 
 
-@classifiers.explain_out_of_memory()
 def export(
     job: Export,
     out: str | os.PathLike,
@@ -199,7 +220,6 @@ def export(
       InputError: The teacher is near chance, `out` holds another cache, the logits do
         not fit float16, or a GPU's memory runs out.
     """
-    deterministic()
     manifest = job.manifest()
     wanted = range(job.num_views) if views is None else views
     done = cache_writer.checksums(out, manifest)
@@ -218,8 +238,7 @@ def export(
         return True
     if None in cache_writer.checksums(out, manifest):
         return False
-    top1 = cache_writer.measured_top1(out, manifest)
-    manifest["teacher"]["top1"] = top1
+    cache_writer.set_top1(manifest, cache_writer.measured_top1(out, manifest))
     examples = None
     if job.seen is not None:
         examples = match.examples(job.seen, job.train, job.num_views)
@@ -227,13 +246,19 @@ def export(
     return True
 
 
-def _measure(job: Export, allow_weak_teacher: bool) -> float:
-    top1, counts = classifiers.evaluate(
-        job.teacher, job.test, batch_size=job.batch_size, **job.compute
+def _measure(job: Export, allow_weak_teacher: bool) -> list[float]:
+    top1, counts = accuracy.evaluate(
+        job.teachers, job.test, job.backend, batch_size=job.batch_size, tau=job.tau
     )
-    print(f"the teacher's top-1 on {job.test.split}: {top1:.4f}", flush=True)
-    if not allow_weak_teacher:
-        classifiers.check_strength(top1, counts, f"{job.test.name} {job.test.split}")
+    names = ["the teacher"]
+    if len(job.teachers) > 1:
+        each = enumerate(job.teachers, 1)
+        names = ["all teachers together", *(f"teacher {n}, {t.arch}" for n, t in each)]
+    for name, share in zip(names, top1, strict=True):
+        print(f"{name}: top-1 {share:.4f} on {job.test.split}", flush=True)
+        if not allow_weak_teacher:
+            split = f"{job.test.name} {job.test.split}"
+            classes.check_strength(share, counts, split, ADVICE, name)
     return top1
 
 
@@ -252,7 +277,6 @@ def _export_view(job, opened, out, view: int, manifest: dict, top1) -> None:
     writer.finish()
 
 
-@classifiers.explain_out_of_memory()
 def estimate(job: Export) -> dict[str, float]:
     """What an export would cost, from the time of one batch.
 
@@ -271,12 +295,6 @@ def estimate(job: Export) -> dict[str, float]:
     }
 
 
-def deterministic() -> None:
-    """Autotuning picks kernels by the clock: two exports could differ in rounding."""
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.deterministic = True
-
-
 def _announce(job: Export, manifest: dict, out, missing: list[int]) -> None:
     size = job.num_views * len(job.train) * job.encoding.bytes_per_row
     if job.seen is None:
@@ -290,9 +308,13 @@ def _announce(job: Export, manifest: dict, out, missing: list[int]) -> None:
     print(
         f"{job.train.name} {job.train.split}: {len(job.train):,} images x {seen} x "
         f"{kept}, {size / 1e6:,.2f} MB in {Path(out)}\n"
-        f"{job.teacher.arch}, {job.teacher.stem} stem, {job.teacher.image_size} px, on "
-        f"{job.compute['device']} in {manifest['teacher']['precision']}\n"
-        + "".join(f"{sentence}\n" for sentence in job.classes[1:] if sentence)
+        + "".join(
+            f"{teacher.arch}, {teacher.stem} stem, {teacher.image_size} px\n"
+            for teacher in job.teachers
+        )
+        + f"with {job.backend.name} on {job.backend.device} in "
+        f"{manifest['teacher']['precision']}\n"
+        + "".join(f"{sentence}\n" for _, sentence in job.classes if sentence)
         + _words(missing, job.num_views),
         flush=True,
     )
@@ -319,78 +341,3 @@ def _images_per_second(job: Export, opened) -> float:
     for _ in job.logits(opened, [block, block]):
         began, before = time.perf_counter(), began
     return len(index) / (began - before)
-
-
-@classifiers.explain_out_of_memory()
-def verify(
-    job: Export, cache: teacher_cache.TeacherCache, count: int, seed: int = 0
-) -> tuple[float, float]:
-    """Computes random entries again and compares what is stored.
-
-    Args:
-      cache: The finished cache, of the same teacher and images.
-      count: Entries, at least 1.
-
-    Returns:
-      The largest |cached - live|, and the most by which one exceeds half the distance
-      of neighbouring float16 numbers, which rounding alone explains (0.03 for logits
-      between 64 and 128).
-
-    Raises:
-      InputError: The cache is of another teacher, source or other views.
-    """
-    deterministic()
-    ours, theirs = map(cache_writer.identity, (job.manifest(), cache.manifest))
-    differing = [
-        f"  {field}: {there} in the cache, {here} here"
-        for field, (there, here) in cache_writer.differences(theirs, ours).items()
-    ]
-    if differing:
-        raise InputError(
-            f"{cache.directory} is of another teacher, data set or setting:\n"
-            + "\n".join(differing)
-            + "\n--verify wants the flags of the export."
-        )
-    blocks = _random_blocks(job, cache.num_views, count, seed)
-    gaps, beyond = [], []
-    with job.open() as opened:
-        computed = job.logits(opened, blocks)
-        for (index, view), live in zip(blocks, computed, strict=True):
-            gap, more = _compare(job.encoding, cache.rows(view, index), live)
-            gaps.append(gap)
-            beyond.append(more)
-    return float(np.max(gaps)), float(np.maximum(np.max(beyond), 0))
-
-
-def _random_blocks(job: Export, num_views: int, count: int, seed: int) -> list:
-    """Blocks (index, view) of random entries, whole pairs where pairs are seen."""
-    unit = 1 if job.seen is None else 2
-    per_view = job.entries_per_view // unit
-    total = num_views * per_view
-    chosen = np.random.default_rng(seed).choice(
-        total, min(-(-count // unit), total), replace=False
-    )
-    singles = []
-    for view, place in zip(*np.divmod(np.sort(chosen), per_view), strict=True):
-        index = job.order(int(view))[unit * place : unit * (place + 1)]
-        singles.append((index, np.full(unit, view, np.int32)))
-    per_block = job.batch_size // unit
-    return [
-        tuple(map(np.concatenate, zip(*singles[n : n + per_block], strict=True)))
-        for n in range(0, len(singles), per_block)
-    ]
-
-
-def _compare(encoding: Encoding, stored, live: np.ndarray) -> tuple[float, float]:
-    """The largest |cached - live|, and the most beyond float16's rounding."""
-    name, beyond = "logits", 0.0
-    if encoding.top_k:
-        # Nearly equal logits may have changed places: compared by class.
-        name = "values"
-        tails = encoding.encode(live)["tails"]
-        beyond = np.abs(stored["tails"] - tails).max()
-        live = np.take_along_axis(live, stored["indices"].astype(np.int64), axis=1)
-    gap = np.abs(stored[name] - live)
-    with np.errstate(invalid="ignore"):  # not a number is no neighbour
-        rounding = np.abs(np.spacing(stored[name])) / 2
-    return gap.max(), np.maximum(beyond, (gap - rounding).max())

@@ -10,10 +10,15 @@ of the views, mixed pairs included (mixing=exact); with view=plain it sees the i
 without augmentation, once. The same command resumes after a kill; with more --views it
 adds views to a finished cache.
 
-A bare state dict of a torchvision network is a teacher too:
+A bare state dict of a torchvision network is a teacher too, and so is a run directory
+of this package, or timm:NAME, or hf:ID:
 
     python -m teacher.export_logits --config=configs/deit.py:digits \\
         --teacher=resnet50.pt --arch=resnet50 --image_size=64
+
+Several --teacher are averaged. --backend=jax computes their logits on all devices that
+JAX has, for ResNets, RegNets and the models of this package; without it that is so
+where these are accelerators.
 
 What is in a finished cache can be checked:
 
@@ -31,21 +36,28 @@ view-* of other machines are moved into one directory; the same command without
     done; wait
 """
 
+import importlib.util
 import json
 import os
 import re
 import sys
+from collections.abc import Sequence
 
+import jax
 from absl import flags
 from ml_collections import config_flags
 
-from deit_jax import command, recipe
+from deit_jax import command, recipe, teachers
 from deit_jax.data import sources
 from deit_jax.distillation import losses, match, teacher_cache
+from deit_jax.distillation.encoding import TOLERANCE
+from deit_jax.distillation.teacher import Teacher
 from deit_jax.errors import InputError
 from deit_jax.main import config_arguments
-from teacher import classifier as classifiers
-from teacher.export import Export, estimate, export, verify
+from deit_jax.models import convnets
+from deit_jax.weights import torchvision
+from teacher.export import Export, estimate, export
+from teacher.verify import verify
 
 
 def define_flags() -> None:
@@ -54,7 +66,19 @@ def define_flags() -> None:
         "config", None, "The student's recipe, e.g. configs/deit.py:digits."
     )
     flags.mark_flag_as_required("config")
-    flags.DEFINE_string("teacher", None, "Run of teacher.finetune, or a .pt file.")
+    flags.DEFINE_multi_string(
+        "teacher",
+        [],
+        "Run of teacher.finetune or of this package, file of weights, timm:NAME or "
+        "hf:ID; several are averaged.",
+    )
+    flags.DEFINE_enum(
+        "backend",
+        None,
+        ["torch", "jax"],
+        "What computes the logits; if not given, jax where it has an accelerator and "
+        "the network, or where torch has not.",
+    )
     flags.DEFINE_string(
         "out", None, "The config's distillation.logits_dir if not given."
     )
@@ -75,7 +99,7 @@ def define_flags() -> None:
     )
     flags.DEFINE_float(
         "tolerance",
-        0.02,
+        TOLERANCE,
         "Of --verify, on |cached - live| beyond float16's rounding; above it the exit "
         "code is 1.",
     )
@@ -95,10 +119,10 @@ def define_flags() -> None:
     flags.DEFINE_enum(
         "precision",
         "float32",
-        classifiers.PRECISIONS,
+        ["auto", "float32", "bfloat16", "float16"],
         "Half precision is faster on a GPU and rounds the logits more coarsely.",
     )
-    flags.DEFINE_string("device", None, "cpu, cuda, cuda:1; a GPU if there is one.")
+    flags.DEFINE_string("device", None, "Of torch: cpu, cuda, cuda:1.")
     flags.DEFINE_bool("allow_weak_teacher", False, "Take a teacher near chance.")
 
 
@@ -114,6 +138,13 @@ def main(_) -> None:
         )
     # JAX makes the images and torch looks at them: JAX must not take all of a GPU.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    if not (values.check or (values.teacher and all(values.teacher))):
+        raise InputError(
+            f"say with --teacher whose logits to cache: {teachers.EXPECTED}."
+        )
+    # Before the data: torchvision cannot be imported after TensorFlow, which may
+    # prepare them.
+    opened, backend = (None, None) if values.check else open_teachers()
     train = sources.load(dataset.name, dataset.train_split, data_dir=data_dir)
     distillation = values.config.distillation
     student = recipe.student_views(values.config, train)
@@ -121,28 +152,19 @@ def main(_) -> None:
     if values.check:
         check(values.check, train, student, values.config, mixing)
         return
-    if not values.teacher:
-        raise InputError(
-            "say with --teacher whose logits to cache: a run directory of "
-            "teacher.finetune, or a file of weights."
-        )
     plain = distillation.view == "plain"
     job = Export(
-        classifiers.load(
-            values.teacher,
-            arch=values.arch,
-            stem=values.stem,
-            image_size=values.image_size,
-        ),
+        opened,
         train,
         sources.load(dataset.name, dataset.eval_split, data_dir=data_dir),
+        backend,
         seen=None if plain else match.seen_by_teacher(student, mixing),
         num_views=values.views or (1 if plain else distillation.num_views),
         top_k=values.top_k,
-        tau=distillation.tau,
+        tau=losses.teacher_temperature(distillation.kind, distillation.tau)
+        if len(opened) > 1
+        else distillation.tau,
         batch_size=values.batch_size,
-        precision=values.precision,
-        device=values.device,
         workers=dataset.workers,
     )
     if values.estimate:
@@ -159,6 +181,48 @@ def main(_) -> None:
             f"these views are in {out}. When the others are there too, repeat the "
             "command without --only_views: it finishes the cache."
         )
+
+
+def open_teachers() -> tuple[list, object]:
+    """The teachers that the flags name, and what computes their logits."""
+    values = flags.FLAGS
+    given = command.values("arch", "stem", "image_size")
+    found = [teachers.find(spec, **given) for spec in values.teacher]
+    backend = values.backend or choose_backend(found)
+    if backend == "jax":
+        from teacher import jax_backend
+
+        if values.device is not None:
+            raise InputError(
+                f"--device={values.device} is of --backend=torch. JAX takes all of its "
+                "devices: JAX_PLATFORMS=cpu chooses their kind."
+            )
+        precision = jax_backend.choose_precision(values.precision)
+        opened = [teachers.in_jax(teacher, precision) for teacher in found]
+        return opened, jax_backend.JaxBackend(precision, values.batch_size)
+    for teacher in found:
+        if isinstance(teacher, Teacher):
+            raise InputError(
+                f"{teacher.spec} ({teacher.arch}) runs in JAX only: --backend=jax, for "
+                "all teachers of an export."
+            )
+    # Not where JAX computes: torch need not be there.
+    from teacher import classifier as classifiers
+
+    classifiers.deterministic()
+    return [*map(classifiers.build, found)], classifiers.TorchBackend(
+        values.precision, values.device
+    )
+
+
+def choose_backend(found: Sequence[Teacher | torchvision.Described]) -> str:
+    """`jax` where it has all the networks and an accelerator, or torch lacks one."""
+    if any(isinstance(teacher, Teacher) for teacher in found):
+        return "jax"
+    if any(teacher.arch not in convnets.ARCHITECTURES for teacher in found):
+        return "torch"
+    has_torch = importlib.util.find_spec("torchvision") is not None
+    return "torch" if has_torch and jax.default_backend() == "cpu" else "jax"
 
 
 def verified(job: Export, out: str, count: int, tolerance: float) -> int:

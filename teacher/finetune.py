@@ -26,8 +26,9 @@ from deit_jax.data import sources
 from deit_jax.errors import InputError
 from deit_jax.patience import Patience
 from deit_jax.weights import tensor_files
+from deit_jax.weights.torchvision import TEACHER
+from teacher import accuracy, network
 from teacher import classifier as classifiers
-from teacher import network
 from teacher.blocks import augmented_batches
 
 CHECKPOINT = "checkpoint.pt"
@@ -135,9 +136,7 @@ class Training:
         if self.teacher.top1 is None:  # no epoch was left to train
             self._measure()
         self.teacher.top1_split = settings.eval_split
-        classifiers.save(
-            self.out / classifiers.TEACHER, self.teacher, settings=self.identity
-        )
+        classifiers.save(self.out / TEACHER, self.teacher, settings=self.identity)
         (self.out / CHECKPOINT).unlink(missing_ok=True)
         return self.teacher
 
@@ -256,12 +255,11 @@ class Training:
         return loss.detach()
 
     def _measure(self) -> None:
-        self.teacher.top1, _ = classifiers.evaluate(
-            self.teacher,
-            self.test,
-            batch_size=self.batch_size,
-            device=self.device,
-            dtype=self.dtype,
+        backend = classifiers.TorchBackend(
+            self.identity["precision"], self.settings.device
+        )
+        [self.teacher.top1], _ = accuracy.evaluate(
+            [self.teacher], self.test, backend, batch_size=self.batch_size
         )
 
 
@@ -279,7 +277,7 @@ def schedule(progress: float) -> float:
 
 def _stored(out: Path, settings: dict) -> dict:
     """The finished or unfinished run in `out`, or nothing; refuses another run's."""
-    for name in (classifiers.TEACHER, CHECKPOINT):
+    for name in (TEACHER, CHECKPOINT):
         if not (out / name).exists():
             continue
         stored = tensor_files.load_torch(out / name)
@@ -346,7 +344,7 @@ def main(_) -> None:
     teacher = finetune(**values)
     out = values["out"]
     print(
-        f"{out}/{classifiers.TEACHER}: {teacher.arch}, top-1 {teacher.top1:.4f} on "
+        f"{out}/{TEACHER}: {teacher.arch}, top-1 {teacher.top1:.4f} on "
         f"{teacher.top1_split}\n"
         "Next, cache its logits for the student:\n"
         f"  python -m teacher.export_logits --teacher={shlex.quote(out)} "

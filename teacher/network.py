@@ -10,9 +10,10 @@ from torch import nn
 
 from deit_jax.data.sources.layout import plain_name
 from deit_jax.errors import InputError
+from deit_jax.models.resnet import STEMS
 from deit_jax.weights import one_model, tensor_files
+from deit_jax.weights import torchvision as files
 
-STEMS = ("standard", "cifar")
 # Their training loss needs a second, auxiliary head.
 AUXILIARY = ("inception_v3", "googlenet")
 
@@ -49,11 +50,11 @@ def build(
         replace_stem(model, arch)
     if weights not in ("none", "DEFAULT"):
         file = tensor_files.open_file(weights)
-        if is_teacher(file.content) and file.content["arch"] != arch:
+        if files.is_teacher(file.content) and file.content["arch"] != arch:
             raise InputError(
                 f"{weights} holds a {file.content['arch']}, --arch={arch} is asked for."
             )
-        load_weights(model, file, describe(arch, stem, image_size))
+        load_weights(model, file, files.describe(arch, stem, image_size))
         if class_names and file.content.get("class_names"):
             match_head(model, file.content["class_names"], class_names)
     if num_classes not in (None, find_head(model)[1].out_features):
@@ -156,16 +157,6 @@ def check_image_size(model: nn.Module, arch: str, image_size: int) -> None:
             f"{arch} cannot take images of {image_size} px ({error}). Give another "
             "--image_size; most networks take 224."
         ) from error
-
-
-def is_teacher(content: dict) -> bool:
-    """Whether a file of weights is a `teacher.pt`, which says what it is."""
-    return {"arch", "stem", "image_size"} <= content.keys()
-
-
-def describe(arch: str, stem: str, image_size: int) -> str:
-    """A network for messages, by the flags that a user can change."""
-    return f"{arch} of --stem={stem} and --image_size={image_size}"
 
 
 def load_weights(model: nn.Module, file: tensor_files.Weights, what: str) -> None:

@@ -46,14 +46,14 @@ def write(directory, source, views=None, logits=None, chunk=7, only=None, **teac
         if done[view] is not None:
             continue
         writer = cache_writer.ViewWriter(
-            directory, view, manifest, top1=None if view else 0.9
+            directory, view, manifest, top1=None if view else [0.9]
         )
         for start in range(writer.entries_done, LENGTH, chunk):
             index = np.arange(start, min(start + chunk, LENGTH))
             writer.append(example_logits(20)[view, index].astype(np.float32), index)
         writer.finish()
     if None not in cache_writer.checksums(directory, manifest):
-        manifest["teacher"]["top1"] = cache_writer.measured_top1(directory, manifest)
+        cache_writer.set_top1(manifest, cache_writer.measured_top1(directory, manifest))
         cache_writer.finish(directory, manifest, EXAMPLES if views else None)
     return directory
 

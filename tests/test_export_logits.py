@@ -25,13 +25,15 @@ from deit_jax.distillation import cache_writer, match, teacher_cache
 from deit_jax.errors import InputError
 from deit_jax.files import sha256
 from deit_jax.recipe import student_views
+from teacher import accuracy, export_logits, network
 from teacher import classifier as classifiers
 from teacher import export as exporting
-from teacher import export_logits, network
 from teacher.export import Export
+from teacher.verify import verify
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
+TORCH = classifiers.TorchBackend(device="cpu")
 FLOAT16 = 2e-2  # what rounding may change of these logits
 LENGTH = 45  # odd: one image of each view has no partner
 BATCH = 8  # as many as there are examples: one compiled program serves both
@@ -64,7 +66,8 @@ def train():
 
 
 def exported(teacher, train, held_out, out, *, only=None, **options):
-    job = Export(teacher, train, held_out, **{"batch_size": BATCH} | options)
+    options = {"batch_size": BATCH, "backend": TORCH} | options
+    job = Export([teacher], train, held_out, **options)
     if exporting.export(job, out, views=only, allow_weak_teacher=True):
         return teacher_cache.open_cache(out)
     return None
@@ -133,14 +136,12 @@ def test_plain_cache_holds_the_forward_pass(teacher, train, held_out, tmp_path):
         expected = teacher.model.eval()(x).numpy()
     np.testing.assert_allclose(stored(cache)[0], expected, rtol=1e-3, atol=1e-3)
     stated = cache.manifest["teacher"]
-    top1, _ = classifiers.evaluate(
-        teacher, held_out, batch_size=32, device=CPU, dtype=torch.float32
-    )
+    [top1], _ = accuracy.evaluate([teacher], held_out, TORCH, batch_size=32)
     assert stated["top1"] == top1
     assert stated["top1_split"] == "test[:32]"
-    assert stated["weights_sha256"] == classifiers.weights_sha256(teacher.model)
+    assert stated["weights_sha256"] == teacher.sha256
     assert stated["crop_ratio"] is None  # digits are seen whole
-    gap, beyond = exporting.verify(Export(teacher, train, held_out), cache, 7)
+    gap, beyond = verify(Export([teacher], train, held_out, TORCH), cache, 7)
     assert beyond < 1e-4 < gap < FLOAT16
 
 
@@ -201,8 +202,10 @@ def test_columns_are_put_into_the_order_of_the_data_by_name(
     )
     said = "the teacher's classes are put into the order of digits by name\n"
     assert capsys.readouterr().out.count(said) == 1
-    job = Export(other, train, held_out, seen=LIGHT, num_views=2, batch_size=BATCH)
-    assert exporting.verify(job, two, 7)[1] < 1e-4
+    job = Export(
+        [other], train, held_out, TORCH, seen=LIGHT, num_views=2, batch_size=BATCH
+    )
+    assert verify(job, two, 7)[1] < 1e-4
 
 
 def test_repeated_views_have_the_partners_of_training(
@@ -247,11 +250,9 @@ def test_folder_of_pictures_is_cached_plain_and_in_views(teacher, folder, tmp_pa
 
     plain = exported(teacher, train, val, tmp_path / "plain")
     plain.check_source(train)
-    assert plain.manifest["teacher"]["crop_ratio"] == classifiers.CROP_RATIO
+    assert plain.manifest["teacher"]["crop_ratio"] == crops.CROP_RATIO
     pictures = [picture for picture, _ in train.pil_images(range(32))]
-    images = np.stack(
-        [crops.centre_view(p, 32, classifiers.CROP_RATIO) for p in pictures]
-    )
+    images = np.stack([crops.centre_view(p, 32, crops.CROP_RATIO) for p in pictures])
     np.testing.assert_allclose(stored(plain)[0], answers(teacher, images), atol=FLOAT16)
 
     # A student of another size than the teacher, whose random crops are made by a
@@ -345,7 +346,7 @@ def test_repeated_resumed_and_divided_exports_have_the_same_bytes(
         exported(teacher, train, held_out, tmp_path / "divided", only=only, **options)
     assert files(tmp_path / "divided") == expected
     # What the first start has measured is not measured again.
-    monkeypatch.setattr(classifiers, "evaluate", None)
+    monkeypatch.setattr(accuracy, "evaluate", None)
     exported(teacher, train, held_out, tmp_path / "killed", **options)
     assert files(tmp_path / "killed") == expected
     # What is finished is not computed again.
@@ -368,12 +369,14 @@ def test_a_cache_that_grew_has_the_bytes_of_one_export(
 @pytest.mark.parametrize("length", [10, 11])
 def test_an_export_computes_every_row_and_partners_together(teacher, held_out, length):
     source = sources.load("digits", f"train[:{length}]")
-    job = Export(teacher, source, held_out, seen=LIGHT, num_views=3)
+    job = Export([teacher], source, held_out, TORCH, seen=LIGHT, num_views=3)
     for view in range(3):
         order = job.order(view)
         assert set(order.tolist()) == set(range(length))
         assert len(order) == length + length % 2
-    assert Export(teacher, source, held_out).order(0).tolist() == [*range(length)]
+    assert Export([teacher], source, held_out, TORCH).order(0).tolist() == [
+        *range(length)
+    ]
 
 
 # The command, in this process: its imports are paid for already
@@ -543,10 +546,10 @@ def test_only_the_same_export_is_verified(
     teacher, train, held_out, kept, command, tmp_path
 ):
     other = dataclasses.replace(teacher, arch="resnet34")
-    job = Export(other, train, held_out, seen=LIGHT, num_views=2)
+    job = Export([other], train, held_out, TORCH, seen=LIGHT, num_views=2)
     message = "teacher.arch: 'resnet18' in the cache, 'resnet34' here"
     with pytest.raises(InputError, match=message):
-        exporting.verify(job, teacher_cache.open_cache(kept), 10)
+        verify(job, teacher_cache.open_cache(kept), 10)
     for arguments, message in (
         (["--top_k=4"], "logits.top_k: None in the cache, 4 here"),
         (["--config.augment.flip=True"], "augmentation.flip: False in the cache, True"),
@@ -567,9 +570,11 @@ def test_verification_sees_entries_of_all_views(
         asked.extend(entries)
         return real(job, opened, asked)
 
-    job = Export(teacher, train, held_out, seen=LIGHT, num_views=2, batch_size=BATCH)
+    job = Export(
+        [teacher], train, held_out, TORCH, seen=LIGHT, num_views=2, batch_size=BATCH
+    )
     monkeypatch.setattr(Export, "logits", recorded)
-    gap, beyond = exporting.verify(job, teacher_cache.open_cache(kept), 50)
+    gap, beyond = verify(job, teacher_cache.open_cache(kept), 50)
     assert beyond < 1e-4 < gap < FLOAT16
     index, view = (np.concatenate(part) for part in zip(*asked, strict=True))
     assert len(index) == 50

@@ -66,9 +66,10 @@ def export(teacher, source, out, *, mixing="exact", config=None, **augment):
     config = config or make_config(**augment)
     student = student_views(config, source)
     job = Export(
-        teacher,
+        [teacher],
         source,
         sources.load("digits", "test[:20]"),
+        classifiers.TorchBackend(device="cpu"),
         seen=match.seen_by_teacher(student, mixing),
         num_views=config.distillation.num_views,
         batch_size=16,

@@ -16,9 +16,11 @@ import torchvision
 from PIL import Image
 from wrapped_weights import WRAPPED
 
+from deit_jax import teachers
 from deit_jax.data import crops, sources
+from deit_jax.distillation import classes
 from deit_jax.errors import InputError
-from teacher import blocks, finetune, network
+from teacher import accuracy, blocks, finetune, network
 from teacher import classifier as classifiers
 
 CPU = torch.device("cpu")
@@ -210,7 +212,7 @@ def test_blocks_come_in_order_and_are_read_a_few_ahead():
 def test_pictures_of_any_size_are_seen_as_their_centre_view(teacher, folder):
     source = sources.load(folder, "train")
     teacher = dataclasses.replace(teacher, image_size=24, crop_ratio=0.5)
-    [(images, labels)] = classifiers.read_plain(teacher, source, [np.arange(9)])
+    [([images], labels)] = blocks.read_plain([teacher], source, [np.arange(9)])
     assert images.shape == (9, 24, 24, 3)
     for index, (picture, label) in enumerate(source.pil_images(range(9))):
         expected = crops.centre_view(picture, 24, 0.5)
@@ -339,18 +341,13 @@ def test_hash_belongs_to_the_weights_not_to_the_file(teacher, tmp_path):
     classifiers.save(tmp_path / "teacher.pt", teacher)
     torch.save(teacher.model.state_dict(), tmp_path / "bare.pt")
     bare = classifiers.load(tmp_path / "bare.pt", arch="resnet18", image_size=32)
-    hashes = {
-        classifiers.weights_sha256(model)
-        for model in (
-            teacher.model,
-            classifiers.load(tmp_path / "teacher.pt").model,
-            bare.model,
-        )
-    }
+    saved = classifiers.load(tmp_path / "teacher.pt")
+    in_jax = teachers.open_teacher(tmp_path / "teacher.pt", dtype="bfloat16")
+    hashes = {one.sha256 for one in (teacher, saved, bare, in_jax)}
     assert len(hashes) == 1
     with torch.no_grad():
         bare.model.fc.bias[3] += 1e-3
-    assert classifiers.weights_sha256(bare.model) not in hashes
+    assert bare.sha256 not in hashes
 
 
 @pytest.mark.parametrize("given", [{}, {"arch": "resnet18"}, {"image_size": 32}])
@@ -501,9 +498,9 @@ def test_a_teachers_classes_are_matched_by_name(
     source = dataclasses.replace(train, class_names=ours)
     if columns is None:
         with pytest.raises(InputError, match=said):
-            classifiers.match_classes(teacher, source)
+            classes.match(teacher, source)
     else:
-        found, sentence = classifiers.match_classes(teacher, source)
+        found, sentence = classes.match(teacher, source)
         assert found == list(columns)
         assert re.search(said, sentence) and bool(said) == bool(sentence)
 
@@ -548,15 +545,15 @@ def test_a_start_from_a_teacher_keeps_known_classes(teacher, tmp_path, ours, row
 )
 def test_weak_teacher_is_refused(top1, counts, weak):
     if weak:
-        with pytest.raises(InputError, match=r"near chance.*--allow_weak_teacher"):
-            classifiers.check_strength(top1, np.array(counts), "test")
+        with pytest.raises(InputError, match=r"near chance: .* Train it\."):
+            classes.check_strength(top1, np.array(counts), "test", "Train it.")
     else:
-        classifiers.check_strength(top1, np.array(counts), "test")
+        classes.check_strength(top1, np.array(counts), "test", "Train it.")
 
 
 def test_evaluation_counts_every_image_once(teacher, held_out):
-    top1, counts = classifiers.evaluate(
-        teacher, held_out, batch_size=5, device=CPU, dtype=torch.float32
+    [top1], counts = accuracy.evaluate(
+        [teacher], held_out, classifiers.TorchBackend(device="cpu"), batch_size=5
     )
     with torch.inference_mode():
         x = classifiers.preprocess(held_out.images, 32, teacher.mean, teacher.std, CPU)
@@ -722,7 +719,7 @@ def test_long_work_without_a_terminal_says_how_long_it_takes(monkeypatch, capsys
 
 def test_an_epoch_is_kept_where_its_accuracy_cannot_be_measured(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(classifiers, "evaluate", None)
+        patch.setattr(accuracy, "evaluate", None)
         with pytest.raises(TypeError):
             short_finetune(tmp_path / "broken", epochs=1)
     resumed = short_finetune(tmp_path / "broken", epochs=1)

@@ -13,7 +13,7 @@ import json
 import os
 import reprlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,7 @@ SPARE_BYTES = 2**20  # for the small files beside the logits
 RECORD = {
     "identity": str,
     "entries_done": int,
-    "top1": (float, files.NULL),
+    "top1": (float, list, files.NULL),
     "sha256": (dict, files.NULL),
 }
 
@@ -36,11 +36,26 @@ def identity(manifest: Mapping) -> dict:
     """What two exports share whose views belong to one cache.
 
     Neither the number of views nor the teacher's accuracy, which is measured once.
+    Older caches do not say that torch has computed them.
     """
-    about = {name: manifest[name] for name in ("source", "logits")}
-    about["views"] = dict(manifest["views"], count=None)
-    about["teacher"] = dict(manifest["teacher"], top1=None)
-    return json.loads(json.dumps(about))
+    about = {name: manifest[name] for name in ("source", "logits", "views", "teacher")}
+    about = json.loads(json.dumps(about))
+    about["views"]["count"] = None
+    set_top1(about, None)
+    about["teacher"].setdefault("backend", "torch")
+    return about
+
+
+def set_top1(manifest: dict, top1: Sequence[float] | None) -> None:
+    """Puts accuracies into a manifest's `teacher`.
+
+    Args:
+      top1: Of all teachers together, and of several each one's; None takes them out.
+    """
+    about = manifest["teacher"]
+    each = [about, *about.get("teachers", [])]
+    for one, value in zip(each, top1 or [None] * len(each), strict=True):
+        one["top1"] = value
 
 
 def differences(one: Mapping, two: Mapping) -> dict[str, tuple[str, str]]:
@@ -115,11 +130,15 @@ def checksums(directory: str | os.PathLike, manifest: Mapping) -> list[dict | No
     ]
 
 
-def measured_top1(directory: str | os.PathLike, manifest: Mapping) -> float | None:
-    """The teacher's accuracy, as an earlier start has measured it."""
+def measured_top1(
+    directory: str | os.PathLike, manifest: Mapping
+) -> list[float] | None:
+    """The accuracies for `set_top1`, as an earlier start has measured them."""
     if there := finished(directory, manifest):
-        return there["teacher"]["top1"]
-    return read_record(directory, 0, manifest).get("top1")
+        about = there["teacher"]
+        return [one["top1"] for one in (about, *about.get("teachers", []))]
+    top1 = read_record(directory, 0, manifest).get("top1")
+    return [top1] if isinstance(top1, float) else top1
 
 
 def finish(
@@ -166,7 +185,7 @@ class ViewWriter:
       directory: Made when missing.
       view: Its number.
       manifest: As for `finish`.
-      top1: The teacher's accuracy, where this start has measured it.
+      top1: The accuracies of `set_top1`, where this start has measured them.
 
     Attributes:
       entries_done: Entries on disk, also from an earlier start of the export.
@@ -181,7 +200,7 @@ class ViewWriter:
         directory: str | os.PathLike,
         view: int,
         manifest: Mapping,
-        top1: float | None = None,
+        top1: Sequence[float] | None = None,
     ):
         self._directory, self._view, self._manifest = Path(directory), view, manifest
         self._encoding = teacher_cache.encoding_of(manifest)
@@ -258,5 +277,8 @@ def _record_path(directory: str | os.PathLike, view: int) -> Path:
 
 
 def _digest(manifest: Mapping) -> str:
-    text = json.dumps(identity(manifest), sort_keys=True)
+    about = identity(manifest)
+    if about["teacher"]["backend"] == "torch":  # as records have always had it
+        del about["teacher"]["backend"]
+    text = json.dumps(about, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -8,6 +8,10 @@ import numpy as np
 
 from deit_jax.errors import InputError
 
+# On |cached - live| beyond float16's rounding: convolutions sum in another order on
+# other machines.
+TOLERANCE = 0.02
+
 
 @dataclasses.dataclass(frozen=True)
 class Encoding:
@@ -115,6 +119,28 @@ class Encoding:
         logits = np.repeat(log_tail, self.num_classes, axis=1)
         np.put_along_axis(logits, rows["indices"].astype(np.int64), log_top, 1)
         return tau * logits
+
+    def compare(
+        self, stored: Mapping[str, np.ndarray], live: np.ndarray
+    ) -> tuple[float, float]:
+        """Compares rows with logits float32 [n, C] that are computed again.
+
+        Returns:
+          The largest |stored - live|, and the most by which one exceeds half the
+          distance of neighbouring float16 numbers, which rounding alone explains (0.03
+          for logits between 64 and 128).
+        """
+        name, beyond = "logits", 0.0
+        if self.top_k:
+            # Nearly equal logits may have changed places: compared by class.
+            name = "values"
+            tails = self.encode(live)["tails"]
+            beyond = np.abs(stored["tails"] - tails).max()
+            live = np.take_along_axis(live, stored["indices"].astype(np.int64), axis=1)
+        gap = np.abs(stored[name] - live)
+        with np.errstate(invalid="ignore"):  # not a number is no neighbour
+            rounding = np.abs(np.spacing(stored[name])) / 2
+        return gap.max(), np.maximum(beyond, (gap - rounding).max())
 
     def check_tau(self, tau: float) -> None:
         """Raises InputError where the softmax at `tau` is not known."""

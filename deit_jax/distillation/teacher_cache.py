@@ -28,9 +28,12 @@ The manifest:
     logits          {top_k, tau}, null where all logits are there
     examples_sha256 SHA-256 of the examples, or null
     teacher         {arch, stem, weights_sha256, image_size, mean, std, crop_ratio,
-                    precision, top1, top1_split}; `crop_ratio` is that of
+                    precision, backend, top1, top1_split}; `crop_ratio` is that of
                     `deit_jax.data.crops.centre_view`, null where images of one size
-                    were seen whole
+                    were seen whole; `backend` is `torch` (also where it is missing) or
+                    `jax`. Of several teachers {arch, tau, teachers, precision, backend,
+                    top1, top1_split}: their probabilities at the temperature `tau` are
+                    averaged, and `teachers` says of each what is its own
 
 `deit_jax.distillation.cache_writer` writes a cache.
 """
@@ -85,6 +88,7 @@ FIELDS = {
     "examples_sha256": (str, files.NULL),
     "teacher": {"arch": str, "top1": float, "top1_split": str},
 }
+SEVERAL = {"tau": float, "teachers": [{"arch": str, "top1": float}]}
 EXPORT_COMMANDS = """\
   python -m teacher.finetune --dataset={name} --arch=resnet50 --out={teacher}{data}
   python -m teacher.export_logits --config={config} --teacher={teacher} --out={out}\
@@ -312,6 +316,14 @@ def open_cache(directory: str | os.PathLike, *, tau: float = 1.0) -> TeacherCach
                     f"{path} is not the file its manifest was written for. {AGAIN}"
                 )
     encoding.check_tau(tau)
+    averaged = manifest["teacher"].get("tau", tau)
+    if averaged != tau:
+        raise InputError(
+            f"the teachers of {directory} are averaged at temperature {averaged:g}, "
+            f"and their answers are asked for at {tau:g}. Set "
+            f"--config.distillation.tau={averaged:g}, or export them again with this "
+            "config."
+        )
     return cache
 
 
@@ -343,6 +355,8 @@ def read_manifest(directory: Path) -> dict:
 def _check_manifest(manifest: Mapping) -> None:
     """Raises ValueError for a manifest that no export has written."""
     files.check(manifest, FIELDS)
+    if "teachers" in manifest["teacher"]:
+        files.check(manifest["teacher"], SEVERAL)
     source, views = manifest["source"], manifest["views"]
     least = [views["count"], source["length"], source["num_classes"]]
     if views["view"] == "same":

@@ -4,9 +4,13 @@ import jax
 import jax.numpy as jnp
 
 
-def abstract_params(model) -> dict:
-    """Shapes and types of a model's parameters, without computing any."""
-    side = model.image_size
+def abstract_params(model, side: int | None = None) -> dict:
+    """Shapes and types of a model's parameters, without computing any.
+
+    Args:
+      side: Of its images in pixels; None is `model.image_size`.
+    """
+    side = side or model.image_size
     images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
     return jax.eval_shape(model.init, jax.random.key(0), images)["params"]
 

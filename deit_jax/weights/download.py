@@ -52,7 +52,14 @@ def timm_model(name: str) -> tuple[dict[str, tensor_files.Tensor], dict]:
         "architecture": name.partition(".")[0],
         "pretrained_cfg": {
             field: data[field]
-            for field in ("mean", "std", "crop_pct", "interpolation", "crop_mode")
+            for field in (
+                "input_size",
+                "mean",
+                "std",
+                "crop_pct",
+                "interpolation",
+                "crop_mode",
+            )
         },
     }
     if subset := infer_imagenet_subset(model):  # by the number of classes

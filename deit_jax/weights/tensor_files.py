@@ -7,6 +7,7 @@ safetensors or torch is converted before its reader has looked at its shape.
 
 import argparse
 import dataclasses
+import hashlib
 import os
 import pathlib
 import re
@@ -324,6 +325,19 @@ def _from_tensor(value) -> Tensor:
     return Tensor(tuple(value.shape), dtype, read)
 
 
+def sha256(tensors: Mapping[str, np.ndarray]) -> str:
+    """The SHA-256 (hex) of weights: name, type, shape and bytes in name order.
+
+    It belongs to the weights as the program uses them, not to a file: the same
+    weights in a `teacher.pt` and in a bare state dict have the same hash.
+    """
+    digest = hashlib.sha256()
+    for name, array in sorted(tensors.items()):
+        digest.update(f"{name}:{array.dtype.str}{array.shape}:".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
 def write_safetensors(
     path: str | os.PathLike, tensors: Mapping[str, np.ndarray]
 ) -> None:
@@ -334,7 +348,7 @@ def write_safetensors(
     path = Path(path)
     partial = path.with_name(path.name + ".partial")
     # The library takes the memory as it lies, so that views have to be copied.
-    tensors = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+    tensors = {n: np.asarray(value, order="C") for n, value in tensors.items()}
     # transformers refuses a file that does not say so.
     partial.write_bytes(safetensors.numpy.save(tensors, metadata={"format": "pt"}))
     os.replace(partial, path)

@@ -1,0 +1,135 @@
+"""A teacher that runs in JAX: a network, its weights, and how it wants its images."""
+
+import contextlib
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Float32, UInt8
+
+from deit_jax.distillation import classes
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Teacher:
+    """A trained classifier.
+
+    Attributes:
+      spec: What it was opened as, for messages.
+      module: A Linen module; of normalised images float32 [b, S, S, 3] it gives logits
+        [b, C], or a dict of them, one a head.
+      params: Its parameters, nested dicts of float32 arrays. They are no constants:
+        `logits` takes them as an argument.
+      arch: torchvision's name of the architecture, or a variant of
+        `deit_jax.models.variants`.
+      stem: `standard`, or `cifar` (see `deit_jax.models.resnet`).
+      image_size: Side in pixels of what the network sees.
+      mean, std: Of the RGB channels, in 0 .. 1.
+      crop_ratio: Of the `deit_jax.data.crops.centre_view` of images that are not all
+        squares of one size.
+      num_classes: C.
+      class_names: In the order of the logits; None where nothing says them.
+      sha256: Of the weights (`deit_jax.weights.tensor_files.sha256`), the same whatever
+        file they come from and whatever computes with them.
+      dtype: What the network computes in, `float32` or `bfloat16`.
+      columns: For each class of the data the column of the network's logits; None
+        where they have the same order. See `match_classes`.
+    """
+
+    spec: str
+    module: Any
+    params: dict
+    arch: str
+    stem: str
+    image_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    crop_ratio: float
+    num_classes: int
+    class_names: tuple[str, ...] | None
+    sha256: str
+    dtype: str = "float32"
+    columns: tuple[int, ...] | None = None
+
+
+def match_classes(teacher: Teacher, source) -> tuple[Teacher, str]:
+    """The teacher with its logits in the order of the classes of `source`, by name.
+
+    Args:
+      source: See `deit_jax.data.sources`.
+
+    Returns:
+      The teacher, and a sentence about it (`classes.match`).
+
+    Raises:
+      InputError: It has other classes, or without names another number of them.
+    """
+    columns, words = classes.match(teacher, source)
+    if columns == list(range(teacher.num_classes)):
+        return dataclasses.replace(teacher, columns=None), words
+    return dataclasses.replace(teacher, columns=tuple(columns)), words
+
+
+def logits(
+    teacher: Teacher, params, images: UInt8[Array, "b h w 3"]
+) -> Float32[Array, "b c"]:
+    """A teacher's logits of a student's images: a pure function of `images`.
+
+    They are resized to the teacher's size (`preprocess`). Of several heads the mean of
+    the logits is taken, with which DeiT predicts.
+
+    Args:
+      params: `teacher.params`, or a copy of them on the devices.
+    """
+    x = preprocess(images, teacher.image_size, teacher.mean, teacher.std)
+    # Accelerators round the factors of float32 products unless told otherwise.
+    precise = (
+        jax.default_matmul_precision("float32")
+        if teacher.dtype == "float32"
+        else contextlib.nullcontext()
+    )
+    with precise:
+        answers = teacher.module.apply({"params": params}, x)
+    if isinstance(answers, dict):
+        answers = sum(answers.values()) / len(answers)
+    answers = answers.astype(jnp.float32)
+    if teacher.columns is not None:
+        answers = answers[:, np.array(teacher.columns)]
+    return answers
+
+
+def preprocess(
+    images: UInt8[Array, "b h w 3"],
+    size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> Float32[Array, "b s s 3"]:
+    """Resizes and normalises.
+
+    Bilinear with pixels' centres at halves (torch's `align_corners=False`); antialiased
+    where an image shrinks, which is no different where it grows.
+    """
+    b, height, width, channels = images.shape
+    x = images.astype(jnp.float32)
+    if (height, width) != (size, size):
+        x = jax.image.resize(x, (b, size, size, channels), "bilinear", antialias=True)
+    mean, std = (jnp.asarray(v, jnp.float32)[None, None, None] for v in (mean, std))
+    return (x / 255 - mean) / std
+
+
+def average(logits: Sequence[Float[Array, "b c"]], tau: float) -> Float32[Array, "b c"]:
+    """Logits whose softmax at `tau` is the mean of the teachers' softmax at `tau`.
+
+    Args:
+      logits: One array a teacher; those of a single one are given back as they are.
+      tau: Temperature of the loss.
+    """
+    if len(logits) == 1:
+        return logits[0].astype(jnp.float32)
+    stacked = jnp.stack(logits).astype(jnp.float32)
+    log_probabilities = jax.nn.log_softmax(stacked / tau)
+    total = jax.nn.logsumexp(log_probabilities, axis=0)
+    return tau * (total - jnp.log(float(len(logits))))
