@@ -4,6 +4,7 @@
 # make study   the study of docs/results.md: ARGS="--scale=micro --data_dir=..."
 # make programs  what the train step compiles to for GPUs and TPUs that are not there:
 #              ARGS="--targets=h100,v5e:4 --programs=train"
+# make wheel   dist/deit_jax-*.whl, with the recipes and the digits' teacher inside
 # make lint    what CI and pre-commit check
 # make format  what ruff can fix
 
@@ -19,7 +20,7 @@ CONSTRAINTS ?= constraints.txt
 PARALLEL := -n auto --maxprocesses=4 --dist=loadfile
 CONSTRAIN := $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 
-.PHONY: demo test quick study programs lint format clean
+.PHONY: demo test quick study programs wheel lint format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m deit_jax.main --config=configs/deit.py:digits
@@ -36,6 +37,11 @@ study: $(VENV)/.installed-teacher
 programs: $(PROGRAMS)/.installed
 	PYTHONPATH=$(PROGRAMS) $(BIN)/python -m benchmarks.programs $(ARGS)
 
+# build/ may hold modules that are gone.
+wheel: $(VENV)/.installed
+	rm -rf build
+	$(PIP) wheel -q --no-deps --no-build-isolation -w dist .
+
 lint: $(VENV)/.installed-lint
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -45,14 +51,14 @@ format: $(VENV)/.installed-lint
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) $(PROGRAMS) runs
+	rm -rf $(VENV) $(PROGRAMS) runs build dist
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.exit(sys.version_info < (3, 11) and f"error: Python 3.11 or newer is needed, $(PYTHON) is {v}: make demo PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
 
 # Each stamp is newer than what it was installed from, so that a second call does nothing.
-$(VENV)/.installed: setup.cfg pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/python
+$(VENV)/.installed: setup.py setup.cfg pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/python
 	$(PIP) install -q -e . $(CONSTRAIN)
 	touch $@
 

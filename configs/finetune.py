@@ -15,7 +15,7 @@ changed for the run (heads, positions, token) is said when it starts.
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from configs import deit, vit
+from deit_jax.configs import deit, vit
 
 SUFFIX = "_distilled"
 

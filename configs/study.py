@@ -14,7 +14,7 @@ teacher, one an epoch.
 
 from ml_collections import ConfigDict
 
-from configs import deit, vit
+from deit_jax.configs import deit, vit
 
 MODELS = ("vit", "deit", "deit_augment")
 

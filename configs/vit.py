@@ -8,7 +8,7 @@
 
 from ml_collections import ConfigDict
 
-from configs import deit
+from deit_jax.configs import deit
 
 
 def get_config(dataset: str = "cifar10") -> ConfigDict:

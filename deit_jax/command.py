@@ -13,6 +13,7 @@ from pathlib import Path
 
 from absl import app, flags, logging
 
+from deit_jax import program
 from deit_jax.errors import InputError
 from deit_jax.training.signals import Stopped
 
@@ -31,6 +32,8 @@ PATH_FIELDS = (
 TUNABLES = "GLIBC_TUNABLES"
 COMPILED = "JAX_COMPILATION_CACHE_DIR"
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+flags.disclaim_key_flags()  # they are the command's: --help shows them
 
 
 def run(main, *, takes: str | None = None) -> None:
@@ -53,6 +56,8 @@ def run(main, *, takes: str | None = None) -> None:
     _keep_compiled_programs()
 
     _open_closed_streams()
+    started = sys.modules["__main__"]
+    started.__doc__ = program.as_started(started.__doc__ or "")  # what --help shows
 
     def guarded(argv):
         with reported():
@@ -202,7 +207,7 @@ def require(**examples: str) -> None:
 
 def fail(message) -> None:
     """Prints `error: message` to stderr and exits with code 2."""
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    print(f"error: {program.as_started(str(message))}", file=sys.stderr, flush=True)
     sys.exit(2)
 
 

@@ -5,7 +5,6 @@ import functools
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -368,7 +367,8 @@ def _open_teacher(config, run: Experiment) -> TeacherCache:
         tau = losses.teacher_temperature(distillation.kind, distillation.tau)
         teacher = teacher_cache.open_cache(directory, tau=tau)
     except InputError as error:
-        if directory and (Path(directory) / teacher_cache.MANIFEST).exists():
+        found = teacher_cache.find(directory) / teacher_cache.MANIFEST
+        if directory and found.exists():
             raise  # it is there and damaged: the message says how
         commands = teacher_cache.export_commands(
             source.name, directory or "runs/logits", run.config_file

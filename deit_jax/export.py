@@ -197,7 +197,7 @@ def _check_flags(out: Path, format: str) -> None:
     if format == "onnx" and importlib.util.find_spec("jax2onnx") is None:
         raise InputError(
             "--format=onnx needs jax2onnx, which is not installed: "
-            'pip install -e ".[onnx]"'
+            "pip install jax2onnx onnxruntime"
         )
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from deit_jax import command
+from deit_jax import command, config_flag
 from deit_jax.errors import InputError
 from deit_jax.training import signals
 
@@ -46,11 +46,7 @@ def config_arguments(flag) -> str:
 
 def define_flags() -> None:
     """Defines the command's flags; an import defines none."""
-    config_flags.DEFINE_config_file(
-        "config",
-        help_string="The recipe, e.g. configs/deit.py:digits.",
-        lock_config=True,
-    )
+    config_flag.define()
     flags.DEFINE_string(
         "workdir", None, "Run directory; runs/<config>-<data set> if not given."
     )

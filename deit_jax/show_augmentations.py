@@ -13,10 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
-from ml_collections import config_flags
 from PIL import Image
 
-from deit_jax import command, files
+from deit_jax import command, config_flag, files
 from deit_jax.errors import InputError
 
 LAST_VIEW = 2**31 - 1  # views are int32
@@ -93,11 +92,7 @@ def _check_flags(out: Path, images: int, views: int, first_view: int) -> None:
 
 
 def define_flags() -> None:
-    config_flags.DEFINE_config_file(
-        "config",
-        help_string="The recipe, e.g. configs/deit.py:digits.",
-        lock_config=True,
-    )
+    config_flag.define()
     flags.DEFINE_string("out", None, "The PNG file to write; its folder is made.")
     flags.DEFINE_integer("images", 8, "Images, evenly spread over the training split.")
     flags.DEFINE_integer("views", 8, "Views of each image.")

@@ -45,9 +45,8 @@ from collections.abc import Sequence
 
 import jax
 from absl import flags
-from ml_collections import config_flags
 
-from deit_jax import command, recipe, teachers
+from deit_jax import command, config_flag, recipe, teachers
 from deit_jax.data import sources
 from deit_jax.distillation import losses, match, teacher_cache
 from deit_jax.distillation.encoding import TOLERANCE
@@ -62,9 +61,7 @@ from teacher.verify import verify
 
 def define_flags() -> None:
     """Defines the command's flags; an import defines none."""
-    config_flags.DEFINE_config_file(
-        "config", None, "The student's recipe, e.g. configs/deit.py:digits."
-    )
+    config_flag.define()
     flags.mark_flag_as_required("config")
     flags.DEFINE_multi_string(
         "teacher",

@@ -21,7 +21,7 @@ import torch
 from absl import flags
 from torch.nn import functional
 
-from deit_jax import command
+from deit_jax import command, program
 from deit_jax.data import sources
 from deit_jax.errors import InputError
 from deit_jax.patience import Patience
@@ -343,16 +343,14 @@ def main(_) -> None:
     values = {name: flags.FLAGS[name].value for name in names}
     teacher = finetune(**values)
     out = values["out"]
+    student = student_flags(
+        *(values[n] for n in ("dataset", "data_dir", "train_split", "eval_split"))
+    )
     print(
-        f"{out}/{TEACHER}: {teacher.arch}, top-1 {teacher.top1:.4f} on "
-        f"{teacher.top1_split}\n"
-        "Next, cache its logits for the student:\n"
-        f"  python -m teacher.export_logits --teacher={shlex.quote(out)} "
-        + student_flags(
-            values["dataset"],
-            values["data_dir"],
-            values["train_split"],
-            values["eval_split"],
+        program.as_started(
+            f"{out}/{TEACHER}: {teacher.arch}, top-1 {teacher.top1:.4f} on "
+            f"{teacher.top1_split}\nNext, cache its logits for the student:\n"
+            f"  python -m teacher.export_logits --teacher={shlex.quote(out)} {student}"
         )
     )
 

@@ -102,6 +102,7 @@ SRC, RUN = "--src=w.pth", "--workdir=runs/x"
         ("convert", [SRC], "say where to write: --out"),
         ("convert", [SRC, "--out=x", "--to=hf"], "--to goes with --workdir, not with"),
         ("convert", [SRC, "--out=x", "--step=0"], "--step goes with --workdir, not"),
+        ("convert", [SRC, "--out=x", "--push=a/b"], "--push goes with --workdir, not"),
         (
             "convert",
             [RUN, "--out=x", "--to=hf", "--mean=0,0,0"],
@@ -113,6 +114,15 @@ SRC, RUN = "--src=w.pth", "--workdir=runs/x"
 )
 def test_flags_that_a_command_refuses(module, flags, message):
     assert re.search(message, commands.refusal(f"deit_jax.{module}", *flags))
+
+
+@pytest.mark.parametrize(
+    ("module", "shown"),
+    [("predict", ("--workdir", "--top")), ("main", ("--config", "--target"))],
+)
+def test_help_shows_the_flags_of_a_command(module, shown):
+    said = commands.run(f"deit_jax.{module}", "--help").stdout
+    assert all(re.search(rf"^ +{flag}:", said, re.MULTILINE) for flag in shown), said
 
 
 def test_lists_of_numbers():

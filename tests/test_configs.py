@@ -254,6 +254,13 @@ def test_every_augmentation_field_can_be_overridden():
     assert (settings.mixup, settings.cutmix) == (0.2, 1.0)
 
 
+@pytest.mark.parametrize(
+    "file", sorted(CONFIGS.glob("*.py")), ids=lambda file: file.name
+)
+def test_a_recipe_imports_others_by_the_name_that_every_installation_has(file):
+    assert not re.search(r"^ *(from|import) configs\b", file.read_text(), re.MULTILINE)
+
+
 def test_every_field_has_a_comment():
     base = (CONFIGS / "deit.py").read_text().partition("def _base()")[2]
     lines = base.splitlines()

@@ -199,7 +199,7 @@ def test_onnx_equals_the_run(tmp_path, caplog):
 
 def test_onnx_that_is_not_installed_is_said(run, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "jax2onnx", None)
-    with pytest.raises(InputError, match=r"needs jax2onnx, .*: pip install -e"):
+    with pytest.raises(InputError, match=r"needs jax2onnx, .*: pip install jax2onnx"):
         export.export(run, tmp_path / "out", format="onnx")
 
 

@@ -79,7 +79,7 @@ def test_a_safetensors_file_needs_no_torch(weights, tmp_path, monkeypatch):
     assert len(loaded.notes) == 2  # no preprocessing and no names
 
     (tmp_path / "w.pth").write_bytes(b"\x80\2")
-    with pytest.raises(InputError, match=r"needs torch: pip install -e .*safetensors"):
+    with pytest.raises(InputError, match=r"needs torch: pip install .*safetensors"):
         load(tmp_path / "w.pth")
 
 

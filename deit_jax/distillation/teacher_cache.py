@@ -60,6 +60,9 @@ MANIFEST = "manifest.json"
 # Hashing runs at about 1 GB/s: a start should not wait longer than a blink for it.
 CHECKSUM_LIMIT_BYTES = 256 * 2**20
 OPEN_VIEWS = 16  # files that are open at once: an epoch reads one view, or `repeats`
+# Of digits: in the repository, and beside an installed package.
+EMBEDDED = Path("teacher/logits/digits")
+INSTALLED = Path(__file__).parents[2]
 VIEWS = ("same", "plain")
 MIXINGS = ("exact", "linear", "none")
 AGAIN = "Export it again with python -m teacher.export_logits."
@@ -252,9 +255,11 @@ class TeacherCache:
 
     def how_to_fix(self, name: str, config: str) -> str:
         """The end of a message: how to get the right cache."""
+        # Not into an installation.
+        directory = str(self.directory).removeprefix(f"{INSTALLED}/")
         return (
             " Point --config.distillation.logits_dir at the right cache, or make one:\n"
-            + export_commands(name, str(self.directory) + "-new", config)
+            + export_commands(name, f"{directory}-new", config)
         )
 
 
@@ -288,6 +293,14 @@ def encoding_of(manifest: Mapping) -> Encoding:
     return Encoding(manifest["source"]["num_classes"], about["top_k"], about["tau"])
 
 
+def find(directory: str | os.PathLike) -> Path:
+    """The directory of a cache: of `EMBEDDED`, from anywhere, what is installed."""
+    directory = Path(directory)
+    if directory == EMBEDDED and not directory.exists():
+        return INSTALLED / directory
+    return directory
+
+
 def open_cache(directory: str | os.PathLike, *, tau: float = 1.0) -> TeacherCache:
     """Opens a finished cache and checks that its files are whole.
 
@@ -298,7 +311,7 @@ def open_cache(directory: str | os.PathLike, *, tau: float = 1.0) -> TeacherCach
       InputError: There is no cache, it is unfinished, truncated, altered, or does not
         know the softmax at `tau`.
     """
-    directory = Path(directory)
+    directory = find(directory)
     if not (directory / MANIFEST).is_file():
         begun = any(directory.glob("view-*.json"))
         state = "an unfinished export" if begun else "none"

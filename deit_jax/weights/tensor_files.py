@@ -260,7 +260,7 @@ def load_torch(path: str | os.PathLike):
         import torch
     except ImportError as error:
         raise InputError(
-            f'reading {path} needs torch: pip install -e ".[teacher]", or give the '
+            f"reading {path} needs torch: pip install torch. Or give the "
             "weights as .safetensors, which does not."
         ) from error
     scalar = np.float64(0).__reduce__()[0]
