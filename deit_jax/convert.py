@@ -5,7 +5,10 @@
     python -m deit_jax.convert --src=hf:facebook/deit-tiny-distilled-patch16-224 \\
         --out=runs/deit-tiny
     python -m deit_jax.convert --workdir=runs/deit-digits --to=hf --out=exported
+    python -m deit_jax.convert --workdir=runs/deit-digits --to=hf --out=exported \\
+        --push=me/deit-digits
 
+A directory `--out` gets a README.md too: the model's page on the Hugging Face hub.
 What is not said by the files, and what is not quite the same here, is told in lines
 that start with `note:`.
 """
@@ -21,7 +24,10 @@ from deit_jax.errors import InputError
 LAYOUTS = ("timm", "hf")
 # Which flags go with --src only and which with --workdir only.
 IMPORT = ("variant", "class_names", "mean", "std", "crop_ratio")
-EXPORT = ("to", "step")
+EXPORT = ("to", "step", "push", "license")
+PAGE = "README.md"
+# Of a page: what was trained here, and what came from elsewhere.
+LICENSES = {True: "apache-2.0", False: "other"}
 
 
 def import_weights(src: str | os.PathLike, out: str | os.PathLike, **overrides) -> str:
@@ -81,26 +87,35 @@ def export_weights(
     layout: str,
     weights: str = "raw",
     step: int | None = None,
+    push: str | None = None,
+    license: str | None = None,
 ) -> str:
     """Writes the model of a run directory for timm or transformers.
 
     Args:
-      out: A file that ends in .safetensors, or a directory.
+      out: A file that ends in .safetensors, or a directory, which gets a page
+        README.md too, unless it has one.
       layout: `timm` or `hf`.
       weights, step: As for `trained_model.load`.
+      push: `org/name` on the Hugging Face hub, where a directory is uploaded.
+      license: Of the page; None is this package's for what was trained here.
 
     Returns:
       What was written, in words.
 
     Raises:
-      InputError: The run directory has no such checkpoint, or `out` cannot be written
-        or is a run directory itself.
+      InputError: The run directory has no such checkpoint, `out` cannot be written or
+        is a run directory itself, or the hub cannot be reached or refuses.
     """
     from deit_jax.models import model_card
+    from deit_jax.models.params import count_parameters
     from deit_jax.training import saved_params
-    from deit_jax.weights import save
+    from deit_jax.weights import save, upload
 
+    out = Path(out)
     save.check(out)
+    if push is not None:
+        upload.check(push, out)
     card = model_card.read(workdir)
     params, step = saved_params.load_params(
         workdir, card.create_model(), weights=weights, step=step
@@ -111,7 +126,34 @@ def export_weights(
         lines.append(
             "note: class names and preprocessing are in a directory only: --out=DIR"
         )
+    else:
+        about = {
+            "layout": layout,
+            "name": push or out.absolute().name,
+            "license": license or LICENSES[card.origin == "training"],
+            "parameters": count_parameters(params),
+            "weights": weights,
+        }
+        lines += _write_page(out / PAGE, card, workdir, step, about)
+        written.append(out / PAGE)
+    if push is not None:
+        lines.append(f"pushed: {upload.push(out, written, push)}")
     return "\n".join([*lines, *map(str, written)])
+
+
+def _write_page(path: Path, card, workdir, step: int, about: dict) -> list[str]:
+    """Writes the page of exported weights; keeps one that is there, with a note."""
+    from deit_jax.training import summary
+    from deit_jax.weights import hub_page
+
+    if path.exists():
+        return [f"note: {path} was there already and stays as it is"]
+    measured = summary.read(Path(workdir))
+    if measured and measured["steps"] != step:
+        measured = None
+    with files.writing(path.parent):
+        files.replace_file(path, hub_page.text(card, summary=measured, **about))
+    return []
 
 
 def read_class_names(path: str | os.PathLike) -> list[str]:
@@ -150,6 +192,14 @@ def define_flags() -> None:
         "crop_ratio", None, "With --src: image size / size of the shorter side."
     )
     flags.DEFINE_enum("to", None, LAYOUTS, "With --workdir: for timm or transformers.")
+    flags.DEFINE_string(
+        "push", None, "With --workdir: org/name on the Hugging Face hub; uploads --out."
+    )
+    flags.DEFINE_string(
+        "license",
+        None,
+        "With --workdir: of the page; apache-2.0 for a training, else other.",
+    )
     flags.DEFINE_enum(
         "weights",
         None,
@@ -185,8 +235,9 @@ def main(_) -> None:
         return
     if values.to is None:
         raise InputError("say for which program: --to=timm or --to=hf")
-    chosen = {"weights": values.weights or "raw", "step": values.step}
-    print(export_weights(values.workdir, values.out, layout=values.to, **chosen))
+    chosen = command.values("step", "push", "license")
+    chosen |= {"layout": values.to, "weights": values.weights or "raw"}
+    print(export_weights(values.workdir, values.out, **chosen))
 
 
 if __name__ == "__main__":

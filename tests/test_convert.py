@@ -4,11 +4,13 @@ import dataclasses
 import json
 import sys
 import time
+import types
 
 import commands
 import jax
 import numpy as np
 import pytest
+import run_directories
 
 from deit_jax import convert, trained_model
 from deit_jax.errors import InputError
@@ -17,9 +19,10 @@ from deit_jax.models.params import abstract_params
 from deit_jax.training.checkpoint import CONVERTED_FROM, Checkpoints
 from deit_jax.training.saved_params import load_params
 from deit_jax.training.state import TrainState
-from deit_jax.weights import download, save, tensor_files
+from deit_jax.weights import download, hub_page, save, tensor_files
 from deit_jax.weights.load import load
 
+SUMMARY = "docs/runs/study-micro/deit-seed0.json"
 CARD = model_card.ModelCard(
     variant="deit_nano_distilled_patch8_32",
     image_size=32,
@@ -127,7 +130,7 @@ def test_there_and_back(run, tmp_path, layout, options, seed):
     out = tmp_path / "out"
     told = convert.export_weights(run, out, layout=layout, **options)
     names = ["model.safetensors", "config.json"]
-    names += ["preprocessor_config.json"] * (layout == "hf")
+    names += ["preprocessor_config.json"] * (layout == "hf") + ["README.md"]
     assert told.splitlines()[1:] == [str(out / name) for name in names]
     assert {path.name for path in out.iterdir()} == set(names)
 
@@ -153,6 +156,125 @@ def test_a_conversion_is_no_run_to_resume(run, tmp_path):
     assert saved == {CONVERTED_FROM: str(tmp_path / "w.safetensors")}
     with pytest.raises(InputError, match="no moving average"):
         convert.export_weights(workdir, tmp_path / "x", layout="hf", weights="ema")
+
+
+# The page of a model, and the hub.
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """A run directory with the summary of a run, and its content."""
+    about = json.loads((commands.ROOT / SUMMARY).read_text("utf-8"))
+    run_directories.make(
+        tmp_path / "run", class_names=about["class_names"], step=about["steps"]
+    )
+    (tmp_path / "run/summary.json").write_text(json.dumps(about))
+    return tmp_path / "run", about
+
+
+@pytest.mark.parametrize("layout", convert.LAYOUTS)
+def test_the_page_says_what_the_hub_wants_to_know(finished, tmp_path, layout):
+    hub = pytest.importorskip("huggingface_hub")
+    run, summary = finished
+    convert.export_weights(run, tmp_path / "nano", layout=layout, license="mit")
+    text = (tmp_path / "nano/README.md").read_text("utf-8")
+    about = hub.ModelCard.load(tmp_path / "nano/README.md").data
+    assert (about.license, about.model_name) == ("mit", "nano")
+    assert about.library_name == {"hf": "transformers", "timm": "timm"}[layout]
+    assert "distillation" in about.tags
+    figures = {r.metric_name: r.metric_value for r in about.eval_results}
+    assert figures["top-1"] == summary["eval"]["mean"]["top1"]
+    assert figures["F1 (macro)"] == summary["eval"]["mean"]["f1"]
+    dataset = about.eval_results[0]
+    assert (dataset.dataset_name, dataset.dataset_split) == ("cifar10", "test")
+    assert f"| distill | {summary['eval']['distill']['top1']:.4f} |" in text
+    assert "distilled from resnet50 (top-1 80.52%)" in text
+    assert "10: airplane, automobile, bird, cat," in text
+
+
+def test_a_page_claims_only_what_is_known(run, finished, tmp_path):
+    """No metrics of another step, no licence for weights from elsewhere, no paths."""
+    convert.export_weights(run, tmp_path / "a", layout="hf")
+    convert.import_weights(tmp_path / "a", tmp_path / "again")
+    convert.export_weights(tmp_path / "again", tmp_path / "b", layout="timm")
+    text = (tmp_path / "b/README.md").read_text("utf-8")
+    assert "license: other" in text
+    assert "model-index" not in text and str(tmp_path) not in text
+    assert "3: cat, dög, cat" in text
+    (finished[0] / "checkpoints/15620").rename(finished[0] / "checkpoints/15000")
+    convert.export_weights(finished[0], tmp_path / "c", layout="hf")
+    assert "model-index" not in (tmp_path / "c/README.md").read_text()
+
+    (tmp_path / "c/README.md").write_text("mine")
+    told = convert.export_weights(run, tmp_path / "c", layout="hf")
+    assert "README.md was there already and stays" in told
+    assert (tmp_path / "c/README.md").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("cifar10", "cifar10"),
+        ("folder:/home/me/pets/", "pets"),
+        ("hf:uoft-cs/cifar10", "uoft-cs/cifar10"),
+        ("hf:/data/parquet", "parquet"),
+    ],
+)
+def test_a_data_set_is_named_without_its_path(name, shown):
+    assert hub_page.dataset(name) == shown
+
+
+class Hub:
+    """`HfApi`, as far as `upload` uses it."""
+
+    def __init__(self, error=None):
+        self.error, self.asked = error, []
+
+    def create_repo(self, name, exist_ok):
+        self.asked.append((name, exist_ok))
+        if self.error:
+            raise self.error
+        return types.SimpleNamespace(repo_id=name)
+
+    def upload_folder(self, *, repo_id, folder_path, allow_patterns, commit_message):
+        self.asked.append((repo_id, sorted(allow_patterns)))
+        return types.SimpleNamespace(commit_url=f"https://hub/{repo_id}/commit/1")
+
+
+def test_a_push_uploads_what_was_written_and_nothing_else(run, tmp_path, monkeypatch):
+    hub = pytest.importorskip("huggingface_hub")
+    api = Hub()
+    monkeypatch.setattr(hub, "HfApi", lambda: api)
+    monkeypatch.setattr(hub, "get_token", lambda: "hf_x")
+    (tmp_path / "private.txt").touch()
+    told = convert.export_weights(run, tmp_path, layout="timm", push="me/nano")
+    assert "pushed: https://hub/me/nano/commit/1" in told.splitlines()
+    names = ["README.md", "config.json", "model.safetensors"]
+    assert api.asked == [("me/nano", True), ("me/nano", names)]
+    assert "hf-hub:me/nano" in (tmp_path / "README.md").read_text("utf-8")
+
+    api.error = OSError("403 Forbidden.\nand more")
+    with pytest.raises(InputError, match=r"--push=me/nano: 403 Forbidden. The fi") as e:
+        convert.export_weights(run, tmp_path, layout="timm", push="me/nano")
+    assert len(str(e.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "out", "token", "message"),
+    [
+        ("me/nano", "nano", None, "needs a token .*: hf auth login, or set HF_TOKEN"),
+        ("me/na no", "nano", "hf_x", "na no: expected org/name"),
+        ("me/nano", "w.safetensors", "hf_x", "wants a directory: --out=w"),
+    ],
+)
+def test_a_push_that_cannot_work_writes_nothing(
+    run, tmp_path, monkeypatch, name, out, token, message
+):
+    hub = pytest.importorskip("huggingface_hub")
+    monkeypatch.setattr(hub, "get_token", lambda: token)
+    with pytest.raises(InputError, match=message):
+        convert.export_weights(run, tmp_path / out, layout="hf", push=name)
+    assert not (tmp_path / out).exists()
 
 
 # What is refused.

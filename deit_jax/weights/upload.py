@@ -1,0 +1,65 @@
+"""Weights into the Hugging Face hub."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from deit_jax.errors import InputError
+
+
+def check(name: str, directory: Path) -> None:
+    """Refuses, before anything is written, what `push` could not do.
+
+    Raises:
+      InputError: huggingface_hub is missing, knows no token, `name` is no name, or
+        `directory` would be a file.
+    """
+    if directory.suffix.lower() == ".safetensors":
+        raise InputError(f"--push={name} wants a directory: --out={directory.stem}")
+    try:
+        import huggingface_hub
+        from huggingface_hub.utils import HFValidationError, validate_repo_id
+    except ImportError as error:
+        raise InputError(
+            f"--push={name} needs huggingface_hub: pip install huggingface_hub."
+        ) from error
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise InputError(f"--push={name}: expected org/name. {error}") from error
+    if huggingface_hub.get_token() is None:
+        raise InputError(
+            f"--push={name} needs a token of the hub that may write: hf auth login, or "
+            "set HF_TOKEN."
+        )
+
+
+def push(directory: str | os.PathLike, files: Sequence[Path], name: str) -> str:
+    """Uploads files of a directory as one commit; makes the repository if need be.
+
+    Args:
+      name: `org/name`; a private repository is one that is made by hand before.
+
+    Returns:
+      The address of the commit.
+
+    Raises:
+      InputError: The hub does not answer, or refuses.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    try:
+        repository = api.create_repo(name, exist_ok=True).repo_id
+        return api.upload_folder(
+            repo_id=repository,
+            folder_path=directory,
+            allow_patterns=[file.name for file in files],
+            commit_message="Weights from deit_jax",
+        ).commit_url
+    except Exception as error:  # the network, the hub, the token's rights
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(
+            f"--push={name}: {first.rstrip('.')}. The files are in {directory}: the "
+            f"same command tries again, or: hf upload {name} {directory}"
+        ) from error
