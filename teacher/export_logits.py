@@ -62,7 +62,6 @@ from teacher.verify import verify
 def define_flags() -> None:
     """Defines the command's flags; an import defines none."""
     config_flag.define()
-    flags.mark_flag_as_required("config")
     flags.DEFINE_multi_string(
         "teacher",
         [],
@@ -124,6 +123,7 @@ def define_flags() -> None:
 
 
 def main(_) -> None:
+    command.require(config="configs/deit.py:digits")
     values = flags.FLAGS
     dataset = values.config.dataset
     data_dir = dataset.get("data_dir") or None

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 import run_directories
+from PIL import Image
 
 from deit_jax import convert, trained_model
 from deit_jax.errors import InputError
@@ -192,6 +193,20 @@ def test_the_page_says_what_the_hub_wants_to_know(finished, tmp_path, layout):
     assert "10: airplane, automobile, bird, cat," in text
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_torch_thread")
+@pytest.mark.parametrize("layout", convert.LAYOUTS)
+def test_the_code_on_the_page_runs(run, tmp_path, monkeypatch, layout, capsys):
+    pytest.importorskip("transformers" if layout == "hf" else "timm")
+    convert.export_weights(run, tmp_path / "nano", layout=layout)
+    page = (tmp_path / "nano/README.md").read_text("utf-8")
+    code = page.partition("```python\n")[2].partition("```")[0]
+    Image.new("RGB", (40, 50)).save(tmp_path / "image.jpg")
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    assert capsys.readouterr().out.strip() in CARD.class_names
+
+
 def test_a_page_claims_only_what_is_known(run, finished, tmp_path):
     """No metrics of another step, no licence for weights from elsewhere, no paths."""
     convert.export_weights(run, tmp_path / "a", layout="hf")
@@ -201,6 +216,7 @@ def test_a_page_claims_only_what_is_known(run, finished, tmp_path):
     assert "license: other" in text
     assert "model-index" not in text and str(tmp_path) not in text
     assert "3: cat, dög, cat" in text
+    assert "converted from elsewhere by deit_jax." in text
     (finished[0] / "checkpoints/15620").rename(finished[0] / "checkpoints/15000")
     convert.export_weights(finished[0], tmp_path / "c", layout="hf")
     assert "model-index" not in (tmp_path / "c/README.md").read_text()

@@ -36,7 +36,7 @@ print(model.config.id2label[logits.argmax().item()])
 import timm
 from PIL import Image
 
-model = timm.create_model("hf-hub:{name}", pretrained=True).eval()
+model = timm.create_model("{place}:{name}", pretrained=True).eval()
 transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
 logits = model(transform(Image.open("image.jpg").convert("RGB"))[None])
 print(model.pretrained_cfg["label_names"][logits.argmax()])
@@ -48,8 +48,8 @@ PAGE = """\
 
 # {title}
 
-{variant}, {parameters:,} parameters, trained with deit_jax in JAX and Flax.
-{training}
+{variant}, {parameters:,} parameters, {origin}.
+
 ## Classes
 
 {classes}
@@ -57,8 +57,8 @@ PAGE = """\
 ## Images
 
 The shorter side is resized to {shorter} pixels (bicubic) and the centre of {size} x
-{size} is taken. Pixels in 0 .. 1 are normalised with mean {mean} and standard deviation
-{std}.
+{size} is taken. Pixels in 0 .. 1 are normalised with mean ({mean}) and
+standard deviation ({std}).
 {results}
 ## Use
 
@@ -110,14 +110,14 @@ def text(
         title=title,
         variant=card.variant,
         parameters=parameters,
-        training=_training(summary),
+        origin=_origin(card, summary),
         classes=f"{card.num_classes:,}: {shown}",
         shorter=int(card.image_size / card.crop_ratio),
         size=card.image_size,
         mean=mean,
         std=std,
         results=_results(summary, heads),
-        load=LOAD[layout].format(name=name),
+        load=LOAD[layout].format(name=name, place="hf-hub" if on_hub else "local-dir"),
         source="the hub" if on_hub else "this directory",
         src=f"hf:{name}" if on_hub else name,
     )
@@ -173,16 +173,19 @@ def _front(
     return front
 
 
-def _training(summary: Mapping | None) -> str:
-    if not summary:
-        return ""
-    line = (
-        f"{summary['epochs']:g} epochs on {dataset(summary['dataset'])}, "
-        f"{summary['steps']:,} steps of {summary['batch_size']:,} images"
-    )
-    if teacher := summary.get("teacher"):
-        line += f", distilled from {teacher['arch']} (top-1 {teacher['top1']:.2%})"
-    return f"{line}.\n"
+def _origin(card: ModelCard, summary: Mapping | None) -> str:
+    if card.origin != "training":
+        known = card.origin.startswith(("hf:", "timm:"))  # others are local paths
+        return f"converted from {card.origin if known else 'elsewhere'} by deit_jax"
+    text = "trained with deit_jax in JAX and Flax"
+    if summary:
+        text += (
+            f" on {dataset(summary['dataset'])}, {summary['steps']:,} steps of "
+            f"{summary['batch_size']:,} images"
+        )
+        if teacher := summary.get("teacher"):
+            text += f", distilled from {teacher['arch']} (top-1 {teacher['top1']:.2%})"
+    return text
 
 
 def _results(summary: Mapping | None, heads: Mapping[str, Mapping]) -> str:
