@@ -11,7 +11,7 @@ LayerScale in the model, 3-Augment, LAMB, and a binary cross-entropy for each cl
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from configs import deit, vit
+from deit_jax.configs import deit, vit
 
 # What the two trainings from scratch have in common, of the paper's table 1 and of the
 # commands in README_revenge.md of facebookresearch/deit.
