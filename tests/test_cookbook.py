@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 
+import made_sets
 import numpy as np
 import pytest
 from commands import ROOT
@@ -28,6 +29,7 @@ SHORT = {
     "--batch_size=8",
     "teacher export_logits": f"{NANO} --allow_weak_teacher",
     "train --config=deit:folder": f"{NANO} {EPOCH}=1",
+    "train --config=vit:cifar10": f"{NANO} {EPOCH}=1",
     "train": f"{EPOCH}=0.2",
 }
 PROGRAM = f"""#!{sys.executable}
@@ -52,6 +54,8 @@ def kitchen(tmp_path, digits_run, folder):
         path = tmp_path / "shifted" / name / "0.png"
         path.parent.mkdir(parents=True)
         Image.fromarray(np.full((32, 32), 9, np.uint8)).save(path)
+    made_sets.archive(made_sets.cifar(tmp_path, "10-py"))
+    made_sets.hub(tmp_path / "parquet")
     programs = {
         "deit-jax": PROGRAM,
         "python": f'#!/bin/sh\nexec {sys.executable} "$@"\n',

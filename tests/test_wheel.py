@@ -77,7 +77,7 @@ def test_a_config_of_ones_own_finds_what_it_imports(run, tmp_path, file, imports
     assert said.startswith("error: --out is missing")
 
 
-@pytest.mark.parametrize("recipe", ["finetune:folder", "study:vit", "vit:digits"])
+@pytest.mark.parametrize("recipe", ["finetune:folder", "deit3:imagenet", "vit:digits"])
 @pytest.mark.parametrize("spelling", ["{}", "configs/{}.py", "{root}/configs/{}.py"])
 def test_a_recipe_is_found(run, recipe, spelling):
     name, _, argument = recipe.partition(":")
