@@ -29,7 +29,9 @@ SHORT = {
     "--batch_size=8",
     "teacher export_logits": f"{NANO} --allow_weak_teacher",
     "train --config=deit:folder": f"{NANO} {EPOCH}=1",
-    "train --config=vit:cifar10": f"{NANO} {EPOCH}=1",
+    "train --config=vit:cifar10": f"{NANO} {EPOCH}=1".replace(
+        "deit_nano_distilled", "vit_nano"
+    ),
     "train": f"{EPOCH}=0.2",
 }
 PROGRAM = f"""#!{sys.executable}
