@@ -301,7 +301,7 @@ def _explained(place: str, revision: str | None) -> Iterator[None]:
     except errors.HFValidationError as error:
         raise InputError(f"{PREFIX}{place}: expected {EXPECTED}.") from error
     except Exception as error:
-        text = " ".join(str(error).split())[:300] or type(error).__name__
+        text = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
         raise InputError(
             f"{PREFIX}{place} cannot be downloaded, and is not whole in the Hub's "
             f"cache: {text}. Where there is no network, give a folder of its Parquet "
