@@ -54,8 +54,6 @@ def draw(
     Raises:
       InputError: `workdir` or `paths` cannot work, or `out` cannot be written.
     """
-    import jax
-
     from deit_jax import trained_model
     from deit_jax.data.sources import image_files
     from deit_jax.reporting.labels import readable
@@ -65,7 +63,6 @@ def draw(
     out = Path(out)
     with files.writing(out):
         out.mkdir(parents=True, exist_ok=True)
-    look = _compiled(trained)
     unreadable = 0
     for file, name in zip(found, _names(found), strict=True):
         try:
@@ -75,7 +72,7 @@ def draw(
             print(f"error: {error}", file=sys.stderr)
             continue
         # One by one: a ViT-B at 384 px has 48 million weights in the maps of an image.
-        maps, logits = jax.device_get(look(trained.params, view[None]))
+        maps, logits = trained.attention(view[None])
         names = trained.card.class_names
         rows = {"class": TOKENS[trained.card.pool], "distill": "distillation token"}
         answers = {rows[h]: _top(values[0], names) for h, values in logits.items()}
@@ -87,21 +84,6 @@ def draw(
     if unreadable:
         print(f"{unreadable:,} of {len(found):,} files unreadable", file=sys.stderr)
     return unreadable
-
-
-def _compiled(trained):
-    """(params, uint8 [1, S, S, 3]) -> `attention_maps`."""
-    import jax
-
-    from deit_jax.models.attention_maps import attention_maps
-    from deit_jax.training.step import normalise
-
-    @jax.jit
-    def look(params, images):
-        normalised = normalise(images, trained.card.mean, trained.card.std)
-        return attention_maps(trained.model, params, normalised)
-
-    return look
 
 
 def plot(
@@ -122,13 +104,15 @@ def plot(
     """
     from matplotlib.figure import Figure
 
+    from deit_jax.reporting.figures import overlay
+
     tokens, columns = heads.shape[0], heads.shape[1] + 2
     size = PANEL * columns, (PANEL + 0.25) * tokens + 0.3
     figure = Figure(size, layout="constrained")
     figure.suptitle(title, fontsize=9, parse_math=False)
     bare = {"xticks": [], "yticks": []}
     panels = figure.subplots(tokens, columns, squeeze=False, subplot_kw=bare)
-    show = functools.partial(_overlay, view=view)
+    show = functools.partial(overlay, view=view)
     for row, (name, answer) in enumerate(predictions.items()):
         panels[row, 0].imshow(view)
         panels[row, 0].set_title(answer, fontsize=8, parse_math=False)
@@ -137,23 +121,6 @@ def plot(
             show(panels[row, 1 + column], heads[row, column], f"head {column + 1}")
         show(panels[row, -1], rollout[row], "rollout")
     return figure
-
-
-def _overlay(panel, weights: np.ndarray, name: str, *, view: np.ndarray) -> None:
-    """The map over the image in grey, so that the colours are the map's alone."""
-    side = view.shape[0]
-    grey = view.astype(np.float32).mean(axis=-1)
-    panel.imshow(grey, cmap="gray", vmin=0, vmax=255)
-    panel.imshow(
-        weights,
-        cmap="viridis",
-        alpha=0.65,
-        vmin=0,
-        vmax=max(float(weights.max()), 1e-12),
-        extent=(-0.5, side - 0.5, side - 0.5, -0.5),
-        interpolation="bilinear",
-    )
-    panel.set_title(f"{name}, max {weights.max() * weights.size:.1f}x", fontsize=8)
 
 
 def _top(logits: np.ndarray, class_names: Sequence[str]) -> str:

@@ -4,7 +4,15 @@
 
 writes report.html, which needs no other file and no network, and the same as report.md
 with its images as PNG. Runs whose configs differ in nothing but the seed are shown as
-mean and standard deviation. The first run is what the others are compared with.
+mean and standard deviation. The first run is what the others are compared with. What
+the figures show is said in words, with confidence intervals, which are paired where the
+predictions.npz of the runs are of the same images.
+
+    python -m deit_jax.report runs/vit-digits runs/deit-digits --out=runs/report \\
+        --images=12 --attention
+
+shows too what the runs say about the same twelve evaluation images, which takes the
+data set, and what they look at, which takes their checkpoints.
 """
 
 import os
@@ -24,12 +32,16 @@ def report(
     out: str | os.PathLike,
     *,
     title: str = "Comparison of runs",
+    images: int = 0,
+    attention: bool = False,
 ) -> Path:
     """Writes the report of the runs in `directories` into the directory `out`.
 
     Args:
       directories: Run directories, finished or not; differences are to the first.
       out: Is made; files of an earlier report are replaced.
+      images: How many evaluation images to show the answers to.
+      attention: Whether to show attention in some of these images.
 
     Returns:
       The HTML page. Beside it are report.md and the images.
@@ -40,7 +52,8 @@ def report(
     """
     from deit_jax.reporting import contents, document, runs
 
-    sections = contents.sections(runs.group(runs.read(directories)))
+    groups = runs.group(runs.read(directories))
+    sections = contents.sections(groups, images=images, attention=attention)
     out = Path(out)
     with files.writing(out):
         out.mkdir(parents=True, exist_ok=True)
@@ -54,6 +67,8 @@ def report(
 def define_flags() -> None:
     flags.DEFINE_string("out", None, "Directory of the report; it is made.")
     flags.DEFINE_string("title", "Comparison of runs", "Of the page.")
+    flags.DEFINE_integer("images", 0, "Evaluation images to show the answers to: 12.")
+    flags.DEFINE_bool("attention", False, "Show attention in some of --images.")
 
 
 def main(argv) -> None:
@@ -64,7 +79,13 @@ def main(argv) -> None:
             "python -m deit_jax.report runs/vit-digits runs/deit-digits "
             "--out=runs/report"
         )
-    page = report(directories, out, title=flags.FLAGS.title)
+    command.require_at_least(0, images=flags.FLAGS.images)
+    if flags.FLAGS.attention and not flags.FLAGS.images:
+        raise InputError(
+            "--attention is shown in some of --images: give --images=12 too."
+        )
+    settings = command.values("title", "images", "attention")
+    page = report(directories, out, **settings)
     print(f"{page}\n{page.with_name(MARKDOWN)}")
 
 

@@ -52,7 +52,7 @@ def train_and_evaluate(config, workdir, *, config_file: str = "<config>") -> dic
     Args:
       config: A `ConfigDict` as in configs/deit.py.
       workdir: The run directory: config.json, metrics.jsonl, TensorBoard events,
-        checkpoints/, run.lock and, at the end, summary.json.
+        checkpoints/, run.lock and, at the end, predictions.npz and summary.json.
       config_file: What followed `--config=`, for messages and the summary.
 
     Returns:
@@ -105,6 +105,11 @@ def _train(run: Experiment, workdir: Path, stop: signals.Stop) -> dict:
         )
         training.finish()
         closing.close()
+        training.directory.keep_predictions(
+            training.final.logits,
+            training.final.labels,
+            fingerprint=run.eval_source.fingerprint,
+        )
         return training.directory.summarise(training.facts())
 
 
@@ -145,7 +150,7 @@ class Training:
       directory: The run directory.
       state: The `TrainState` after step `done`.
       done: Steps that are done.
-      results, tables: What `Evaluator` gives after the last step.
+      final: The `Evaluation` after the last step.
     """
 
     def __init__(
@@ -195,7 +200,7 @@ class Training:
         closing.callback(self.stream.close)
         closing.callback(opened.close)  # first: what the stream waits for will not come
         self.evaluated = processes.broadcast_json(bool(self.directory.evaluated))
-        self.results = self.tables = None
+        self.final = None
 
     def _announce(self, workdir: Path, workers: int | None, trained: int) -> None:
         run, which = self.run, self.run.settings["trainable"]
@@ -263,8 +268,8 @@ class Training:
                     self._save()
             if cadence.evaluates(done):
                 self._evaluate()
-        if self.results is None:  # killed between the evaluation and the summary
-            self.results, self.tables = self.evaluator(self.state, self.done)
+        if self.final is None:  # killed between the evaluation and the summary
+            self.final = self.evaluator(self.state, self.done)
 
     def _write(self, values: dict, *, flush: bool = False) -> None:
         epoch = self.done / self.run.plan.steps_per_epoch
@@ -279,13 +284,13 @@ class Training:
 
     def _evaluate(self) -> None:
         self.log.pause()
-        results, tables = self.evaluator(self.state, self.done)
+        found = self.evaluator(self.state, self.done)
         if self.done == self.run.total_steps:
-            self.results, self.tables = results, tables
+            self.final = found
             names = self.run.card.class_names
-            self.directory.write_images(self.done, _confusions(tables, names))
-        self._write(flatten_dict(results, sep="/"), flush=True)
-        self.log.resume(summary.headline(results))
+            self.directory.write_images(self.done, _confusions(found.tables, names))
+        self._write(flatten_dict(found.results, sep="/"), flush=True)
+        self.log.resume(summary.headline(found.results))
 
     def _stop_requested(self) -> bool:
         """Whether a signal came, to any of the processes."""
@@ -338,13 +343,13 @@ class Training:
             "images_per_sec": self.log.images_per_sec,
             "resumed_at_step": self.start,
             "skipped_steps": self.directory.total("train/skipped"),
-            **self.results,
+            **self.final.results,
             "teacher": run.teacher.manifest["teacher"] if run.teacher else None,
             "devices": [device.device_kind for device in run.devices],
             "absent_classes": evaluation.absent_classes(
                 run.eval_source.labels, run.card.class_names
             ),
-            "tables": self.tables,
+            "tables": self.final.tables,
         }
 
 

@@ -10,6 +10,7 @@ from PIL import Image
 
 from deit_jax.data import crops
 from deit_jax.models import model_card
+from deit_jax.models.attention_maps import AttentionMaps, attention_maps
 from deit_jax.models.vit import VisionTransformer
 from deit_jax.training import metrics, saved_params, step
 
@@ -45,6 +46,19 @@ class TrainedModel:
           images: uint8 [b, S, S, 3], of `view`. Every b compiles once.
         """
         return metrics.heads(jax.device_get(self._apply(self.params, images)))
+
+    def attention(self, images: np.ndarray) -> tuple[AttentionMaps, dict]:
+        """The attention maps of images as for `logits`, and the logits of the heads."""
+        return jax.device_get(self._look(self.params, images))
+
+    @functools.cached_property
+    def _look(self):
+        @jax.jit
+        def look(params, images):
+            normalised = step.normalise(images, self.card.mean, self.card.std)
+            return attention_maps(self.model, params, normalised)
+
+        return look
 
     @functools.cached_property
     def _apply(self):

@@ -146,7 +146,11 @@ def runs(flags) -> dict[str, list[str]]:
 def report_command(flags) -> list[str]:
     directories = [workdir(flags, m, s) for m in MODELS for s in range(flags.seeds)]
     return python(
-        "deit_jax.report", *map(str, directories), f"--out={flags.out / 'report'}"
+        "deit_jax.report",
+        *map(str, directories),
+        f"--out={flags.out / 'report'}",
+        "--images=12",
+        "--attention",
     )
 
 

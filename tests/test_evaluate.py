@@ -11,7 +11,7 @@ from PIL import Image
 from deit_jax import evaluate as command
 from deit_jax.data import sources
 from deit_jax.errors import InputError
-from deit_jax.training import metrics, step
+from deit_jax.training import metrics, step, summary
 
 SPLIT = "test[:21]"  # no multiple of the devices
 
@@ -64,14 +64,35 @@ def test_one_set_of_weights(run, logits, weights):
     assert result[section]["mean"]["loss"] == pytest.approx(expected, abs=1e-5)
 
 
+def test_intervals_stand_under_what_they_are_of(run):
+    result = command.evaluate(run[0], dataset="digits", split=SPLIT, bootstrap=50)
+    for section in ("eval", "eval_ema"):
+        for head, scores in result[section].items():
+            ends = result["intervals"][section][head]
+            assert ends.keys() == scores.keys()
+            assert all(low <= high for low, high in ends.values())
+            low, high = ends["loss"]
+            assert low < scores["loss"] < high
+    lines = summary.table(result).splitlines()
+    assert [line[:20].split() for line in lines[1:4]] == [
+        ["raw", "class"],
+        ["from"],
+        ["to"],
+    ]
+    low, high = result["intervals"]["eval"]["class"]["loss"]
+    assert lines[2].split()[1] == f"{low:.4f}" and lines[3].split()[1] == f"{high:.4f}"
+    with pytest.raises(InputError, match="--bootstrap=-1: expected at least 0"):
+        command.evaluate(run[0], bootstrap=-1)
+
+
 @pytest.mark.slow
 def test_a_run_gives_its_summary_again(digits_run):
-    summary = json.loads((digits_run / "summary.json").read_text())
+    written = json.loads((digits_run / "summary.json").read_text())
     result = command.evaluate(digits_run)
     assert (result["dataset"], result["split"]) == ("digits", "test[:50]")
     for section in command.SECTIONS.values():
         for head in ("class", "distill", "mean"):
-            assert result[section][head] == pytest.approx(summary[section][head])
+            assert result[section][head] == pytest.approx(written[section][head])
 
 
 def folder_of_digits(path, digits, names):

@@ -299,6 +299,8 @@ def test_the_page_is_alone_and_escapes_what_it_shows(page):
     assert all(src.startswith("data:image/png;base64,") for src in images)
     assert "http" not in re.sub(r'src="[^"]*"', "", text)
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
+    assert "Best.</strong> By top-1 better is best" in text
+    assert "Without predictions.npz: base, better and old." in text
     targets = {attrs["id"] for _, attrs in tags if "id" in attrs}
     assert {attrs["href"][1:] for tag, attrs in tags if tag == "a"} == targets
 
@@ -318,7 +320,7 @@ def test_markdown_has_its_pictures_and_no_markup_of_others(page):
 
 
 def test_a_report_is_made_anew_in_its_place(directories, tmp_path, monkeypatch):
-    monkeypatch.setattr(contents, "sections", lambda groups: [])
+    monkeypatch.setattr(contents, "sections", lambda groups, **_: [])
     for title in ("first", "a < b"):
         made = report(directories[:1], tmp_path, title=title)
     assert made == tmp_path / "report.html"
@@ -359,7 +361,7 @@ def test_rows_of_an_unfinished_run_may_contradict_each_other(tmp_path):
 
 
 def test_a_report_that_cannot_be_written_is_one_message(tmp_path, monkeypatch):
-    monkeypatch.setattr(contents, "sections", lambda groups: [])
+    monkeypatch.setattr(contents, "sections", lambda groups, **_: [])
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="Give another"):
         report([make_run(tmp_path / "run")], tmp_path / "file")

@@ -23,7 +23,7 @@ from deit_jax import experiment
 from deit_jax.data import sources
 from deit_jax.errors import InputError
 from deit_jax.train import train_and_evaluate
-from deit_jax.training import run_lock, signals, step, writers
+from deit_jax.training import predictions, run_lock, signals, step, writers
 from deit_jax.training.cadence import Cadence
 
 SPLIT = "train[:128]"
@@ -136,6 +136,10 @@ def test_a_run_leaves_what_the_readme_says(finished):
         assert confusion.trace() / 50 == pytest.approx(summary[name]["mean"]["top1"])
     averages = {"precision", "recall", "f1", "auc", "ece"}
     assert set(summary["eval"]["mean"]) == {"loss", "top1", "top5"} | averages
+    fingerprint, answers = predictions.read(run)
+    assert fingerprint == sources.load("digits", "test[:50]").fingerprint
+    scored = {head: one.right.mean() for head, one in answers.items()}
+    assert scored == {head: summary["eval"][head]["top1"] for head in heads}
 
     rows = writers.read(run)
     trained = [row for row in rows if "train/loss" in row]

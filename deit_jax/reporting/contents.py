@@ -1,17 +1,48 @@
 """What the report says of its runs: the sections, from the figures of the runs."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 
-from deit_jax.reporting import classes, learning, results
+from deit_jax.reporting import (
+    classes,
+    comparison,
+    conclusions,
+    examples,
+    learning,
+    results,
+)
 from deit_jax.reporting.document import NONE, Section, Table, Text
 from deit_jax.reporting.runs import Group, config_differences
 
 
-def sections(groups: Sequence[Group]) -> list[Section]:
-    """The whole report, without sections that no run has figures for."""
+def sections(
+    groups: Sequence[Group], *, images: int = 0, attention: bool = False
+) -> list[Section]:
+    """The whole report, without sections that no run has figures for.
+
+    Args:
+      images: How many evaluation images to show what the runs say of.
+      attention: Whether to show what they look at in some of these.
+    """
+    parts = _comparable(groups)
+    samples = {g: comparison.sample(g) for _, members in parts for g in members}
+    shown = [
+        examples.shown(
+            members,
+            label,
+            f"_{place}" * bool(label),
+            images=images,
+            attention=attention,
+        )
+        for place, (label, members) in enumerate(parts, 1)
+        if images
+    ]
     found = [
+        Section("Conclusions", _each(parts, conclusions.sentences, samples)),
         Section("Runs", _overview(groups)),
         Section("Results", results.scores(groups)),
+        Section("Confidence", _each(parts, results.intervals, samples)),
+        Section("The same images", list(itertools.chain(*shown))),
         Section("Every head, raw and EMA", results.every_head(groups)),
         Section("Learning curves", learning.curves(groups)),
         Section("Generalisation gap", learning.gaps(groups)),
@@ -24,6 +55,22 @@ def sections(groups: Sequence[Group]) -> list[Section]:
         Section("Seeds, versions and teachers", _versions(groups)),
     ]
     return [section for section in found if section.blocks]
+
+
+def _comparable(groups: Sequence[Group]) -> list[tuple[str, list[Group]]]:
+    """The finished groups of each data set, and what to call it among others."""
+    found: dict[tuple, list[Group]] = {}
+    for g in groups:
+        if g.finished and all(run.heads() for run in g.finished):
+            names = g.finished[0].summary.get("class_names", ())
+            found.setdefault((g.data, *names), []).append(g)
+    several = len(found) > 1
+    return [(f"{key[0]}: " * several, members) for key, members in found.items()]
+
+
+def _each(parts, say: Callable, samples) -> list:
+    blocks = [say(members, samples, label) for label, members in parts]
+    return list(itertools.chain(*blocks))
 
 
 def _overview(groups: Sequence[Group]) -> list:

@@ -22,6 +22,13 @@ class Text:
 
 
 @dataclasses.dataclass(frozen=True)
+class Points:
+    """A list; each point has its topic and what is said of it."""
+
+    points: Sequence[tuple[str, str]]
+
+
+@dataclasses.dataclass(frozen=True)
 class Cell:
     """A cell of a table; the best of a column is bold, a note is in small print."""
 
@@ -51,7 +58,7 @@ class Image:
 @dataclasses.dataclass(frozen=True)
 class Section:
     title: str
-    blocks: Sequence[Text | Table | Image]
+    blocks: Sequence[Text | Points | Table | Image]
 
 
 NONE = "-"  # in a cell that has no value
@@ -64,7 +71,7 @@ body { font: 15px/1.5 system-ui, "Segoe UI", "DejaVu Sans", sans-serif; color: #
 h1 { font-size: 1.7rem; margin: 0 0 .25rem; }
 h2 { font-size: 1.2rem; margin: 2.25rem 0 .5rem; padding-bottom: .2rem;
   border-bottom: 1px solid #999; }
-p { margin: .5rem 0; max-width: 80ch; }
+p, li { margin: .5rem 0; max-width: 80ch; }
 blockquote { border-left: 4px solid #d55e00; padding: .1rem .75rem; margin: .5rem 0;
   background: #fbf3ee; }
 .toc ul { margin: .75rem 0; padding: 0; font-size: .9rem; list-style: none; }
@@ -125,10 +132,15 @@ def to_markdown(title: str, sections: Sequence[Section]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _block_markdown(block: Text | Table | Image) -> str:
+def _block_markdown(block: Text | Points | Table | Image) -> str:
     match block:
         case Text(text, warning):
             return ("> " if warning else "") + _escape(text)
+        case Points(points):
+            lines = (
+                f"- **{_escape(topic)}.** {_escape(said)}" for topic, said in points
+            )
+            return "\n".join(lines)
         case Image(name, _, caption):
             alt = name.replace("_", " ")
             return f"![{alt}]({name}.png)\n\n{_escape(caption)}"

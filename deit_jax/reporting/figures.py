@@ -45,6 +45,18 @@ class Panel:
     lines: Sequence[Line]
 
 
+@dataclasses.dataclass(frozen=True)
+class Answered:
+    """An image uint8 [S, S, 3], what it is, and what each run says of it.
+
+    `answers` are (text, probability, whether it is right).
+    """
+
+    view: np.ndarray
+    title: str
+    answers: Sequence[tuple[str, float, bool]]
+
+
 def curves(panels: Sequence[Panel], names: Sequence[str], *, x_label: str) -> bytes:
     """Panels in two columns over one x axis, with one legend for all.
 
@@ -52,7 +64,7 @@ def curves(panels: Sequence[Panel], names: Sequence[str], *, x_label: str) -> by
       names: Of the runs, by their number.
     """
     rows = math.ceil(len(panels) / 2)
-    with _figure(WIDTH, 0.4 + 2.5 * rows) as (figure, png):
+    with canvas(WIDTH, 0.4 + 2.5 * rows) as (figure, png):
         axes = figure.subplots(rows, 2, squeeze=False, sharex=True).ravel()
         for panel, ax in zip(panels, axes, strict=False):
             for line in panel.lines:
@@ -124,7 +136,7 @@ def dots(
         over seeds or None).
     """
     count = len(class_names)
-    with _figure(WIDTH * 0.75, 1.1 + count * (0.16 + 0.07 * len(values))) as drawn:
+    with canvas(WIDTH * 0.75, 1.1 + count * (0.16 + 0.07 * len(values))) as drawn:
         figure, png = drawn
         ax = figure.subplots()
         rows = np.arange(count)
@@ -153,7 +165,7 @@ def confusions(
     side = WIDTH / max(columns, 2)
     # "compressed": for axes that have to be square.
     size = side * columns, side * rows
-    with _figure(*size, layout="compressed") as (figure, png):
+    with canvas(*size, layout="compressed") as (figure, png):
         axes = figure.subplots(rows, columns, squeeze=False)
         for of, (title, matrix) in enumerate(matrices):
             confusion.draw(axes.flat[of], matrix, class_names)
@@ -171,7 +183,7 @@ def calibration(
     Args:
       bins: (number of the run, images, mean confidence and accuracy of each bin).
     """
-    with _figure(WIDTH, 4.4) as (figure, png):
+    with canvas(WIDTH, 4.4) as (figure, png):
         left, right = figure.subplots(1, 2)
         left.plot([0, 1], [0, 1], color="0.5", ls=":", lw=1.2)
         edges = np.linspace(0, 1, len(bins[0][1]) + 1)
@@ -197,8 +209,86 @@ def calibration(
     return png.getvalue()
 
 
+def answers(images: Sequence[Answered], names: Sequence[str]) -> bytes:
+    """Images in three columns, each with a bar for what every run says of it.
+
+    Args:
+      names: Of the runs, in the order of the answers.
+    """
+    rows = math.ceil(len(images) / 3)
+    height = rows * (0.45 + 0.25 * max(len(names), 3)) + 0.3
+    with canvas(WIDTH, height) as (figure, png):
+        axes = figure.subplots(
+            rows, 6, squeeze=False, width_ratios=[1, 1.8] * 3
+        ).reshape(-1, 2)
+        for image, (left, right) in zip(images, axes, strict=False):
+            left.imshow(image.view)
+            left.set_title(image.title, fontsize=8, loc="left")
+            for place, (text, probability, is_right) in enumerate(image.answers):
+                colour = COLOURS[0] if is_right else COLOURS[1]
+                right.barh(place, probability, 0.8, color=colour, alpha=0.35)
+                mark = "\N{CHECK MARK}" if is_right else "\N{BALLOT X}"
+                right.text(0.02, place, f"{mark} {text}", fontsize=7, va="center")
+            right.set(xlim=(0, 1), ylim=(len(names) - 0.4, -0.6))
+            right.set_xticks([])
+            shown = [readable(n, of, 14, kind="run") for of, n in enumerate(names)]
+            right.set_yticks(range(len(names)), shown, fontsize=7)
+            right.tick_params(length=0)
+            right.spines[:].set_visible(False)
+        for ax in [*axes[: len(images), 0], *axes[len(images) :].ravel()]:
+            ax.set_axis_off()
+    return png.getvalue()
+
+
+def attention(
+    rows: Sequence[tuple[str, np.ndarray]], columns: Sequence[tuple[str, np.ndarray]]
+) -> bytes:
+    """Attention maps: a row for each image, a column for each token of each run.
+
+    Args:
+      rows: (name, uint8 [S, S, 3]).
+      columns: (name, a map float [s, s] for each row).
+    """
+    across = len(columns) + 1
+    side = min(1.5, WIDTH / across)
+    with canvas(side * across, (side + 0.2) * len(rows) + 0.4) as (figure, png):
+        bare = {"xticks": [], "yticks": []}
+        axes = figure.subplots(len(rows), across, squeeze=False, subplot_kw=bare)
+        for row, (name, view) in enumerate(rows):
+            axes[row, 0].imshow(view)
+            axes[row, 0].set_title(name, fontsize=8)
+            for column, (title, maps) in enumerate(columns, 1):
+                name = title if row == 0 else ""
+                overlay(axes[row, column], maps[row], name, view=view)
+    return png.getvalue()
+
+
+def overlay(panel, weights: np.ndarray, name: str, *, view: np.ndarray) -> None:
+    """Draws an attention map over an image in grey: the colours are the map's alone.
+
+    Args:
+      weights: float [s, s].
+      name: Of the map; its maximum stands beside it, a multiple of uniform attention.
+      view: uint8 [S, S, 3].
+    """
+    side = view.shape[0]
+    grey = view.astype(np.float32).mean(axis=-1)
+    panel.imshow(grey, cmap="gray", vmin=0, vmax=255)
+    panel.imshow(
+        weights,
+        cmap="viridis",
+        alpha=0.65,
+        vmin=0,
+        vmax=max(float(weights.max()), 1e-12),
+        extent=(-0.5, side - 0.5, side - 0.5, -0.5),
+        interpolation="bilinear",
+    )
+    most = f"max {weights.max() * weights.size:.1f}x"
+    panel.set_title(f"{name}, {most}" if name else most, fontsize=8, parse_math=False)
+
+
 @contextlib.contextmanager
-def _figure(
+def canvas(
     width: float, height: float, *, layout: str = "constrained"
 ) -> Iterator[tuple[Figure, io.BytesIO]]:
     """A figure to draw on, and the file that holds its PNG afterwards."""

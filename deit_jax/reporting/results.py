@@ -3,8 +3,9 @@
 import collections
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
+from deit_jax.reporting.comparison import Estimate, Sample, difference
 from deit_jax.reporting.document import NONE, Cell, Table, Text
 from deit_jax.reporting.runs import Group
 
@@ -19,6 +20,7 @@ METRICS = (
     ("ece", "ECE", False, 4),
     ("loss", "NLL", False, 4),
 )
+PERCENT = ("top1", "top5")
 WEIGHTS = (("eval", "raw"), ("eval_ema", "EMA"))
 
 
@@ -42,17 +44,57 @@ def scores(groups: Sequence[Group]) -> list:
             Text("Every run by itself:"),
             Table(header, _rows(entries, [[_label(g)] for g in single])),
         ]
-    images = {r.summary.get("eval_images") for g in groups for r in g.finished}
-    for count in sorted(filter(None, images)):
-        # Of a proportion: the largest at 50 %, and at 95 % less than half of that.
-        error = 100 * math.sqrt(0.95 * 0.05 / count)
-        blocks.append(
-            Text(
-                f"With {count:,} images, a top-1 of 95 % has a standard error of "
-                f"{error:.2f} points: much smaller differences say nothing."
-            )
-        )
     return blocks
+
+
+def intervals(
+    members: Sequence[Group], samples: Mapping[Group, Sample], label: str
+) -> list:
+    """Every metric of groups on the same data with its interval, and the differences.
+
+    Args:
+      label: Begins the texts.
+    """
+    header = ["run", *(title for _, title, *_ in METRICS)]
+    names = [name for name, *_ in METRICS]
+    rows = [
+        [g.name, *_intervals(samples[g].estimate(name) for name in names)]
+        for g in members
+    ]
+    blocks = [
+        Text(f"{label}The head that predicts, with 95 % confidence intervals."),
+        Table(header, rows),
+    ]
+    first, *others = members
+    if not others:
+        return blocks
+    rows = []
+    for g in others:
+        found = (difference(samples[g], samples[first], name) for name in names)
+        rows.append([g.name, *_intervals(found, sign="+")])
+    text = (
+        f"{label}Differences to {first.name}. Bold are those whose interval does not "
+        "hold 0, to the better or to the worse."
+    )
+    return [*blocks, Text(text), Table(header, rows)]
+
+
+def _intervals(
+    figures: Iterable[Estimate | None], *, sign: str = ""
+) -> list[Cell | str]:
+    """A cell for each of `METRICS`; with a `sign` they are differences."""
+    cells = []
+    for of, (name, _, _, digits) in zip(figures, METRICS, strict=True):
+        if of is None:
+            cells.append(NONE)
+            continue
+        scale = 100 if name in PERCENT else 1
+        value, low, high = (
+            f"{scale * x:{sign}.{digits}f}" for x in (of.value, of.low, of.high)
+        )
+        surely = bool(sign) and not of.could_be_chance
+        cells.append(Cell(value, surely, f"{low} to {high}"))
+    return cells
 
 
 def every_head(groups: Sequence[Group]) -> list:
@@ -74,7 +116,7 @@ def _values(g: Group, weights: str, head: str) -> dict[str, list[float]]:
     found = {}
     for name, *_ in METRICS:
         values = [run.heads(weights).get(head, {}).get(name) for run in g.counted]
-        scale = 100 if name in ("top1", "top5") else 1
+        scale = 100 if name in PERCENT else 1
         if all(isinstance(v, int | float) and math.isfinite(v) for v in values):
             found[name] = [scale * value for value in values]
     return found

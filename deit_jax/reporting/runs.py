@@ -13,7 +13,8 @@ from flax.traverse_util import flatten_dict
 
 from deit_jax import files
 from deit_jax.errors import InputError
-from deit_jax.training import summary, writers
+from deit_jax.training import predictions, summary, writers
+from deit_jax.training.predictions import Predictions
 from deit_jax.training.run_directory import ADDED_FIELDS, CONFIG
 
 
@@ -86,6 +87,24 @@ class Run:
         """`metrics.tables` of the head that predicts; {} where there are none."""
         tables = (self.summary or {}).get("tables", {})
         return tables.get(weights, {}).get(self.head, {})
+
+    @functools.cached_property
+    def predictions(self) -> tuple[str, Predictions] | None:
+        """The fingerprint of the images and what `head` says of them.
+
+        None of a run without the file: unfinished, or trained before there was one.
+
+        Raises:
+          InputError: The file is damaged.
+        """
+        path = self.directory / predictions.PREDICTIONS
+        try:
+            found = predictions.read(self.directory) if self.finished else None
+        except (OSError, ValueError) as error:
+            raise _damaged(path, error) from error
+        if found is None or self.head not in found[1]:
+            return None
+        return found[0], found[1][self.head]
 
     def series(self, name: str, *, x: str) -> tuple[list, list[float]]:
         """A metric over `step` or `epoch`; values that are not finite are left out."""
@@ -172,11 +191,15 @@ def _json(path: Path, check: Callable) -> dict:
         content = files.read_json(path)
         check(content)
     except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path} is damaged: {error}. Leave this run out, or train it anew in "
-            "another --workdir."
-        ) from error
+        raise _damaged(path, error) from error
     return content
+
+
+def _damaged(path: Path, error: Exception) -> InputError:
+    return InputError(
+        f"{path} is damaged: {error}. Leave this run out, or train it anew in another "
+        "--workdir."
+    )
 
 
 def group(runs: Sequence[Run]) -> list[Group]:

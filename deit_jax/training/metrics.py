@@ -25,20 +25,36 @@ def classification(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
       logits: float [N, C]; with fewer than five classes top-5 is 1.
       labels: int [N].
 
-    Ties go to the smaller class index, and a logit that is not a number outranks the
-    label, so that a constant or broken model gets no accuracy for free.
     """
-    logits = logits.astype(np.float64)
-    rows = np.arange(len(labels))
-    true = logits[rows, labels][:, None]
-    earlier = np.arange(logits.shape[1]) < labels[:, None]
-    # Not `logits > true`: a comparison with nan is false, and must count as a loss.
-    rank = (~(logits <= true) | ((logits == true) & earlier)).sum(axis=1)
+    loss, rank = losses_and_ranks(logits, labels)
     return {
-        "loss": float((logsumexp(logits, axis=1) - true[:, 0]).mean()),
+        "loss": float(loss.mean()),
         "top1": float((rank < 1).mean()),
         "top5": float((rank < 5).mean()),
     }
+
+
+def losses_and_ranks(
+    logits: np.ndarray, labels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The cross-entropy (nats) of every image, and how many classes outrank its label.
+
+    Ties go to the smaller class index, and a logit that is not a number outranks the
+    label, so that a constant or broken model gets no accuracy for free.
+
+    Args:
+      logits: float [N, C].
+      labels: int [N].
+
+    Returns:
+      float64 [N] and int [N].
+    """
+    logits = logits.astype(np.float64)
+    true = logits[np.arange(len(labels)), labels][:, None]
+    earlier = np.arange(logits.shape[1]) < labels[:, None]
+    # Not `logits > true`: a comparison with nan is false, and must count as a loss.
+    rank = (~(logits <= true) | ((logits == true) & earlier)).sum(axis=1)
+    return logsumexp(logits, axis=1) - true[:, 0], rank
 
 
 def tables(logits: np.ndarray, labels: np.ndarray) -> dict[str, dict | list]:
@@ -128,9 +144,13 @@ def one_vs_rest_auc(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return areas
 
 
+def calibration_bins(confidence: np.ndarray) -> np.ndarray:
+    """The bin of each confidence [N]: open below, closed above, so that 1 has one."""
+    return np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
+
+
 def _calibration(confidence: np.ndarray, right: np.ndarray) -> dict[str, list]:
-    # Bins are open below and closed above, so that 1 belongs to the last.
-    which = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
+    which = calibration_bins(confidence)
     count = np.bincount(which, minlength=BINS)
     filled = np.where(count, count, 1)
     means = (

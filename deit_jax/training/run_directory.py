@@ -10,7 +10,7 @@ import numpy as np
 from deit_jax.errors import InputError
 from deit_jax.files import replace_file
 from deit_jax.models import model_card
-from deit_jax.training import processes, summary, writers
+from deit_jax.training import predictions, processes, summary, writers
 
 CONFIG = "config.json"
 # What runs of older versions did, whose configs do not have these fields.
@@ -57,11 +57,11 @@ class AbsentDirectory:
 
     rates, evaluated = (), False
     __init__ = describe = write = total = write_images = processes.nothing
-    flush = summarise = close = processes.nothing
+    flush = keep_predictions = summarise = close = processes.nothing
 
 
 class RunDirectory:
-    """config.json, model.json, metrics.jsonl, TensorBoard events and summary.json.
+    """config.json, model.json, metrics.jsonl, TensorBoard events and the results.
 
     The run goes on from step `start`: rows of later steps are dropped.
     """
@@ -126,6 +126,12 @@ class RunDirectory:
         """Returns when all that was written is on disk."""
         self._metrics.flush()
         self._tensorboard.flush()
+
+    def keep_predictions(
+        self, logits: Mapping[str, np.ndarray], labels: np.ndarray, *, fingerprint: str
+    ) -> None:
+        """See `predictions.write`."""
+        predictions.write(self.path, logits, labels, fingerprint=fingerprint)
 
     def summarise(self, facts: dict) -> dict:
         """See `summary.write`."""

@@ -118,11 +118,11 @@ def table(results: dict) -> str:
     """A line for each head, raw and EMA, of the metrics that all of them have.
 
     Args:
-      results: `eval` and maybe `eval_ema`, {head: {metric: value}}, and maybe
-        `absent_classes`.
+      results: `eval` and maybe `eval_ema`, {head: {metric: value}}, maybe
+        `absent_classes`, and maybe `intervals`, whose ends stand under a head.
     """
     scored = [
-        (weights, head, values)
+        (key, weights, head, values)
         for key, weights in (("eval", "raw"), ("eval_ema", "EMA"))
         for head, values in results.get(key, {}).items()
         if isinstance(values, dict)
@@ -130,15 +130,26 @@ def table(results: dict) -> str:
     columns = [c for c in COLUMNS if all(c[0] in values for *_, values in scored)]
     titles = "".join(f"{title:>9}" for _, title, _ in columns)
     lines = [f"{'weights':<10}{'head':<10}{titles}"]
-    for weights, head, values in scored:
-        cells = "".join(f"{values[name]:>9{form}}" for name, _, form in columns)
-        lines.append(f"{weights:<10}{head:<10}{cells}")
+    intervals = results.get("intervals", {})
+    for key, weights, head, values in scored:
+        lines.append(_row(weights, head, values, columns))
+        for end, title in enumerate(("from", "to")):
+            if ends := intervals.get(key, {}).get(head):
+                values = {name: both[end] for name, both in ends.items()}
+                lines.append(_row("", f"  {title}", values, columns))
     if absent := results.get("absent_classes"):
         names = listed(absent)
         lines.append(
             f"no images of {len(absent)} classes, left out of F1 and AUC: {names}"
         )
     return "\n".join(lines)
+
+
+def _row(weights: str, head: str, values: dict, columns) -> str:
+    cells = [
+        f"{values[n]:>9{form}}" if n in values else 9 * " " for n, _, form in columns
+    ]
+    return f"{weights:<10}{head:<10}{''.join(cells)}".rstrip()
 
 
 def headline(results: dict) -> str:

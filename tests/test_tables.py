@@ -1,0 +1,33 @@
+"""The tables of docs/results.md are those of the summaries beside them."""
+
+import pytest
+
+from experiments import tables
+
+PAGES = sorted(page for pattern in tables.PAGES for page in tables.DOCS.glob(pattern))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_page_has_the_figures_of_its_runs(page):
+    """Otherwise: python -m experiments.tables"""
+    text = page.read_text()
+    assert tables.MARK.search(text)
+    assert tables.rewrite(text) == text
+
+
+def test_every_summary_of_the_study_is_in_a_table():
+    text = "".join(page.read_text() for page in PAGES)
+    for name in ("digits", "teacher-views", *tables.scales()):
+        assert f"<!-- runs: {name} -->" in text
+    overview = (tables.DOCS / "results.md").read_text()
+    for name in tables.scales():
+        for g in tables.groups(name):
+            assert f"| {name} | {g.name} | " in overview
+
+
+def test_a_figure_that_changes_is_written_anew():
+    page = (tables.DOCS / "results.md").read_text()
+    [line] = [line for line in page.splitlines() if "| study-micro | vit |" in line]
+    assert "61.57 ± 0.89" in line
+    changed = page.replace("61.57", "99.99")
+    assert tables.rewrite(changed) == page
