@@ -15,7 +15,7 @@ from deit_jax.data import crops
 from deit_jax.errors import InputError
 from deit_jax.models.model_card import ModelCard
 from deit_jax.models.variants import VARIANTS, create
-from deit_jax.weights import hugging_face, preprocessing, save
+from deit_jax.weights import download, hugging_face, preprocessing, save
 from deit_jax.weights import timm as timm_layout
 from deit_jax.weights.load import load
 
@@ -286,6 +286,16 @@ def test_pictures_give_timms_logits(tmp_path, monkeypatch):
     assert error[~long].max() < 1e-4
     assert error[long].max() < 2e-3
     assert (actual.argmax(1) == expected.argmax(1)).all()
+
+
+def test_the_classes_of_imagenet_21k_have_their_names(monkeypatch):
+    card = card_of("vit_nano_patch8_32", num_classes=21843)
+    theirs = timm_model(card)
+    monkeypatch.setattr(timm, "create_model", lambda *_, **__: theirs)
+    monkeypatch.setattr(download, "_ask_hub", lambda: None)
+    loaded = load("timm:vit_base_patch16_224.augreg_in21k", variant=card.variant)
+    assert len(loaded.card.class_names) == 21843
+    assert "tench, Tinca tinca" in loaded.card.class_names
 
 
 @pytest.mark.parametrize(
