@@ -144,9 +144,9 @@ def training(built: Experiment):
     """A function that trains the steps of a dispatch, and returns their metrics."""
     train_step = built.train_step()
     current = step.replicate(built.initial_state(), built.devices)
-    images = None
-    if built.resident:
-        images = step.place_whole(built.train_source.images, built.devices)
+    resident = step.place_whole(
+        built.resident_arrays(built.train_source.images), built.devices
+    )
     # As the train loop has it.
     dispatches = batches.together(
         host_batches(built),
@@ -156,7 +156,7 @@ def training(built: Experiment):
 
     def run():
         nonlocal current
-        current, metrics = train_step(current, next(stream), images)
+        current, metrics = train_step(current, next(stream), resident)
         return metrics
 
     return run

@@ -41,7 +41,7 @@ def lower(program: str, case: Case, devices) -> tuple[jax.stages.Lowered, float]
     case = dataclasses.replace(case, batch_size=together, augmented=augmented)
     built = ours.experiment(case, devices)
     flops = cost.forward_flops(built.model) * together / len(devices)
-    batch = _shapes(next(ours.host_batches(built, resident=False)))
+    batch = shapes(next(ours.host_batches(built, resident=False)))
     state = jax.eval_shape(built.initial_state)
     if program == "augment":
         augment = functools.partial(
@@ -58,7 +58,7 @@ def lower(program: str, case: Case, devices) -> tuple[jax.stages.Lowered, float]
     return built.train_step().lower(state, batch, None), 3 * flops
 
 
-def _shapes(tree):
+def shapes(tree):
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
 
 

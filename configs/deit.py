@@ -269,12 +269,24 @@ def _base() -> ConfigDict:
     config.distillation.tau = 3.0
     # batchmean, or numel as facebookresearch/deit computes it (C times smaller).
     config.distillation.reduction = "batchmean"
+    # Where the teacher's logits come from: cache (logits_dir), or live: the teacher is
+    # asked in each train step, and no view comes back.
+    config.distillation.source = "cache"
     # Teacher cache, made by teacher/export_logits.py.
     config.distillation.logits_dir = ""
+    # The teacher itself, for source=live and verify_every: a run directory or a file of
+    # weights, timm:NAME or hf:ID; several, separated by commas, are averaged. Behind a
+    # bare state dict of torchvision: FILE?arch=resnet50&image_size=64.
+    config.distillation.teacher = ""
+    # Whether a live teacher may be near chance.
+    config.distillation.allow_weak_teacher = False
+    # Steps between two comparisons of the cache with the teacher; 0: none.
+    config.distillation.verify_every = 0
     # What the teacher saw: same (the very images of the student) or plain (without
     # augmentation, one cached view that serves any recipe).
     config.distillation.view = "same"
     # Views of each image in the cache, of view=same: epoch e shows view e % num_views.
+    # With source=live it has no meaning: each epoch has a view of its own.
     config.distillation.num_views = 20
     # Where pairs are mixed: exact (the teacher saw them mixed), or linear (its
     # probabilities are mixed like the labels; the cache is exported unmixed).

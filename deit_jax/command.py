@@ -28,6 +28,7 @@ PATH_FIELDS = (
     ("dataset", "name"),
     ("dataset", "data_dir"),
     ("distillation", "logits_dir"),
+    ("distillation", "teacher"),
 )
 TUNABLES = "GLIBC_TUNABLES"
 COMPILED = "JAX_COMPILATION_CACHE_DIR"

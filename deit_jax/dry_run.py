@@ -24,9 +24,9 @@ def show(
 ) -> dict[str, float]:
     """Prints the plan of `train.train_and_evaluate` with the same arguments.
 
-    It opens the data and the teacher's cache, decodes every image of a data set that is
-    the user's files, reads a first batch and what training starts from, and compiles
-    the train step.
+    It opens the data and the teacher, decodes every image of a data set that is the
+    user's files, reads a first batch and what training starts from, and compiles the
+    train step.
 
     Args:
       target: A machine that is not there, to compile for in place of the devices at
@@ -35,9 +35,11 @@ def show(
     Returns:
       The figures that it prints: `parameters`, `flops_per_step`, `total_steps`,
       `images`, `start` (the step of the checkpoint that the run would resume from, or
-      0), and in bytes `teacher_cache`, `checkpoint` (one), `checkpoints` (the most
-      there are at once) and `device_memory` (per device). With a target, `largest`
-      (about so many images of a batch fit on a chip) and `step_seconds` (at least).
+      0), `teacher_flops` (of a live one, in `flops_per_step`), and in bytes
+      `teacher_cache`, `teacher_memory` (parameters, per device), `checkpoint` (one),
+      `checkpoints` (the most there are at once) and `device_memory` (per device). With
+      a target, `largest` (about so many images of a batch fit on a chip) and
+      `step_seconds` (at least).
 
     Raises:
       InputError: As the run would; or the disk has no room for the checkpoints, or the
@@ -120,6 +122,14 @@ def _table(run: Experiment, workdir: Path, figures: dict[str, float]) -> str:
                 f"{_megabytes(figures['teacher_cache'])} in {run.teacher.directory}",
             )
         )
+    if run.live is not None:
+        lines.append(
+            (
+                "live teacher",
+                f"{figures['teacher_flops'] / 1e9:,.1f} of the GFLOPs of a step, "
+                f"{_megabytes(figures['teacher_memory'])} of the device memory",
+            )
+        )
     left = run.total_steps - figures["start"]
     resumed = (
         f", resumes at step {figures['start']:,}: {left:,} steps to go"
@@ -134,12 +144,19 @@ def _compile(run: Experiment) -> tuple[Program | None, dict[str, float]]:
     """The train step, compiled, or None where XLA finds no memory; what it takes."""
     train_state = jax.eval_shape(run.initial_state)
     state_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(train_state))
+    batch_size = run.plan.batch_size
+    student = 3 * cost.forward_flops(run.model) * batch_size
+    teacher = 0
+    if run.live and not run.teacher:
+        teacher = run.live.flops * batch_size
     figures = {
         "parameters": count_parameters(train_state.params),
-        "flops_per_step": 3 * cost.forward_flops(run.model) * run.plan.batch_size,
+        "flops_per_step": student + teacher,
         "total_steps": run.total_steps,
-        "images": run.total_steps * run.plan.batch_size,
+        "images": run.total_steps * batch_size,
         "teacher_cache": run.teacher.bytes if run.teacher else 0,
+        "teacher_flops": teacher,
+        "teacher_memory": run.live.bytes if run.live else 0,
         "checkpoint": state_bytes,
         # The oldest goes when the newest is there.
         "checkpoints": state_bytes * (run.keep + 1),
@@ -155,14 +172,13 @@ def _compile(run: Experiment) -> tuple[Program | None, dict[str, float]]:
 def _lower(run: Experiment, train_state) -> jax.stages.Lowered:
     # The shapes alone, as the state would have them on the devices.
     sharding = step.state_sharding(run.devices)
-    train_state = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), train_state
+    shape = (len(run.train_source), *(run.train_source.image_shape or ()))
+    images = jax.ShapeDtypeStruct(shape, np.uint8)
+    shapes = (train_state, run.resident_arrays(images))
+    train_state, resident = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes
     )
-    images = None
-    if run.resident:
-        shape = (len(run.train_source), *run.train_source.image_shape)
-        images = jax.ShapeDtypeStruct(shape, np.uint8, sharding=sharding)
-    return run.train_step().lower(train_state, _first_dispatch(run), images)
+    return run.train_step().lower(train_state, _first_dispatch(run), resident)
 
 
 def _estimate(
@@ -173,7 +189,7 @@ def _estimate(
     memory = figures["device_memory"]
     # From one program: state and resident images have their size, the rest grows with
     # the batch.
-    fixed = figures["checkpoint"]
+    fixed = figures["checkpoint"] + figures["teacher_memory"]
     if run.resident:
         fixed += len(run.train_source) * math.prod(run.train_source.image_shape)
     unit = 2 * run.saved_config["optimizer"]["accumulation"]

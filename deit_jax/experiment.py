@@ -11,16 +11,16 @@ import numpy as np
 import optax
 from flax.traverse_util import flatten_dict
 
-from deit_jax import optimisation, pretrained, recipe
+from deit_jax import optimisation, pretrained, recipe, teaching
 from deit_jax.data import batches, sources
 from deit_jax.data.pipeline import fit_in_memory, open_images
 from deit_jax.data.plan import BatchPlan
 from deit_jax.data.student_views import StudentViews
-from deit_jax.distillation import losses, match, teacher_cache
 from deit_jax.distillation.teacher_cache import TeacherCache
 from deit_jax.errors import InputError, listed
 from deit_jax.models.model_card import ModelCard
 from deit_jax.models.vit import VisionTransformer
+from deit_jax.teaching import LiveTeacher
 from deit_jax.training import (
     data_identity,
     processes,
@@ -36,6 +36,7 @@ LOCAL_FIELDS = (
     "dataset.data_dir",
     "dataset.workers",
     "distillation.logits_dir",
+    "distillation.teacher",
     "distributed.",
 )
 
@@ -59,6 +60,8 @@ class Experiment:
       card: What the checkpoints' parameters need to be used.
       model: The student.
       teacher: The cache of its teacher's logits, or None.
+      live: The teacher itself, which is asked in each step where there is no cache, or
+        which the cache is compared with; or None.
       schedule: Step (from 0) -> learning rate.
       optimizer: Follows the schedule.
       settings: The keyword arguments of `step.train_step`.
@@ -83,6 +86,7 @@ class Experiment:
     card: ModelCard
     model: VisionTransformer
     teacher: TeacherCache | None
+    live: LiveTeacher | None
     schedule: optax.Schedule
     optimizer: optax.GradientTransformation
     settings: Mapping
@@ -107,6 +111,8 @@ class Experiment:
     def data(self) -> dict:
         """What the run is trained on, by content (`data_identity.describe`)."""
         digest = self.teacher and self.teacher.digest
+        if self.live and not self.teacher:
+            digest = data_identity.LIVE + self.live.identity
         return data_identity.describe(self.train_source, self.eval_source, digest)
 
     @property
@@ -182,8 +188,22 @@ class Experiment:
             local=processes.local(self.devices),
             teacher=self.teacher,
             images=not self.resident,
-            augment=self.student.augment if self.augments_on_host else None,
+            augment=self._augment if self.augments_on_host else None,
         )
+
+    @property
+    def _augment(self) -> Callable:
+        unmixed = self.settings["inputs"].keywords.get("unmixed", False)
+        return functools.partial(self.student.augment, mixed=not unmixed)
+
+    def resident_arrays(self, images) -> dict:
+        """What the devices hold for the whole run (`step.pmap_train_step`).
+
+        Args:
+          images: Those of the whole source, where `resident`.
+        """
+        held = {"images": images} if self.resident else {}
+        return held | ({"teacher": self.live.params} if self.live else {})
 
     def train_step(self) -> Callable:
         return step.pmap_train_step(self.devices, **self.settings)
@@ -222,33 +242,14 @@ class Experiment:
             if passed_over := getattr(source, "passed_over", None):
                 counted = ", ".join(f"{n:,} {end}" for end, n in passed_over.items())
                 lines.append(f"{source.split}: files passed over, no images: {counted}")
-        if self.teacher is not None:
-            lines.append(self._describe_teacher())
+        if self.teacher or self.live:
+            lines += teaching.describe(self)
         lines.append(
             f"{self.total_steps:,} steps of {self.plan.batch_size} images "
             f"({self.plan.steps_per_epoch} an epoch), peak learning rate "
             f"{optimisation.peak_learning_rate(self.saved_config):g}"
         )
         return "\n".join([*lines, *self.notes])
-
-    def _describe_teacher(self) -> str:
-        about, distillation = (
-            self.teacher.manifest["teacher"],
-            self.saved_config["distillation"],
-        )
-        seen = f"it saw the same images, {distillation['num_views']} cached views"
-        if distillation["view"] == "plain":
-            seen = "it saw the plain images"
-        mixed = ""
-        if self.student.settings.mixes:
-            linear = self.settings["inputs"].keywords["mix_teacher"] is not None
-            mixed = ", mixed linearly" if linear else ", mixed"
-        return (
-            f"teacher {about['arch']}, top-1 {about['top1']:.4f} on "
-            f"{about['top1_split']}; {seen}{mixed}, {distillation['kind']} "
-            f"distillation of the {distillation['head']} head, alpha "
-            f"{distillation['alpha']}, tau {distillation['tau']}"
-        )
 
 
 def open_run(
@@ -279,13 +280,14 @@ def open_run(
 def create(
     config, *, devices: Sequence[jax.Device], config_file: str = "<config>"
 ) -> Experiment:
-    """Opens the data and the teacher's cache, and builds what `config` describes.
+    """Opens the data and the teacher, and builds what `config` describes.
 
     Raises:
       InputError: A field of the config is out of range, or the config, the data and
-        the teacher's cache do not go together.
+        the teacher do not go together.
     """
     recipe.check(config)
+    teaching.check(config.distillation)
     train_source, eval_source = (
         sources.load(
             config.dataset.name, split, data_dir=config.dataset.data_dir or None
@@ -297,7 +299,7 @@ def create(
     )
     if config.distillation.kind == "none":
         return run
-    return dataclasses.replace(run, teacher=_open_teacher(config, run))
+    return teaching.taught(config, run)
 
 
 def build(
@@ -343,6 +345,7 @@ def build(
         card=recipe.model_card(config, train_source, eval_source, student.size),
         model=model,
         teacher=teacher,
+        live=None,
         schedule=schedule,
         optimizer=optimizer,
         settings=recipe.step_settings(
@@ -357,36 +360,3 @@ def build(
         max_consecutive_skips=config.optimizer.max_consecutive_skips,
         notes=tuple(notes),
     )
-
-
-def _open_teacher(config, run: Experiment) -> TeacherCache:
-    """The teacher's cache; refuses one that does not belong to the run."""
-    distillation, source = config.distillation, run.train_source
-    directory = distillation.logits_dir
-    try:
-        tau = losses.teacher_temperature(distillation.kind, distillation.tau)
-        teacher = teacher_cache.open_cache(directory, tau=tau)
-    except InputError as error:
-        found = teacher_cache.find(directory) / teacher_cache.MANIFEST
-        if directory and found.exists():
-            raise  # it is there and damaged: the message says how
-        commands = teacher_cache.export_commands(
-            source.name, directory or "runs/logits", run.config_file
-        )
-        raise InputError(
-            f"distillation.kind={distillation.kind!r} needs the logits of a "
-            f"teacher: {error} Make them with\n{commands}\n"
-            "or train without a teacher: --config=configs/vit.py"
-        ) from error
-    mixing = recipe.mixing(config, run.student)
-    match.check(
-        teacher,
-        source,
-        run.student,
-        view=distillation.view,
-        mixing=mixing,
-        num_views=distillation.num_views,
-        config=run.config_file,
-    )
-    match.check_examples(teacher, source, run.student, mixing=mixing)
-    return teacher

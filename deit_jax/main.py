@@ -69,9 +69,11 @@ def main(_) -> None:
             "--dry_run too, or leave it out"
         )
     with signals.importing():
-        from deit_jax import dry_run, train
+        from deit_jax import dry_run, teaching, train
         from deit_jax.training import processes
 
+    given = config_flags.get_override_values(flags.FLAGS["config"])
+    teaching.check_given(given, config.distillation.source)
     config_file = config_flags.get_config_filename(flags.FLAGS["config"])
     workdir = flags.FLAGS.workdir or default_workdir(config_file, config.dataset.name)
     do, distributed = train.train_and_evaluate, config.distributed

@@ -33,7 +33,7 @@ from deit_jax.rules import (
     row,
     whole,
 )
-from deit_jax.training import optimizer, schedule, step
+from deit_jax.training import inputs, optimizer, schedule
 from deit_jax.training.cadence import Cadence
 
 COUNT, SEED = whole(1), whole(0, 2**32 - 1)
@@ -82,7 +82,11 @@ RULES = {
     "distillation.alpha": SHARE,
     "distillation.tau": POSITIVE,
     "distillation.reduction": choice(losses.REDUCTIONS),
+    "distillation.source": choice(teacher_cache.SOURCES),
     "distillation.logits_dir": TEXT,
+    "distillation.teacher": TEXT,
+    "distillation.allow_weak_teacher": FLAG,
+    "distillation.verify_every": whole(0),
     "distillation.view": choice(teacher_cache.VIEWS),
     "distillation.num_views": COUNT,
     "distillation.mixing": choice(teacher_cache.MIXINGS),
@@ -192,7 +196,8 @@ def student_views(config, source) -> StudentViews:
 def _cached_views(config) -> int:
     """Views that the epochs go through; 0 where each has a new one."""
     distillation = config.distillation
-    cached = distillation.kind != "none" and distillation.view == "same"
+    seen = distillation.source, distillation.view
+    cached = distillation.kind != "none" and seen == ("cache", "same")
     return distillation.num_views if cached else 0
 
 
@@ -261,6 +266,7 @@ def cadence(config, plan: BatchPlan) -> Cadence:
         log=config.log.every_steps,
         evaluate=round(config.eval.every_epochs * plan.steps_per_epoch),
         save=config.checkpoint.every_steps,
+        verify=config.distillation.verify_every,
     )
 
 
@@ -362,7 +368,7 @@ def step_settings(config, student: StudentViews, source, *, model, optimizer) ->
         "model": model,
         "optimizer": optimizer,
         "inputs": functools.partial(
-            step.inputs,
+            inputs.prepare,
             num_classes=source.num_classes,
             label_smoothing=config.loss.label_smoothing,
             augment_seed=student.augment_seed,

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from deit_jax import experiment, files
+from deit_jax import experiment, files, teaching
 from deit_jax.data import batches, image_check
 from deit_jax.errors import InputError
 from deit_jax.experiment import Experiment
@@ -181,10 +181,11 @@ class Training:
             workdir, getattr(images, "workers", None), count_parameters(trained)
         )
         self.state = step.replicate(train_state, run.devices)
-        self.resident = None
-        if run.resident:
-            self.resident = step.place_whole(images.images, run.devices)
+        self.resident = step.place_whole(
+            run.resident_arrays(getattr(images, "images", None)), run.devices
+        )
         self.train_step = run.train_step()
+        self.compare = teaching.comparison(run)
         self.log = Progress(
             self.start,
             run.cadence,
@@ -258,6 +259,8 @@ class Training:
             if cadence.logs(done):
                 self._write(log.interval())
                 self.checkpoints.check()  # not only when the next one is due
+            if cadence.verifies(done):
+                self._compare(batch)
             if self._stop_requested():
                 self.stop.check()
             if cadence.saves(done):
@@ -281,6 +284,13 @@ class Training:
         self.checkpoints.save(
             self.state, self.run.saved_config, data=self.run.data, progress=resume_state
         )
+
+    def _compare(self, batch) -> None:
+        """Compares the cached logits of the step that is done with the teacher's."""
+        self.log.pause()
+        gap, words = self.compare(batch, self.resident)
+        self._write({"train/cache_gap": gap})
+        self.log.resume(f"step {self.done}  {words}")
 
     def _evaluate(self) -> None:
         self.log.pause()
@@ -344,7 +354,7 @@ class Training:
             "resumed_at_step": self.start,
             "skipped_steps": self.directory.total("train/skipped"),
             **self.final.results,
-            "teacher": run.teacher.manifest["teacher"] if run.teacher else None,
+            "teacher": teaching.facts(run),
             "devices": [device.device_kind for device in run.devices],
             "absent_classes": evaluation.absent_classes(
                 run.eval_source.labels, run.card.class_names

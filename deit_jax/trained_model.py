@@ -12,7 +12,7 @@ from deit_jax.data import crops
 from deit_jax.models import model_card
 from deit_jax.models.attention_maps import AttentionMaps, attention_maps
 from deit_jax.models.vit import VisionTransformer
-from deit_jax.training import metrics, saved_params, step
+from deit_jax.training import inputs, metrics, saved_params, step
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -55,7 +55,7 @@ class TrainedModel:
     def _look(self):
         @jax.jit
         def look(params, images):
-            normalised = step.normalise(images, self.card.mean, self.card.std)
+            normalised = inputs.normalise(images, self.card.mean, self.card.std)
             return attention_maps(self.model, params, normalised)
 
         return look

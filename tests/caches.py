@@ -6,6 +6,7 @@ import os
 import numpy as np
 
 from deit_jax.data.augment.recipes import Augmentation
+from deit_jax.data.plan import view_pairs
 from deit_jax.data.student_views import StudentViews
 from deit_jax.distillation import cache_writer, match, teacher_cache
 
@@ -84,3 +85,19 @@ def without_waiting_for_the_disk(monkeypatch):
     """A killed process loses nothing by it, and it would take most of the time."""
     monkeypatch.setattr(os, "fsync", lambda file: None)
     monkeypatch.setattr(np.memmap, "flush", lambda array: None)
+
+
+def write_views(directory, source, seen, count, answer, **teacher):
+    """`count` views of `source`, with `answer`(images) for the logits of each image."""
+    manifest = manifest_for(source, **teacher)
+    manifest["views"] = match.describe("same", count, seen)
+    with seen.read_few(source) as opened:
+        for view in range(count):
+            index = view_pairs(seen.augment_seed, view, len(source), seen.repeats)
+            index = index.reshape(-1)
+            [(images, _)] = seen.replay(opened, [(index, np.full_like(index, view))])
+            writer = cache_writer.ViewWriter(directory, view, manifest, top1=[0.9])
+            writer.append(answer(images), index)
+            writer.finish()
+    manifest["teacher"]["top1"] = 0.9
+    cache_writer.finish(directory, manifest, match.examples(seen, source, count))

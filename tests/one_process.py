@@ -1,7 +1,7 @@
 r"""What tests/test_processes.py runs in each of several processes.
 
 python tests/one_process.py NUMBER PORT CACHE WORKDIR \
-    [--images=FILE] [--die_at=STEP] [--seed=SEED]
+    [--images=FILE] [--die_at=STEP] [--seed=SEED] [--teacher=DIR]
 
 Without a port (0) the environment says who is who.
 """
@@ -23,8 +23,11 @@ from deit_jax.training import processes, step
 STEPS = 10
 
 
-def make_config(cache):
-    """`STEPS` steps with masks and mixing, and batches that do not fit the split."""
+def make_config(cache, teacher=None):
+    """`STEPS` steps with masks and mixing, and batches that do not fit the split.
+
+    With a teacher it is live, and sees the images before they are mixed.
+    """
     from configs import deit
 
     config = deit.get_config("digits")
@@ -39,6 +42,9 @@ def make_config(cache):
     config.distillation.view = "plain"
     config.distillation.mixing = "linear"
     config.distillation.logits_dir = str(cache)
+    if teacher:
+        config.distillation.update(source="live", view="same", teacher=str(teacher))
+        config.distillation.allow_weak_teacher = True
     config.optimizer.name = "sgd"
     config.optimizer.learning_rate = 0.05
     config.schedule.warmup_epochs = 0.0
@@ -97,8 +103,9 @@ def main():
     parser.add_argument("--die_at", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--on_device", action="store_true")
+    parser.add_argument("--teacher", type=Path)
     flags = parser.parse_args()
-    config = make_config(flags.cache)
+    config = make_config(flags.cache, flags.teacher)
     if flags.on_device:
         config.dataset.on_device = True
         config.steps_per_dispatch = 2

@@ -12,7 +12,7 @@ from deit_jax.data import plan, rng, student_views
 from deit_jax.data.augment import augment, augment_batch, augment_pair, mix, recipes
 from deit_jax.distillation import losses
 from deit_jax.models.vit import VisionTransformer
-from deit_jax.training import optimizer, state, step
+from deit_jax.training import inputs, optimizer, state, step
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SEED, CLASSES, SIZE = 3, 10, 16
@@ -110,16 +110,16 @@ def test_the_train_step_sees_the_same_images(devices, monkeypatch):
         for n, key in enumerate(zip(view.tolist(), index.tolist(), strict=True)):
             seen[key] = images[n]
 
-    def inputs(batch):
-        real = step.normalise
+    def prepare(batch):
+        real = inputs.normalise
 
         def tapped(images, mean, std):
             jax.debug.callback(tap, images, batch["index"], batch["view"])
             return real(images, mean, std)
 
         with monkeypatch.context() as patch:
-            patch.setattr(step, "normalise", tapped)
-            return step.inputs(
+            patch.setattr(inputs, "normalise", tapped)
+            return inputs.prepare(
                 batch,
                 num_classes=CLASSES,
                 label_smoothing=0.1,
@@ -141,7 +141,7 @@ def test_the_train_step_sees_the_same_images(devices, monkeypatch):
         jax.local_devices()[:devices],
         model=model,
         optimizer=tx,
-        inputs=inputs,
+        inputs=prepare,
         loss=lambda logits, targets, _: {"loss": (logits["class"] * targets).sum(-1)},
         seed=0,
         ema_decay=0.0,
@@ -229,7 +229,7 @@ def test_the_host_gives_the_step_what_the_device_does(recipe):
     images, mixes = student(recipe).augment(
         batch["image"], batch["index"], batch["view"]
     )
-    made = {"image": images, "weight": mixes.weight}
+    made = {"image": images, **mixes._asdict()}
     _, host = inputs_of(recipe, made, mix_teacher=mix_teacher)
     jax.tree.map(np.testing.assert_array_equal, device, host)
 
@@ -250,7 +250,7 @@ def inputs_of(recipe, made=(), **changes):
         "augment_seed": SEED,
         "augmentation": settings(recipe),
     } | changes
-    return batch, jax.jit(functools.partial(step.inputs, **options))(batch)
+    return batch, jax.jit(functools.partial(inputs.prepare, **options))(batch)
 
 
 def test_inputs_are_normalised_images_and_one_hot_labels():
@@ -282,7 +282,7 @@ def test_views_from_the_end_of_mixing_on_are_those_without_it():
         assert (a[32:] != c[32:]).any()
     host = student_views.StudentViews(SEED, 1, SIZE, ending)
     images, mixes = host.augment(some["image"], some["index"], some["view"])
-    seen = step.normalise(images, MEAN, STD)
+    seen = inputs.normalise(images, MEAN, STD)
     np.testing.assert_array_equal(np.asarray(seen), np.asarray(off.images))
     assert (mixes.weight[16:] == 1).all()
     assert (mixes.share[16:] == mix.LAMBDA).all()

@@ -76,7 +76,8 @@ def test_two_processes_read_the_rows_of_their_devices(batch_size):
     plan = BatchPlan(length=50, batch_size=8, seed=0, augment_seed=0)
 
     def augment(images, index, view):  # each pair by itself, as the real one
-        return images + index[:, None, None, None], Mix(None, None, view[::2] / 7)
+        mixes = Mix(index[::2], index.reshape(-1, 2), view[::2] / 7)
+        return images + index[:, None, None, None], mixes
 
     def read(local):
         trained = batches.train_batches(

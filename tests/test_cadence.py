@@ -1,5 +1,7 @@
 """When something is due, and where dispatches end."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -15,15 +17,21 @@ def test_each_period_is_due_at_its_multiples_and_at_the_end():
     assert due(cadence.logs) == [6, 12, 18, 20]
     assert due(cadence.evaluates) == [20]
     assert due(cadence.saves) == [8, 16, 20]
+    assert due(cadence.verifies) == []
+    # Of a cache it is known at the end as well as before.
+    assert due(dataclasses.replace(cadence, verify=9).verifies) == [9, 18]
 
 
 @pytest.mark.parametrize("size", [1, 3, 4])
-@pytest.mark.parametrize("periods", [(101, 0, 0), (10, 0, 0), (50, 39, 0), (7, 3, 0)])
+@pytest.mark.parametrize(
+    "periods", [(101, 0, 0), (10, 0, 0), (50, 39, 0), (7, 3, 0, 5)]
+)
 def test_dispatches_end_where_the_host_has_something_to_do(size, periods):
     cadence = Cadence(101, size, *periods)
     ends = list(cadence.ends(0))
     assert set(np.diff([0, *ends])) <= {1, size}
-    for is_due in (cadence.logs, cadence.evaluates, cadence.saves):
+    everything = (cadence.logs, cadence.evaluates, cadence.saves, cadence.verifies)
+    for is_due in everything:
         assert set(due(is_due, 101)) <= set(ends)
     if size == 4 and periods[0] == 10:
         assert ends[:6] == [4, 8, 9, 10, 14, 18]

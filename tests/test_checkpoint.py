@@ -161,7 +161,9 @@ def changed(section, **values):
         changed("dataset", data_dir="elsewhere"),
         changed("dataset", mean=(0.5, 0.5)),
         changed("dataset", eval_crop_ratio=0.9),
-        CONFIG | {"augment": {"place": "host"}},  # absent in runs of older versions
+        # Absent in runs of older versions.
+        CONFIG | {"augment": {"place": "host"}},
+        CONFIG | {"distillation": {"source": "cache", "teacher": ""}},
         CONFIG | {"loss": {"kind": "softmax"}},  # what they did
         CONFIG | {"model": {"pool": "token", "init_values": None}},  # so are these
     ],
@@ -179,6 +181,7 @@ def test_a_harmless_change_resumes(harmless):
             r"optimizer\.learning_rate: 0\.001 -> 0\.01",
         ),
         (CONFIG | {"ema": {"decay": 0.9}}, r"ema\.decay: 'absent' -> 0\.9"),
+        (CONFIG | {"distillation": {"source": "live"}}, "source: 'cache' -> 'live'"),
         (CONFIG | {"loss": {"kind": "bce"}}, r"loss\.kind: 'softmax' -> 'bce'"),
         (CONFIG | {"model": {"pool": "mean"}}, r"model\.pool: 'token' -> 'mean'"),
     ],

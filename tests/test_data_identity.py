@@ -60,6 +60,16 @@ def test_the_same_contents_are_the_same_data():
     assert data_identity.check(DATA, changed(), where="runs/a") == []
 
 
+def test_another_live_teacher_is_refused_and_another_kind_left_to_the_config():
+    live = DATA | {"teacher": f"{data_identity.LIVE}resnet50, SHA-256 ab"}
+    ours = changed(teacher=f"{data_identity.LIVE}resnet50, SHA-256 cd")
+    words = "another live teacher: resnet50, SHA-256 ab -> resnet50, SHA-256 cd\n"
+    with pytest.raises(InputError, match=words):
+        data_identity.check(live, ours, where="runs/a")
+    for theirs, mine in ((live, changed()), (DATA, ours), (live, changed(None))):
+        assert data_identity.check(theirs, mine, where="runs/a") == []
+
+
 FIRSTS = {
     "two classes swapped": (["b", "a", "c"], "other classes: cat, dog"),
     "other images": (["x", "y", "c"], "same names hold other images: cat, dog"),

@@ -6,7 +6,7 @@ import pytest
 
 from deit_jax.data import sources
 from deit_jax.models.vit import VisionTransformer
-from deit_jax.training import evaluation, step
+from deit_jax.training import evaluation, inputs, step
 
 CHEAP = {"loss", "top1", "top5"}
 ALL = CHEAP | {"precision", "recall", "f1", "auc", "ece"}
@@ -122,7 +122,7 @@ def test_token_cosine_is_that_of_what_the_heads_read():
 
     @jax.jit
     def both(key):
-        normalised = step.normalise(images, half, half)
+        normalised = inputs.normalise(images, half, half)
         params = {"params": model.init(key, normalised)["params"]}
         got = step.eval_step(
             params["params"],

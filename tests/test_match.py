@@ -14,7 +14,7 @@ from deit_jax.distillation import match, teacher_cache
 from deit_jax.errors import InputError
 from deit_jax.files import sha256
 from deit_jax.recipe import student_views
-from deit_jax.training import step
+from deit_jax.training import inputs, step
 from teacher import classifier as classifiers
 from teacher import network
 from teacher.export import Export
@@ -92,18 +92,18 @@ def seen(monkeypatch):
         for n, key in enumerate(zip(view.tolist(), index.tolist(), strict=True)):
             images.setdefault(key, []).append(pixels[n])
 
-    real_inputs, real_normalise = step.inputs, step.normalise
+    real_inputs, real_normalise = inputs.prepare, inputs.normalise
 
-    def inputs(batch, **options):
+    def prepare(batch, **options):
         def tapped(pixels, mean, std):
             jax.debug.callback(tap, pixels, batch["index"], batch["view"])
             return real_normalise(pixels, mean, std)
 
         with monkeypatch.context() as patch:
-            patch.setattr(step, "normalise", tapped)
+            patch.setattr(inputs, "normalise", tapped)
             return real_inputs(batch, **options)
 
-    monkeypatch.setattr(step, "inputs", inputs)
+    monkeypatch.setattr(inputs, "prepare", prepare)
     return images
 
 

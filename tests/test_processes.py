@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import one_process
 import pytest
+import run_directories
 
 from deit_jax import train
 from deit_jax.data import sources
@@ -180,6 +181,24 @@ def test_only_the_first_process_writes(directory, two):
     assert "4 x cpu in 2 processes" in first
     assert "step 10/10" in first
     assert "step" not in second
+
+
+@pytest.mark.slow
+def test_each_process_asks_a_live_teacher(directory):
+    teacher, cache = directory / "teacher", directory / "cache"
+    run_directories.make(teacher)
+    ended = run_two(
+        cache, directory / "live", *[[f"--teacher={teacher}"]] * 2, devices=2
+    )
+    assert [code for code, *_ in ended] == [0, 0], ended
+    config = one_process.make_config(cache, teacher)
+    train.train_and_evaluate(config, directory / "alone")
+    np.testing.assert_allclose(
+        list(losses(directory / "live-0").values()),
+        list(losses(directory / "alone").values()),
+        atol=1e-5,
+        rtol=0,
+    )
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from deit_jax.distillation import losses
 from deit_jax.models import cost
 from deit_jax.models.params import parameter_names
 from deit_jax.models.vit import VisionTransformer
-from deit_jax.training import optimizer, state, step
+from deit_jax.training import inputs, optimizer, state, step
 
 B, C = 16, 10
 DISTILLATION = {
@@ -49,8 +49,8 @@ def statics(model, tx, **changes):
     return {
         "model": model,
         "optimizer": tx,
-        "inputs": lambda batch: step.Inputs(
-            step.normalise(batch["image"], (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)),
+        "inputs": lambda batch: inputs.Inputs(
+            inputs.normalise(batch["image"], (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)),
             losses.smooth_labels(batch["label"], C, 0.1),
             batch["teacher_logits"],
         ),
@@ -249,7 +249,7 @@ def test_several_steps_at_once_from_resident_images(devices):
         losses.append(float(metrics["loss"]))
 
     several = step.replicate(start, mine)
-    resident = step.place_whole(images, mine)
+    resident = step.place_whole({"images": images}, mine)
     bare = ({k: v for k, v in b.items() if k != "image"} for b in singles)
     with jax.transfer_guard("disallow"):
         for batch in step.on_devices(batches.together(bare, [3, 1]), mine):
@@ -342,7 +342,7 @@ def test_normalise_is_torchvisions():
     expected = F.normalize(
         torch.tensor(images).permute(0, 3, 1, 2).float() / 255, mean, std
     ).permute(0, 2, 3, 1)
-    got = step.normalise(images, mean, std)
+    got = inputs.normalise(images, mean, std)
     np.testing.assert_allclose(got, expected.numpy(), atol=1e-6)
 
 
@@ -354,7 +354,7 @@ def test_eval_step_has_a_device_axis_and_drops_nothing():
     )
     logits = evaluate(start.params, images.reshape(4, 4, 32, 32, 3))
     plain = build()[0].apply(
-        {"params": start.params}, step.normalise(images, (0.5,) * 3, (0.5,) * 3)
+        {"params": start.params}, inputs.normalise(images, (0.5,) * 3, (0.5,) * 3)
     )
     assert set(logits) == {"class", "distill"}
     for head in logits:
@@ -380,7 +380,7 @@ def test_agreement_with_the_teacher():
 def test_a_step_reports_the_agreement_of_the_distillation_head():
     model, _, start = build()
     batch = make_batch(0)
-    images = step.normalise(batch["image"], (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+    images = inputs.normalise(batch["image"], (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
     logits = model.apply({"params": start.params}, images)["distill"]
     _, metrics = run(0)
     for name, values in step.agreement(logits, batch["teacher_logits"]).items():

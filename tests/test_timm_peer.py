@@ -9,7 +9,7 @@ from timm_weights import randomise
 
 from benchmarks import ours, timm_peer
 from benchmarks.cases import Case
-from deit_jax.training import step
+from deit_jax.training import inputs
 from deit_jax.weights import timm as naming
 
 CASE = Case("deit_nano_distilled_patch8_32", 4, 10)
@@ -37,7 +37,7 @@ def test_the_loss_is_ours(model, one_torch_thread):
     state_dict = {name: value.numpy() for name, value in model.state_dict().items()}
     logits = built.model.apply(
         {"params": naming.to_flax(state_dict)},
-        step.normalise(
+        inputs.normalise(
             jnp.asarray(pixels.numpy().transpose(0, 2, 3, 1)),
             config.dataset.mean,
             config.dataset.std,

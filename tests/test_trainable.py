@@ -14,6 +14,7 @@ from deit_jax.models import variants
 from deit_jax.models.params import abstract_params, parameter_names
 from deit_jax.models.vit import VisionTransformer
 from deit_jax.training import optimizer, saved_params, state, step, trainable
+from deit_jax.training.inputs import Inputs
 
 HEADS = {"head/bias", "head/kernel", "head_dist/bias", "head_dist/kernel"}
 ATTENTION = {f"attn/{x}/{y}" for x in ("qkv", "proj") for y in ("bias", "kernel")}
@@ -73,7 +74,7 @@ def after_a_step(which, accumulation=1):
     before = state.create(model, tx, seed=0, ema=True, trainable=which)
     random = np.random.default_rng(0)
     batch = {"label": np.arange(4)}
-    inputs = step.Inputs(
+    inputs = Inputs(
         random.normal(size=(4, 16, 16, 3)).astype("f4"),
         np.eye(10, dtype="f4")[:4],
         None,

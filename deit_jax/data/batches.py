@@ -77,8 +77,8 @@ def train_batches(
 
     Yields:
       image uint8 [d, b, H, W, 3] (with `images`), label, index and view int32 [d, b],
-      with a teacher teacher_logits [d, b, C] and, of images that are augmented, weight
-      float32 [d, b / 2] of each pair's own labels; for the d devices in `local`.
+      with a cache teacher_logits [d, b, C] and, of images that are augmented, the
+      fields of `mix.Mix` [d, b / 2, ...] of each pair; for the d devices in `local`.
     """
     local = range(devices) if local is None else local
     rows = _rows(local, plan.batch_size // devices)
@@ -99,7 +99,7 @@ def train_batches(
             batch["image"] = pixels
         if augment is not None:
             batch["image"], drawn = augment(pixels, index, view)
-            batch["weight"] = drawn.weight
+            batch |= drawn._asdict()
         if teacher is not None:
             batch["teacher_logits"] = teacher.batch(view, index)
         yield split(batch, len(local))
@@ -121,7 +121,12 @@ def together(stream: Generator[dict], numbers: Iterable[int]) -> Iterator[dict]:
 
 
 def eval_batches(
-    source, *, batch_size: int, devices: int, local: range | None = None
+    source,
+    *,
+    batch_size: int,
+    devices: int,
+    local: range | None = None,
+    index: np.ndarray | None = None,
 ) -> Iterator[tuple[dict, np.ndarray]]:
     """All images once, in order; what the last batch lacks is filled with padding.
 
@@ -130,20 +135,22 @@ def eval_batches(
       batch_size: Global, rounded up to a multiple of `devices`.
       devices: Of all processes; each has batch_size / devices images of a batch.
       local: Which of the devices are this process's; None: all.
+      index: int [N], the images in place of all.
 
     Yields:
       ({"image": uint8 [d, b, H, W, 3]}, their labels, int32 [d * b]), for the d devices
       in `local`. The rows of all processes, batch after batch, are the images in the
       order of the source, and behind the last of them padding.
     """
-    length = len(source)
+    index = np.arange(len(source)) if index is None else index
+    length = len(index)
     local = range(devices) if local is None else local
     size = -(-min(batch_size, length) // devices)
     rows = _rows(local, size)
 
     def block(first: int) -> np.ndarray:
-        mine = np.arange(first + rows.start, min(first + rows.stop, length))
-        return mine if len(mine) else np.array([first])
+        mine = index[first + rows.start : first + rows.stop]
+        return mine if len(mine) else index[first : first + 1]
 
     blocks = map(block, range(0, length, size * devices))
     if isinstance(source, HostPipeline):

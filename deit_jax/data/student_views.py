@@ -69,20 +69,28 @@ class StudentViews:
         )
 
     def augment(
-        self, images: np.ndarray, index: np.ndarray, view: np.ndarray
+        self,
+        images: np.ndarray,
+        index: np.ndarray,
+        view: np.ndarray,
+        *,
+        mixed: bool = True,
     ) -> tuple[np.ndarray, mix.Mix]:
         """Augments and mixes as the train step does, on all cores of the host.
 
         Args:
           images: uint8 [B, S, S, 3], as `batches.read` gives them.
           index, view: int32 [B]; rows 2i and 2i + 1 are partners.
+          mixed: As of `augment_batch`.
 
         Returns:
           uint8 [B, S, S, 3], and how each pair [B / 2] was mixed, as NumPy arrays.
         """
         count = len(images)
         size = min(CHUNK, count)
-        program = _compiled(self.augment_seed, self.settings, size, images.shape[1])
+        program = _compiled(
+            self.augment_seed, self.settings, size, images.shape[1], mixed
+        )
         chunks = [
             batches.pad(rows, -count % size).reshape(-1, size, *rows.shape[1:])
             for rows in (images, index, view)
@@ -110,10 +118,12 @@ class StudentViews:
 
 
 @functools.lru_cache(maxsize=4)
-def _compiled(augment_seed: int, settings: Augmentation, count: int, size: int):
+def _compiled(
+    augment_seed: int, settings: Augmentation, count: int, size: int, mixed: bool
+):
     """One program for all calls: a compilation takes seconds."""
     augment = functools.partial(
-        augment_batch, augment_seed=augment_seed, settings=settings
+        augment_batch, augment_seed=augment_seed, settings=settings, mixed=mixed
     )
     rows = jax.ShapeDtypeStruct((count,), np.int32)
     images = jax.ShapeDtypeStruct((count, size, size, 3), np.uint8)

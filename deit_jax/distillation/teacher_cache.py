@@ -63,6 +63,7 @@ OPEN_VIEWS = 16  # files that are open at once: an epoch reads one view, or `rep
 # Of digits: in the repository, and beside an installed package.
 EMBEDDED = Path("teacher/logits/digits")
 INSTALLED = Path(__file__).parents[2]
+SOURCES = ("cache", "live")
 VIEWS = ("same", "plain")
 MIXINGS = ("exact", "linear", "none")
 AGAIN = "Export it again with python -m teacher.export_logits."

@@ -15,6 +15,7 @@ class Cadence:
       log: Steps between two log lines.
       evaluate: Steps between two evaluations; 0 evaluates at the end only.
       save: Steps between two checkpoints; 0 saves at the end only.
+      verify: Steps between two looks at whether the teacher's cache is right; 0: none.
     """
 
     total_steps: int
@@ -22,6 +23,7 @@ class Cadence:
     log: int
     evaluate: int
     save: int
+    verify: int = 0
 
     def logs(self, done: int) -> bool:
         return self._is_due(done, self.log)
@@ -31,6 +33,9 @@ class Cadence:
 
     def saves(self, done: int) -> bool:
         return self._is_due(done, self.save)
+
+    def verifies(self, done: int) -> bool:
+        return self.verify > 0 and done % self.verify == 0
 
     def _is_due(self, done: int, period: int) -> bool:
         return done == self.total_steps or (period > 0 and done % period == 0)
@@ -45,7 +50,8 @@ class Cadence:
         Args:
           start: Steps that are done already.
         """
-        periods = [p for p in (self.log, self.evaluate, self.save) if p]
+        periods = (self.log, self.evaluate, self.save, self.verify)
+        periods = [period for period in periods if period]
         done = start
         while done < self.total_steps:
             before = max(done // period * period for period in periods)

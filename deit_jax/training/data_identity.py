@@ -8,7 +8,13 @@ from deit_jax.errors import InputError, listed
 
 SPLITS = {"train": "training", "eval": "evaluation"}
 # Fields of a config that only say where the data lie: their contents decide.
-PLACES = ("dataset.name", "dataset.data_dir", "distillation.logits_dir")
+PLACES = (
+    "dataset.name",
+    "dataset.data_dir",
+    "distillation.logits_dir",
+    "distillation.teacher",
+)
+LIVE = "live: "  # before what a teacher is that is asked in the train step
 
 
 def describe(train_source, eval_source, teacher_digest: str | None) -> dict:
@@ -16,8 +22,9 @@ def describe(train_source, eval_source, teacher_digest: str | None) -> dict:
 
     Returns:
       `train` and `eval`, each {fingerprint, order, images, class_names, firsts}, and
-      `teacher`, the digest of its cache or None. `firsts` has a word for each class, of
-      its first file by name; it is empty where no order is known without the contents.
+      `teacher`: the digest of its cache, `LIVE` and what a live one is, or None.
+      `firsts` has a word for each class, of its first file by name; it is empty where
+      no order is known without the contents.
     """
     record: dict = {"teacher": teacher_digest}
     for name, source in (("train", train_source), ("eval", eval_source)):
@@ -74,8 +81,8 @@ def check(saved: Mapping, ours: Mapping, *, where: str) -> list[str]:
         if split not in repaired
         for change in _changes(split, saved[split], ours[split])
     ]
-    if not changes and saved["teacher"] != ours["teacher"]:
-        changes = ["the teacher's cache holds other logits"]
+    if not changes:
+        changes = _of_teacher(saved["teacher"], ours["teacher"])
     if changes:
         raise InputError(
             f"{where} holds a run on other data:\n"
@@ -102,6 +109,16 @@ def _exchanged(theirs: Mapping, ours: Mapping) -> list[str]:
     if 2 * len(changed) > len(now):
         return [f"files of the same names hold other images: {listed(names)}"]
     return []
+
+
+def _of_teacher(theirs: str | None, ours: str | None) -> list[str]:
+    """What is wrong with the teacher; another kind of one is another config."""
+    live = [bool(digest) and digest.startswith(LIVE) for digest in (theirs, ours)]
+    if theirs == ours or any(live) != all(live):
+        return []
+    if not any(live):
+        return ["the teacher's cache holds other logits"]
+    return [f"another live teacher: {theirs} -> {ours}".replace(LIVE, "")]
 
 
 def _changes(split: str, theirs: Mapping, ours: Mapping) -> list[str]:

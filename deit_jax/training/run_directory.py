@@ -16,6 +16,10 @@ CONFIG = "config.json"
 # What runs of older versions did, whose configs do not have these fields.
 ADDED_FIELDS = {
     "augment.mix_off_epoch": 0,
+    "distillation.allow_weak_teacher": False,
+    "distillation.source": "cache",
+    "distillation.teacher": "",
+    "distillation.verify_every": 0,
     "loss.bce_reduction": "mean",
     "loss.bce_target_threshold": None,
     "loss.class_weights": "none",

@@ -3,7 +3,6 @@
 import contextlib
 import functools
 from collections.abc import Callable, Generator, Iterator, Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,90 +10,20 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Shaped, UInt8
 
-from deit_jax.data.augment import augment_batch
-from deit_jax.data.augment.recipes import Augmentation
 from deit_jax.data.rng import Stream, stream_key
 from deit_jax.distillation import losses
 from deit_jax.models import cost
 from deit_jax.training import trainable as trainables
+from deit_jax.training.inputs import normalise
 from deit_jax.training.state import TrainState
 
 AXIS = "batch"
 
 
-class Inputs(NamedTuple):
-    """Normalised images, label distributions, and the teacher's logits or None."""
-
-    images: Float[Array, "b h w 3"]
-    targets: Float[Array, "b c"]
-    teacher_logits: Float[Array, "b c"] | None
-
-
-def normalise(
-    images: UInt8[Array, "b h w 3"], mean: Sequence[float], std: Sequence[float]
-) -> Float[Array, "b h w 3"]:
-    """uint8 pixels to (x / 255 - mean) / std in float32, one mean and std a channel."""
-    # As one multiplication and one addition, which XLA fuses into the patch product.
-    scale = 1 / (255 * jnp.asarray(std, jnp.float32))
-    shift = -jnp.asarray(mean, jnp.float32) / jnp.asarray(std, jnp.float32)
-    return (
-        images.astype(jnp.float32) * scale[None, None, None] + shift[None, None, None]
-    )
-
-
-def inputs(
-    batch: dict[str, jax.Array],
-    *,
-    num_classes: int,
-    label_smoothing: float,
-    augment_seed: int,
-    augmentation: Augmentation,
-    mix_teacher: Callable | None = None,
-) -> Inputs:
-    """What the student sees, and what it is to say.
-
-    Args:
-      batch: image uint8 [b, H, W, 3], label, index and view int32 [b], maybe
-        teacher_logits [b, C]; whole pairs, partners side by side. The augmented image
-        is a pure function of (augment_seed, view, index). With weight [b / 2] of each
-        pair's own labels the images are augmented and mixed already.
-      augmentation: What is done to the images; its mean and std normalise them.
-      mix_teacher: Linear mixing (`losses.mix_teacher_logits` but for its first three
-        arguments), where the teacher saw the images unmixed; None takes its logits as
-        they are.
-    """
-    images, weight = batch["image"], batch.get("weight")
-    if weight is None:
-        images, mixes = augment_batch(
-            images,
-            batch["index"],
-            batch["view"],
-            augment_seed=augment_seed,
-            settings=augmentation,
-        )
-        weight = mixes.weight
-    weight = jnp.repeat(weight, 2)
-    labels = losses.smooth_labels(batch["label"], num_classes, label_smoothing)
-    teacher = batch.get("teacher_logits")
-    if augmentation.mixes:
-        labels = weight[:, None] * labels + (1 - weight[:, None]) * swap_partners(
-            labels
-        )
-        if mix_teacher is not None:
-            teacher = mix_teacher(teacher, swap_partners(teacher), weight)
-    return Inputs(
-        normalise(images, augmentation.mean, augmentation.std), labels, teacher
-    )
-
-
-def swap_partners(rows: Shaped[Array, "b ..."]) -> Shaped[Array, "b ..."]:
-    """Puts row 2i + 1 in place of row 2i, and the other way round."""
-    return rows.reshape(-1, 2, *rows.shape[1:])[:, ::-1].reshape(rows.shape)
-
-
 def train_step(
     state: TrainState,
     batch: dict[str, jax.Array],
+    teacher=None,
     *,
     model,
     optimizer: optax.GradientTransformation,
@@ -112,9 +41,10 @@ def train_step(
     Args:
       state: Donated by `pmap_train_step`.
       batch: image uint8 [b, H, W, 3], label, index and view int32 [b], under
-        distillation teacher_logits [b, C], and weight [b / 2] of images that the host
-        has augmented. Rows are in the order of the global batch.
-      inputs: batch -> `Inputs`.
+        a cache teacher_logits [b, C], and the fields of `mix.Mix` of images that the
+        host has augmented. Rows are in the order of the global batch.
+      teacher: Parameters of a live teacher, or None.
+      inputs: batch -> `inputs.Inputs`; (batch, teacher=`teacher`) with a live one.
       loss: (logits, targets, teacher_logits) -> per-example losses, see
         `distillation.losses.training_loss`.
       seed: Of dropout and stochastic depth. Their masks follow from (seed, step, the
@@ -139,6 +69,8 @@ def train_step(
     if in_cache:  # in whole pairs
         accumulation *= cost.parts(model, local // accumulation, unit=2)
 
+    if teacher is not None:
+        inputs = functools.partial(inputs, teacher=teacher)
     trained, frozen = trainables.split(state.params, trainable)
     mean_loss = functools.partial(
         _mean_loss, frozen=frozen, model=model, inputs=inputs, loss=loss
@@ -327,32 +259,44 @@ def on_devices(
             yield jax.device_put(batch, sharding)
 
 
-def place_whole(array: np.ndarray, devices: Sequence[jax.Device]) -> jax.Array:
-    """Puts the whole of `array` on each of `devices`; every process has it."""
-    # Not by device_put, which sends it between the processes to compare it.
-    return jax.make_array_from_callback(
-        array.shape, state_sharding(devices), lambda part: array[part]
+def place_whole(tree, devices: Sequence[jax.Device]):
+    """Puts NumPy arrays, each whole, on each of `devices`; every process has them."""
+    sharding = state_sharding(devices)
+    # Not by device_put, which sends them between the processes to compare them.
+    return jax.tree.map(
+        lambda array: jax.make_array_from_callback(
+            array.shape, sharding, lambda part: array[part]
+        ),
+        tree,
     )
 
 
+def _with_resident(batch: dict, resident: dict | None) -> tuple[dict, object]:
+    """A batch with its images, and the parameters of a live teacher or None."""
+    resident = resident or {}
+    if "images" in resident:
+        batch = batch | {"image": resident["images"][batch["index"]]}
+    return batch, resident.get("teacher")
+
+
 def pmap_train_step(devices: Sequence[jax.Device], **statics) -> Callable:
-    """`train_step` over `devices`: (state, batch, images) -> (state, metrics).
+    """`train_step` over `devices`: (state, batch, resident) -> (state, metrics).
 
     The state has no device axis and is donated. The arrays of the batch are [d, b, ...]
     and the metrics scalars; or they are [d, k, b, ...], which is k steps one after the
-    other, and the metrics [k]. `images` are those of the whole source, [N, H, W, 3], as
-    `place_whole` has put them; None where the batch has its own. Of several processes
-    each gives the part of the batch that lies on its own devices.
+    other, and the metrics [k]. `resident` is what `place_whole` has put on the devices
+    for the whole run, or None: `images` of the whole source, [N, H, W, 3], where the
+    batches have none, and the parameters of a live `teacher`. Of several processes each
+    gives the part of the batch that lies on its own devices.
     """
     one_step = functools.partial(
         train_step, axis_name=AXIS, in_cache=devices[0].platform == "cpu", **statics
     )
 
-    def steps(state, batch, images):
+    def steps(state, batch, resident):
         def one(state, batch):
-            if images is not None:
-                batch = batch | {"image": images[batch["index"]]}
-            return one_step(state, batch)
+            batch, teacher = _with_resident(batch, resident)
+            return one_step(state, batch, teacher)
 
         if batch["label"].ndim == 1:
             return one(state, batch)
@@ -376,3 +320,27 @@ def pmap_eval_step(devices: Sequence[jax.Device], **statics) -> Callable:
         in_axes=(None, 0),
         devices=devices,
     )
+
+
+def pmap_teacher_logits(
+    devices: Sequence[jax.Device],
+    *,
+    ask: Callable,
+    images: Callable,
+) -> Callable:
+    """What a teacher says of a batch: (batch, resident) -> logits [d, b, C].
+
+    Args:
+      ask: As of `inputs.prepare`.
+      images: `inputs.student_images` but for the batch. That is of a train step, or of
+        several, [d, k, b, ...], of which the last counts.
+    """
+
+    def logits(batch, resident):
+        if batch["label"].ndim == 2:
+            batch = jax.tree.map(lambda x: x[-1], batch)
+        batch, teacher = _with_resident(batch, resident)
+        seen, _ = images(batch)
+        return ask(teacher, seen)
+
+    return jax.pmap(logits, axis_name=AXIS, in_axes=(0, None), devices=devices)

@@ -87,16 +87,17 @@ def augment_pair(
     view: Int32[Array, "2"],
     images: UInt8[Array, "2 h w 3"],
     settings: Augmentation,
+    mixed: bool = True,
 ) -> tuple[UInt8[Array, "2 h w 3"], mix.Mix]:
     """Two partners, augmented and, where the settings say so, mixed."""
-    first, second = (augment(keys[n], images[n], settings) for n in range(2))
+    pair = jnp.stack([augment(keys[n], images[n], settings) for n in range(2)])
     pair_key = jnp.where(index[0] <= index[1], keys[0], keys[1])
     drawn = draw_mix(pair_key, images.shape[1], settings)
     if settings.mix_off_view:
         drawn = mix.unless(view[0] >= settings.mix_off_view, drawn)
-    if settings.mixes:
-        first, second = mix.apply(first, second, drawn), mix.apply(second, first, drawn)
-    return jnp.stack([first, second]), drawn
+    if mixed and settings.mixes:
+        pair = mix.apply_pair(pair, drawn)
+    return pair, drawn
 
 
 def augment_batch(
@@ -106,6 +107,7 @@ def augment_batch(
     *,
     augment_seed: int,
     settings: Augmentation,
+    mixed: bool = True,
 ) -> tuple[UInt8[Array, "b h w 3"], mix.Mix]:
     """The images that a student sees of whole pairs, partners side by side.
 
@@ -114,6 +116,7 @@ def augment_batch(
       index, view: Of each image; rows 2i and 2i + 1 are partners in one view.
       augment_seed: Of all draws.
       settings: What to do.
+      mixed: False leaves the mixing to the caller (`mix.apply_pair`).
 
     Returns:
       The augmented images, and how each pair [b / 2] was mixed.
@@ -124,7 +127,7 @@ def augment_batch(
 
     keys = image_keys(augment_seed, view, index)
     operands = (pairs(keys), pairs(index), pairs(view), pairs(images))
-    one = functools.partial(augment_pair, settings=settings)
+    one = functools.partial(augment_pair, settings=settings, mixed=mixed)
     # On a CPU one pair after the other, so that only the branches are computed that a
     # draw has chosen; elsewhere all pairs at once, and every branch of a switch.
     augmented, drawn = jax.lax.platform_dependent(

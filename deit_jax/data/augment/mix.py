@@ -105,6 +105,12 @@ def apply(
     return jnp.where(inside, other, blended).astype(jnp.uint8)
 
 
+def apply_pair(pair: UInt8[Array, "2 h w 3"], mix: Mix) -> UInt8[Array, "2 h w 3"]:
+    """What two partners become."""
+    first, second = pair
+    return jnp.stack([apply(first, second, mix), apply(second, first, mix)])
+
+
 @functools.cache
 def beta_table(alpha: float) -> np.ndarray:
     """Quantiles of Beta(alpha, alpha) in 1 / 256."""
