@@ -254,6 +254,7 @@ def _parse(spec: str) -> tuple[str, dict]:
 
 
 def flops(live: LiveTeacher, size: int) -> float:
+    """Floating-point operations for one image of `size` pixels, by XLA's count."""
     image = jax.ShapeDtypeStruct((1, size, size, 3), np.uint8)
     with jax.default_device(host_device()):  # not every kind of device can count
         lowered = jax.jit(live.ask).lower(live.params, image)
@@ -279,9 +280,9 @@ def _measured(live: LiveTeacher, config, run) -> LiveTeacher:
             labels.append(own)
     predicted, labels = (np.concatenate(x)[:count] for x in (predicted, labels))
     top1 = float((predicted == labels).mean())
-    split = f"{run.eval_source.split}" + (
-        f", {count:,} images" if count < length else ""
-    )
+    split = run.eval_source.split
+    if count < length:
+        split += f", {count:,} images"
     if not config.distillation.allow_weak_teacher:
         classes.check_strength(
             top1,
