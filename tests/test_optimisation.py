@@ -1,6 +1,5 @@
 """Every optimizer and schedule trains digits, and resumes to the same bits."""
 
-import itertools
 import shutil
 
 import jax
@@ -43,9 +42,11 @@ def make_config(name, rates="cosine"):
 
 
 @pytest.mark.parametrize(
-    ("name", "rates"), list(itertools.product(optimizer.NAMES, schedule.NAMES))
+    ("name", "rates"),
+    [(name, "cosine") for name in optimizer.NAMES]
+    + [("adamw", rates) for rates in schedule.NAMES if rates != "cosine"],
 )
-def test_every_optimizer_learns_with_every_schedule(name, rates):
+def test_every_optimizer_and_every_schedule_learns(name, rates):
     config = make_config(name, rates)
     source = sources.load("digits", config.dataset.train_split)
     run = experiment.build(config, source, source, devices=jax.devices()[:1])
