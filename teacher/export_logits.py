@@ -224,7 +224,7 @@ def choose_backend(found: Sequence[Teacher | torchvision.Described]) -> str:
 
 def verified(job: Export, out: str, count: int, tolerance: float) -> int:
     """Prints what `verify` finds; returns the exit code."""
-    largest, beyond = verify(job, teacher_cache.open_cache(out), count)
+    largest, beyond = verify(job, teacher_cache.open_cache(out, tau=job.tau), count)
     good = beyond <= tolerance  # not a number is not
     print(
         f"max |cached - live| = {largest:.3g}, {beyond:.3g} more than float16 rounds, "

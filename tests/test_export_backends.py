@@ -141,6 +141,7 @@ def test_several_teachers_are_averaged(
         assert f"{teacher.arch}: top-1 {alone:.4f}" in said
     with pytest.raises(InputError, match=r"averaged at temperature 3, .* at 1\."):
         teacher_cache.open_cache(tmp_path, tau=1.0)
+    assert export_logits.verified(job, tmp_path, 5, tolerance=1e-3) == 0
 
     # What is measured is not measured again, in a finished cache and in an unfinished.
     monkeypatch.setattr(accuracy, "evaluate", None)
