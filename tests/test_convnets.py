@@ -87,7 +87,6 @@ def test_the_logits_are_those_of_torchvision(arch, stem, tmp_path):
         found = answers(teacher, images)
         assert np.abs(expected).max() > 0.1
         assert np.abs(expected[0] - expected[1]).max() > 0.1
-        print(arch, stem, size, np.abs(found - expected).max(), expected.std())
         np.testing.assert_allclose(found, expected, atol=1e-4, rtol=0)
 
 
