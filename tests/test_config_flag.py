@@ -33,6 +33,6 @@ def test_a_file_of_that_name_comes_first(tmp_path, monkeypatch, name):
 @pytest.mark.parametrize("name", ["diet", "configs/diet.py", "diet.py"])
 def test_an_unknown_name_lists_the_recipes(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
-    expected = f"no file {name} .* Did you mean deit:digits. Recipes: deit, finetune"
+    expected = f"no file {name} .* Did you mean deit:digits. Recipes: deit, .*vit"
     with pytest.raises(InputError, match=expected):
         config_flag.find(f"{name}:digits")
