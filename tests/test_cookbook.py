@@ -79,7 +79,11 @@ def test_a_task_runs(kitchen, title):
     done = subprocess.run(
         [*program, text],
         cwd=kitchen,
-        env=os.environ | {"PATH": f"{kitchen / 'bin'}:{os.environ['PATH']}"},
+        env=os.environ
+        | {
+            "PATH": f"{kitchen / 'bin'}:{os.environ['PATH']}",
+            "PYTHONPATH": str(ROOT),
+        },
         capture_output=True,
         text=True,
     )
