@@ -15,7 +15,6 @@ on, and the exit code is 1.
 import functools
 import itertools
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,7 +22,7 @@ import numpy as np
 from absl import flags
 from scipy.special import softmax
 
-from deit_jax import command, files
+from deit_jax import command, files, over_images
 from deit_jax.errors import InputError
 
 TOKENS = {"token": "class token", "mean": "mean of the patches"}  # by pooling
@@ -42,11 +41,10 @@ def draw(
     """Draws the attention maps of every image at `paths` into the folder `out`.
 
     Args:
-      workdir: A run directory.
+      workdir, weights, step: As for `trained_model.load`.
       paths: Images, and folders of images.
       out: Is made, with `<stem of the file>.png` for each, numbered where two have
         the same.
-      weights, step: As for `trained_model.load`.
 
     Returns:
       The number of files that could not be read.
@@ -55,34 +53,31 @@ def draw(
       InputError: `workdir` or `paths` cannot work, or `out` cannot be written.
     """
     from deit_jax import trained_model
-    from deit_jax.data.sources import image_files
     from deit_jax.reporting.labels import readable
 
-    found, _ = image_files.find(paths)
+    found = over_images.find(paths)
     trained = trained_model.load(workdir, weights=weights, step=step)
     out = Path(out)
     with files.writing(out):
         out.mkdir(parents=True, exist_ok=True)
+    names = dict(zip(found, _names(found), strict=True))
     unreadable = 0
-    for file, name in zip(found, _names(found), strict=True):
-        try:
-            view = trained.view(image_files.read(file))
-        except InputError as error:
+    # One by one: a ViT-B at 384 px has 48 million weights in the maps of an image.
+    for file, view, seen in over_images.each(
+        trained, trained.attention_of, found, batch_size=1
+    ):
+        if seen is None:
             unreadable += 1
-            print(f"error: {error}", file=sys.stderr)
             continue
-        # One by one: a ViT-B at 384 px has 48 million weights in the maps of an image.
-        maps, logits = trained.attention(view[None])
-        names = trained.card.class_names
+        maps, logits = seen
+        classes = trained.card.class_names
         rows = {"class": TOKENS[trained.card.pool], "distill": "distillation token"}
-        answers = {rows[h]: _top(values[0], names) for h, values in logits.items()}
+        answers = {rows[h]: _top(values, classes) for h, values in logits.items()}
         title = readable(Path(file).name, found.index(file), 60, kind="image")
-        figure = plot(view, maps.heads[0], maps.rollout[0], answers, title=title)
-        with files.writing(out / name):
-            figure.savefig(out / name, dpi=DPI)
-        print(out / name, flush=True)
-    if unreadable:
-        print(f"{unreadable:,} of {len(found):,} files unreadable", file=sys.stderr)
+        figure = plot(view, maps.heads, maps.rollout, answers, title=title)
+        with files.writing(out / names[file]):
+            figure.savefig(out / names[file], dpi=DPI)
+        print(out / names[file], flush=True)
     return unreadable
 
 

@@ -156,7 +156,9 @@ def _keep_compiled_programs() -> None:
 
 def define_model_flags(weights: Sequence[str] = ("raw", "ema")) -> None:
     """Defines --workdir, --step and --weights, whose default is the first choice."""
-    flags.DEFINE_string("workdir", None, "The run directory of the model.")
+    flags.DEFINE_string(
+        "workdir", None, "The run directory of the model, or timm's weights and others."
+    )
     flags.DEFINE_enum(
         "weights", weights[0], list(weights), "Raw parameters, or their moving average."
     )

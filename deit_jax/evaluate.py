@@ -115,7 +115,7 @@ def _score(trained, images, batch_size: int, labels_of, resamples: int) -> dict:
     one, devices = next(iter(trained.values())), jax.local_devices()
     mean, std = one.card.mean, one.card.std
     return evaluation.evaluate(
-        pmap_eval_step(devices, model=one.model, mean=mean, std=std),
+        pmap_eval_step(devices, model=one.module, mean=mean, std=std),
         {section: model.params for section, model in trained.items()},
         images,
         batch_size=batch_size,

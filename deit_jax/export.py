@@ -83,7 +83,7 @@ def export(
         "format": format,
         "file": FILES[format],
         "input": INPUT,
-        "outputs": output_names(trained.model.heads),
+        "outputs": output_names(trained.module.heads),
         "weights": trained.weights,
         "step": trained.step,
         "jax": jax.__version__,
@@ -144,7 +144,7 @@ def onnx(trained) -> bytes:
         [_symbolic_images(trained.card.image_size)],
         model_name=trained.card.variant,
         input_names=[INPUT],
-        output_names=output_names(trained.model.heads),
+        output_names=output_names(trained.module.heads),
     )
     return model.SerializeToString()
 
@@ -162,7 +162,7 @@ def _predict_function(trained) -> Callable:
     from deit_jax.training import metrics
     from deit_jax.training.step import eval_step
 
-    params, card, model = jax.device_get(trained.params), trained.card, trained.model
+    params, card, model = jax.device_get(trained.params), trained.card, trained.module
 
     def predict(images):
         logits = metrics.heads(

@@ -1,4 +1,4 @@
-"""Loads the weights that a run starts from: another run's, or those of a file."""
+"""Loads weights: those of a run, or of a file. Training starts from them."""
 
 import dataclasses
 import os
@@ -10,7 +10,7 @@ from deit_jax.models import model_card, transfer
 from deit_jax.models.model_card import ModelCard
 from deit_jax.models.vit import VisionTransformer
 from deit_jax.training import saved_params
-from deit_jax.weights import load as weights
+from deit_jax.weights import load as weights_of
 
 EXPECTED = (
     "a run directory (runs/...), a file of weights (.safetensors, .pth), timm:NAME or "
@@ -77,7 +77,7 @@ def initial_params(
         with `model`.
     """
     try:
-        params, theirs, notes = _load(start.path)
+        params, theirs, step, notes = read(start.path)
         classes, about_head = _match(
             start.keep_heads, theirs.class_names, card.class_names, model
         )
@@ -94,6 +94,7 @@ def initial_params(
     lines = [
         f"starts from {start.path}: {theirs.variant}, {theirs.image_size} px, "
         f"{theirs.num_classes} classes",
+        *([f"its parameters are those of step {step:,}"] if step is not None else []),
         *notes,
         *changes,
         about_head,
@@ -107,17 +108,56 @@ def initial_params(
     return params, lines
 
 
-def _load(path: str) -> tuple[dict, ModelCard, list[str]]:
-    """The parameters, the card, and sentences on the reading."""
+def read(
+    path: str | os.PathLike, *, weights: str = "raw", step: int | None = None
+) -> tuple[dict, ModelCard, int | None, tuple[str, ...]]:
+    """Reads the parameters of a run directory, or weights of another program.
+
+    Args:
+      path: A run directory; a file or directory of weights, `timm:NAME` or `hf:ID` as
+        `weights.load.load` reads them.
+      weights: `raw`, or `ema` for their moving average.
+      step: Of the checkpoint of a run directory; None is the newest.
+
+    Returns:
+      The parameters as NumPy arrays, the card, their step (None of other weights), and
+      what a user should be told.
+
+    Raises:
+      InputError: There is no whole model at `path`, or no such step or average.
+    """
+    path = str(path)
+    if is_run(path):
+        card = model_card.read(path)
+        model = card.create_model()
+        params, step = saved_params.load_params(path, model, weights=weights, step=step)
+        return params, card, step, ()
     named = path.startswith(("timm:", "hf:")) or "://" in path
     if not named and not Path(path).exists():
-        raise InputError(f"it does not exist. Expected {EXPECTED}.")
-    if any((Path(path) / name).exists() for name in (model_card.MODEL, "checkpoints")):
-        card = model_card.read(path)
-        params, step = saved_params.load_params(path, card.create_model())
-        return params, card, [f"its parameters are those of step {step:,}"]
-    loaded = weights.load(path)
-    return loaded.params, loaded.card, list(loaded.notes)
+        raise InputError(f"{path} does not exist. Expected {EXPECTED}.")
+    if weights not in saved_params.WEIGHTS:
+        choices = " or ".join(saved_params.WEIGHTS)
+        raise InputError(f"weights={weights!r}: expected {choices}.")
+    if step is not None:
+        raise InputError(
+            f"step={step}: {path} is no run directory, so it has no steps."
+        )
+    try:
+        loaded = weights_of.load(path, weights=weights)
+    except InputError as error:
+        if not Path(path).is_dir():
+            raise
+        raise InputError(
+            f"{error} Nor is it a run directory: it holds no {model_card.MODEL}."
+        ) from error
+    return loaded.params, loaded.card, None, loaded.notes
+
+
+def is_run(path: str | os.PathLike) -> bool:
+    """Whether this is a run directory, whole or damaged, not weights of others."""
+    return any(
+        (Path(path) / name).exists() for name in (model_card.MODEL, "checkpoints")
+    )
 
 
 def _match(

@@ -12,7 +12,7 @@ from flax import linen as nn
 from flax import traverse_util
 
 from deit_jax.errors import InputError
-from deit_jax.models import tpu_attention, variants, vit
+from deit_jax.models import features, tpu_attention, variants, vit
 from deit_jax.models.variants import VARIANTS, create
 from deit_jax.weights.timm import to_flax, with_token_positions
 
@@ -266,6 +266,42 @@ def test_the_norms_epsilon_is_timms():
     params = {"scale": norm.weight.detach().numpy(), "bias": norm.bias.detach().numpy()}
     actual = vit.LayerNorm().apply({"params": params}, x)
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("variant", [NANO, "vit_nano_patch8_32"])
+def test_features_are_timms(variant, one_torch_thread):
+    torch = pytest.importorskip("torch")
+
+    theirs = timm_model(variant).eval()
+    ours, images = create(variant, num_classes=1000), random_images(2, 32)
+    with torch.no_grad():
+        pixels = torch.from_numpy(images.transpose(0, 3, 1, 2))
+        expected = {-1: theirs.forward_features(pixels).numpy()}
+        for layer, (prefix, patches) in enumerate(
+            theirs.forward_intermediates(
+                pixels,
+                return_prefix_tokens=True,
+                intermediates_only=True,
+                output_fmt="NLC",
+            )
+        ):
+            expected[layer] = torch.cat([prefix, patches], dim=1).numpy()
+    expected[3] = expected[-1]  # the last: behind the norm
+    for layer, values in expected.items():
+        with jax.default_matmul_precision("highest"):
+            found = features.tokens(ours, timm_params(theirs), images, layer)
+        assert values.std() > 0.5
+        np.testing.assert_allclose(found, values, rtol=0, atol=1e-5)
+    parts = features.select(found, features.TOKENS, ours)
+    t = len(ours.heads)
+    for name, rows in {
+        "class": found[:, 0],
+        "distill": found[:, 1],
+        "patches": found[:, t:],
+        "all": found,
+        "mean": found[:, t:].mean(axis=1),
+    }.items():
+        np.testing.assert_array_equal(parts[name], rows)
 
 
 def test_every_layer_equals_timms():

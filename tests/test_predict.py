@@ -12,8 +12,8 @@ import pytest
 import run_directories
 from PIL import Image
 
-from deit_jax import predict, trained_model
-from deit_jax.data import crops, sources
+from deit_jax import predict
+from deit_jax.data import sources
 from deit_jax.errors import InputError
 from deit_jax.training import metrics, step
 
@@ -99,23 +99,6 @@ def test_nothing_but_unreadable_files(run, tmp_path, capsys):
     (tmp_path / "a.png").write_bytes(b"")
     assert predict.predict(run[0], [tmp_path], as_json=True) == 1
     assert "is empty" in json.loads(capsys.readouterr().out)["error"]
-
-
-def test_pictures_of_other_sizes_are_seen_as_in_evaluation(tmp_path):
-    random = np.random.default_rng(0)
-    picture = Image.fromarray(random.integers(0, 256, (90, 70, 3), np.uint8))
-    run_directories.make(tmp_path, "vit_nano_patch8_32", crop_ratio=0.8)
-    trained = trained_model.load(tmp_path)
-    np.testing.assert_array_equal(
-        trained.view(picture), crops.centre_view(picture, 32, 0.8)
-    )
-    assert set(trained.logits(trained.view(picture)[None])) == {"class"}
-
-
-def test_ranks_equal_classes_by_their_number():
-    ranked = predict.rank(np.array([1.0, 2.0, 1.0]), ["a", "b", "c"])
-    assert [r["name"] for r in ranked] == ["b", "a", "c"]
-    assert sum(r["probability"] for r in ranked) == pytest.approx(1)
 
 
 @pytest.mark.parametrize(

@@ -453,7 +453,7 @@ def test_without_a_checkpoint_there_is_no_way_back(small, tmp_path, break_steps)
             (True, 24, *WITHOUT_A_TEACHER.values()),
             "on_device=True: the images of digits are",
         ),
-        ("init_from", "nowhere", "it does not exist"),
+        ("init_from", "nowhere", "nowhere does not exist"),
     ],
 )
 def test_bad_settings_end_in_a_message(small, tmp_path, field, value, message):

@@ -2,7 +2,6 @@
 
 import numpy as np
 from scipy.special import logsumexp, softmax
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 BINS = 15  # of the calibration error, as in Guo et al. 2017
 LARGEST_CONFUSION = 100  # classes; a larger matrix can neither be read nor drawn
@@ -73,6 +72,9 @@ def tables(logits: np.ndarray, labels: np.ndarray) -> dict[str, dict | list]:
       `confusion`: images of row's class that were taken for column's, for at most
       `LARGEST_CONFUSION` classes.
     """
+    # Takes longer to import than all else that a prediction needs but JAX.
+    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+
     num_classes = logits.shape[1]
     every_class = np.arange(num_classes)
     scores = softmax(logits.astype(np.float64), axis=1)

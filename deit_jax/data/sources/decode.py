@@ -44,12 +44,12 @@ UPRIGHT = {
 }
 
 
-def open_rgb(encoded: bytes, where: str) -> Image.Image:
+def open_rgb(encoded: bytes | Image.Image, where: str) -> Image.Image:
     """The image in `encoded` as an upright Pillow image of mode RGB.
 
     Args:
       encoded: A whole JPEG, PNG, WebP, GIF, BMP or TIFF file; the content decides
-        which, not a name.
+        which, not a name. Or an image that Pillow has opened.
       where: What an error message calls the image: its path, or its data set, split
         and position.
 
@@ -61,7 +61,8 @@ def open_rgb(encoded: bytes, where: str) -> Image.Image:
     if not encoded:
         raise InputError(f"{where} is empty (0 bytes). Replace or remove it.")
     try:
-        return _rgb(_upright(_load(encoded)))
+        opened = isinstance(encoded, Image.Image)
+        return _rgb(_upright(encoded if opened else _load(encoded)))
     except UnidentifiedImageError as error:
         raise InputError(
             f"{where} is not an image ({FORMATS_NAMED}), or its beginning is damaged. "
@@ -112,7 +113,12 @@ def _load_whole(encoded: bytes) -> Image.Image:
 
 def _upright(image: Image.Image) -> Image.Image:
     method = UPRIGHT.get(orientation(image))
-    return image if method is None else image.transpose(method)
+    if method is None:
+        return image
+    turned = image.transpose(method)
+    # It carries the orientation along, which would turn it a second time.
+    turned.info = {k: v for k, v in image.info.items() if k == "transparency"}
+    return turned
 
 
 def _rgb(image: Image.Image) -> Image.Image:
