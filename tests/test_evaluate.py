@@ -9,9 +9,10 @@ import run_directories
 from PIL import Image
 
 from deit_jax import evaluate as command
+from deit_jax import trained_model
 from deit_jax.data import sources
 from deit_jax.errors import InputError
-from deit_jax.training import metrics, step, summary
+from deit_jax.training import metrics, probes, step, summary
 
 SPLIT = "test[:21]"  # no multiple of the devices
 
@@ -161,3 +162,81 @@ def test_a_damaged_config_is_named(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(InputError, match=r"config\.json is damaged"):
         command.evaluate(tmp_path)
+
+
+def test_the_mean_over_the_mirror_image(run):
+    _, card, params = run
+    images = sources.load("digits", SPLIT).images
+    logits = [
+        step.eval_step(
+            params["raw"], x, model=card.create_model(), mean=card.mean, std=card.std
+        )
+        for x in (images, images[:, :, ::-1])
+    ]
+    labels = sources.load("digits", SPLIT).labels
+    result = command.evaluate(
+        run[0], dataset="digits", split=SPLIT, weights="raw", batch_size=8, tta="flip"
+    )
+    for head in ("class", "distill"):
+        mean = np.mean([np.asarray(x[head]) for x in logits], axis=0)
+        expected = metrics.classification(mean, labels)
+        found = {name: result["eval"][head][name] for name in expected}
+        assert found == pytest.approx(expected, abs=1e-5)
+        plain = metrics.classification(np.asarray(logits[0][head]), labels)
+        assert abs(plain["loss"] - expected["loss"]) > 1e-3
+    assert (result["tta"], result["notes"]) == (
+        "flip",
+        ["logits are the mean over each image and its mirror image"],
+    )
+
+
+def test_classifiers_learn_from_each_token(run):
+    settings = {"dataset": "digits", "split": SPLIT, "train_split": "train[:200]"}
+    once, again = (
+        command.evaluate(run[0], **settings, knn=5, linear_probe=True) for _ in range(2)
+    )
+    assert once == again == json.loads(json.dumps(once))
+    found = once["features"]
+    assert (found["train_split"], found["train_images"]) == ("train[:200]", 200)
+    train, test = sources.load("digits", "train[:200]"), sources.load("digits", SPLIT)
+    model = trained_model.load(run[0], weights="ema")
+    for token in ("class", "distill"):
+        known, seen = (model.features(x.images, tokens=token) for x in (train, test))
+        lengths = np.linalg.norm(known, axis=1) * np.linalg.norm(seen, axis=1)[:, None]
+        nearest = train.labels[np.argsort(-(seen @ known.T) / lengths)[:, :5]]
+        votes = np.array([np.bincount(row).argmax() for row in nearest])
+        accuracies = found["eval_ema"][token]
+        assert accuracies["knn"] == pytest.approx((votes == test.labels).mean())
+        assert 0.5 < accuracies["linear"] <= 1  # at random 0.1
+    assert found["eval"] != found["eval_ema"]
+
+
+def test_features_are_measured_on_classes_that_no_head_knows(tmp_path, capsys):
+    run_directories.make(tmp_path / "run", class_names=("cat", "dog"))
+    settings = {"dataset": "digits", "split": SPLIT}
+    with pytest.raises(InputError, match="digits has 10 classes, the model 2"):
+        command.evaluate(tmp_path / "run", **settings)
+    result = command.evaluate(tmp_path / "run", **settings, knn=3)
+    assert "the heads are not scored: digits has 10 classes" in result["notes"][0]
+    assert "eval" not in result
+    assert result["features"]["eval"]["class"].keys() == {"knn"}
+    table = command._features_table(result["features"], "digits")
+    assert "of 1,440 images of digits (train), top-1:" in table
+    assert len(table.splitlines()) == 4
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"knn": 0}, "--knn=0: expected at least 1"),
+        ({"knn": 9, "train_split": "train[:8]"}, "there are 8 training images only"),
+        ({"linear_probe": True, "train_split": "train[:1]"}, "are all of one class"),
+        ({"knn": 1, "train_split": "trian"}, "trian"),
+        ({"train_split": "train"}, "goes with --knn or --linear_probe"),
+        ({"knn": 1}, r"training images would take .*--train_split='train\[:\d+%\]'"),
+    ],
+)
+def test_refuses_what_no_classifier_can_learn(run, monkeypatch, settings, message):
+    monkeypatch.setattr(probes, "LARGEST", 2**20)
+    with pytest.raises(InputError, match=message):
+        command.evaluate(run[0], dataset="digits", split=SPLIT, **settings)
