@@ -15,12 +15,11 @@ is a list) of n images, in their order; of one it has not.
     >>> model.features("seven.png", tokens="patches").shape
     (16, 96)
 
-`model.module`, a Flax module, and `model.params` are for those who go on in Flax:
+`model.module`, a Flax module, and `model.params` are for those who go on in Flax. It
+takes views in 0 .. 1, less `model.card.mean`, by `model.card.std`.
 
-    >>> pixels = model.view("seven.png")[None] / 255
-    >>> images = (pixels - model.card.mean) / model.card.std
-    >>> sorted(model.module.apply({"params": model.params}, images))
-    ['class', 'distill']
+    >>> model.module.depth, model.params["norm"]["scale"].shape
+    (4, (96,))
 """
 
 import concurrent.futures

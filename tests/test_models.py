@@ -277,7 +277,7 @@ def test_features_are_timms(variant, one_torch_thread):
     with torch.no_grad():
         pixels = torch.from_numpy(images.transpose(0, 3, 1, 2))
         expected = {-1: theirs.forward_features(pixels).numpy()}
-        for layer, (prefix, patches) in enumerate(
+        for layer, (patches, prefix) in enumerate(
             theirs.forward_intermediates(
                 pixels,
                 return_prefix_tokens=True,
