@@ -10,6 +10,7 @@ COMMANDS = {
     "train": "deit_jax.main",
     "evaluate": "deit_jax.evaluate",
     "predict": "deit_jax.predict",
+    "embed": "deit_jax.embed",
     "attention": "deit_jax.attention",
     "report": "deit_jax.report",
     "convert": "deit_jax.convert",
