@@ -11,7 +11,8 @@
 Every image of the split counts once, for every head, with the raw parameters and, where
 the run has one, their moving average: on the run's own split that gives its
 summary.json again. With --bootstrap the confidence interval of every metric stands
-under it: what 95 % of as many test images, drawn anew, would give. With --tta=flip the logits are the mean of those of the image and of its mirror image.
+under it: what 95 % of as many test images, drawn anew, would give. With --tta=flip the
+logits are the mean of those of the image and of its mirror image.
 
 --knn and --linear_probe measure the features behind the heads: classifiers learn from
 them on the training split, its images as in evaluation, and are scored on the other.
