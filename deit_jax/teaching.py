@@ -21,6 +21,7 @@ from deit_jax.data.rng import host_device
 from deit_jax.distillation import classes, losses, match, teacher_cache
 from deit_jax.distillation import teacher as teacher_lib
 from deit_jax.distillation.encoding import TOLERANCE
+from deit_jax.distillation.export_commands import export_commands
 from deit_jax.distillation.teacher import Teacher
 from deit_jax.distillation.teacher_cache import TeacherCache
 from deit_jax.errors import InputError
@@ -198,7 +199,7 @@ def _open_cache(config, run) -> TeacherCache:
         found = teacher_cache.find(directory) / teacher_cache.MANIFEST
         if directory and found.exists():
             raise  # it is there and damaged: the message says how
-        commands = teacher_cache.export_commands(
+        commands = export_commands(
             source.name, directory or "runs/logits", run.config_file
         )
         raise InputError(

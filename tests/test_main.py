@@ -10,7 +10,7 @@ import run_directories
 from absl import flags
 from ml_collections import config_flags
 
-from deit_jax.distillation import teacher_cache
+from deit_jax.distillation import export_commands
 from deit_jax.main import config_arguments, default_workdir
 
 DIGITS = "--config=configs/deit.py:digits"
@@ -68,7 +68,7 @@ def test_the_printed_commands_make_a_cache_for_this_very_run(monkeypatch):
         "--config.distillation.num_views=3",
     ]
     flag = config_flag(monkeypatch, arguments)
-    commands = teacher_cache.export_commands(
+    commands = export_commands.export_commands(
         "folder:/my 'pets'", "a cache", config_arguments(flag)
     )
     finetune, export = (shlex.split(line) for line in commands.splitlines())
