@@ -228,7 +228,7 @@ def child(
     modules = {OURS: "benchmarks.ours", ONNX: "benchmarks.onnx_peer"}
     command = [sys.executable, "-m", modules.get(side, PEERS.get(peer))]
     command += [*case.flags, f"--rounds={rounds}", f"--steps={steps}"]
-    command += [f"--mode={side}"] if side in MODES else []
+    command += [] if side in modules else [f"--mode={side}"]
     command += ["--parts"] if parts and case.training else []
     environment = HUGE_PAGES | os.environ
     environment |= {
