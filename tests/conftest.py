@@ -100,10 +100,15 @@ def digits_run(tmp_path_factory):
 
 @pytest.fixture
 def ctrl_c():
-    """Not ignored, as a shell that starts the tests in the background lets them."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    """Not ignored, as a shell in the background leaves it, and nohup SIGHUP."""
+    handlers = {
+        signal.SIGINT: signal.default_int_handler,
+        signal.SIGHUP: signal.SIG_DFL,
+    }
+    before = {number: signal.signal(number, one) for number, one in handlers.items()}
     yield
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 # torch is imported by its own tests only.
