@@ -33,7 +33,7 @@ from deit_jax.models.variants import VARIANTS
 def create_model(case: Case, *, drop_path: float = 0.0) -> torch.nn.Module:
     """timm's model of a distilled variant, giving both heads in training.
 
-    Of a DeiT III timm has only one with positions of the tokens.
+    timm has no distilled DeiT III whose positions are those of the patches alone.
     """
     shape = VARIANTS[case.variant]
     # Its tiny, small and base models differ in these numbers only.

@@ -299,7 +299,7 @@ def create(
     )
     if config.distillation.kind == "none":
         return run
-    return teaching.taught(config, run)
+    return teaching.open_teachers(config, run)
 
 
 def build(

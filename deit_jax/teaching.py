@@ -61,7 +61,7 @@ class LiveTeacher:
 
     @property
     def params(self) -> tuple:
-        """Of each, as NumPy arrays."""
+        """The parameters of each member, as NumPy arrays."""
         return tuple(jax.tree.map(np.asarray, member.params) for member in self.members)
 
     def ask(self, params: tuple, images: jax.Array) -> jax.Array:
@@ -78,7 +78,7 @@ class LiveTeacher:
 
     @property
     def bytes(self) -> int:
-        """Of the parameters, on each device."""
+        """Bytes of the parameters, on each device."""
         return sum(x.nbytes for x in jax.tree.leaves(self.params))
 
     def describe(self) -> dict:
@@ -154,7 +154,7 @@ def check(distillation) -> None:
         )
 
 
-def taught(config, run):
+def open_teachers(config, run):
     """The `Experiment` `run` with its teacher.
 
     Raises:

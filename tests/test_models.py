@@ -191,7 +191,7 @@ def test_images_of_another_shape_are_refused(shape):
 def timm_model(variant, **fields):
     """timm's model of a variant, with random weights and the sizes of our table.
 
-    Of a DeiT III with the token timm has only one with positions of the tokens.
+    timm has no distilled DeiT III whose positions are those of the patches alone.
     """
     pytest.importorskip("torch")
     timm = pytest.importorskip("timm")

@@ -25,7 +25,7 @@ class Estimate:
 
     @property
     def could_be_chance(self) -> bool:
-        """Of a difference: whether the interval holds 0."""
+        """Whether the interval, that of a difference, holds 0."""
         return self.low <= 0 <= self.high
 
 

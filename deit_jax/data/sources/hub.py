@@ -195,7 +195,7 @@ def _of_config(name: str, files: Sequence[str], config: str | None) -> list[str]
 
 
 def _parquet(files) -> list[str]:
-    """Of a listing; `partial-train` holds the first 5 GB that the Hub has converted."""
+    """The Parquet files of a listing, but for `partial-*`: the first 5 GB of a set."""
     return sorted(f for f in files if f.endswith(".parquet") and "partial-" not in f)
 
 
