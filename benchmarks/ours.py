@@ -24,6 +24,7 @@ import optax
 from benchmarks import cases, timing
 from benchmarks.cases import Case
 from deit_jax.data import batches, sources
+from deit_jax.distillation.teacher import Answers
 from deit_jax.experiment import Experiment, build
 from deit_jax.models import cost, variants
 from deit_jax.training import step
@@ -66,8 +67,10 @@ class RandomTeacher:
 
     logits: np.ndarray
 
-    def batch(self, views: np.ndarray, indices: np.ndarray) -> np.ndarray:
-        return self.logits[indices]
+    num_features = 0
+
+    def batch(self, views: np.ndarray, indices: np.ndarray) -> Answers:
+        return Answers(self.logits[indices])
 
 
 def host_batches(built: Experiment, **changes):
@@ -190,7 +193,7 @@ def _parts(built: Experiment, timed, rounds: int) -> dict[str, float]:
 
     def mean_loss(params, prepared, keys):
         logits = built.model.apply({"params": params}, prepared.images, drop_keys=keys)
-        losses = settings["loss"](logits, prepared.targets, prepared.teacher_logits)
+        losses = settings["loss"](logits, prepared.targets, prepared.teacher)
         return losses["loss"].mean()
 
     forward, gradient = jax.jit(mean_loss), jax.jit(jax.grad(mean_loss))

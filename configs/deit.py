@@ -259,7 +259,8 @@ def _base() -> ConfigDict:
     config.loss.class_weights = "none"
 
     config.distillation = ConfigDict()
-    # none, soft, hard or cosine.
+    # none, soft, hard, cosine (of probabilities), or features: soft, and beside it the
+    # teacher's pooled features.
     config.distillation.kind = "soft"
     # What is compared with the teacher: token (distillation head) or class.
     config.distillation.head = "token"
@@ -291,6 +292,14 @@ def _base() -> ConfigDict:
     # Where pairs are mixed: exact (the teacher saw them mixed), or linear (its
     # probabilities are mixed like the labels; the cache is exported unmixed).
     config.distillation.mixing = "exact"
+    # Of kind=features. Weight of their distance, beside the two other losses.
+    config.distillation.features = ConfigDict()
+    config.distillation.features.weight = 1.0
+    # cosine or smooth_l1, to the teacher's features after a layer norm.
+    config.distillation.features.distance = "cosine"
+    # What of the student is projected on to them: token (that of distillation.head) or
+    # mean (of its patches).
+    config.distillation.features.student = "token"
 
     config.optimizer = ConfigDict()
     # adam, adamw, sgd, lamb, lion or muon (adamw for all but the blocks' matrices).

@@ -11,6 +11,7 @@ from flax.traverse_util import flatten_dict
 
 from deit_jax import experiment, targets
 from deit_jax.data import batches, image_check, sources
+from deit_jax.distillation.features import without_projector
 from deit_jax.errors import InputError
 from deit_jax.experiment import Experiment
 from deit_jax.models import cost
@@ -150,7 +151,7 @@ def _compile(run: Experiment) -> tuple[Program | None, dict[str, float]]:
     if run.live and not run.teacher:
         teacher = run.live.flops * batch_size
     figures = {
-        "parameters": count_parameters(train_state.params),
+        "parameters": count_parameters(without_projector(train_state.params)),
         "flops_per_step": student + teacher,
         "total_steps": run.total_steps,
         "images": run.total_steps * batch_size,

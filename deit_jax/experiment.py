@@ -16,6 +16,7 @@ from deit_jax.data import batches, sources
 from deit_jax.data.pipeline import fit_in_memory, open_images
 from deit_jax.data.plan import BatchPlan
 from deit_jax.data.student_views import StudentViews
+from deit_jax.distillation.features import without_projector
 from deit_jax.distillation.teacher_cache import TeacherCache
 from deit_jax.errors import InputError, listed
 from deit_jax.models.model_card import ModelCard
@@ -131,6 +132,12 @@ class Experiment:
             "jax": jax.__version__,
         }
 
+    @property
+    def teacher_width(self) -> int:
+        """The number of the teacher's features that the student learns; 0: none."""
+        teacher = self.teacher or self.live
+        return teacher.num_features if teacher else 0
+
     def initial_state(self) -> state.TrainState:
         """The state at step 0, from the seed alone."""
         return state.create(
@@ -139,6 +146,7 @@ class Experiment:
             seed=self.plan.seed,
             ema=self.keeps_ema,
             trainable=self.settings["trainable"],
+            teacher_width=self.teacher_width,
         )
 
     def starting_state(self) -> tuple[state.TrainState, list[str]]:
@@ -153,9 +161,11 @@ class Experiment:
         fresh = self.initial_state()
         if self.start is None:
             return fresh, []
+        own = jax.device_get(fresh.params)
         params, sentences = pretrained.initial_params(
-            self.start, self.model, jax.device_get(fresh.params), self.card
+            self.start, self.model, without_projector(own), self.card
         )
+        params = own | params  # no other run has this run's projector
         # The optimizer's state is that of step 0, whatever the parameters are.
         ema = jax.tree.map(np.copy, params) if self.keeps_ema else None
         return fresh.replace(params=params, ema_params=ema), sentences

@@ -115,4 +115,5 @@ def loss_settings(config, source) -> dict:
         "bce_threshold": threshold,
         "bce_reduction": fields.bce_reduction,
         "class_weights": weights,
+        **{f"features_{name}": x for name, x in config.distillation.features.items()},
     }

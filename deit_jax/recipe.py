@@ -17,7 +17,7 @@ from deit_jax.data import batches
 from deit_jax.data.augment import erase, geometry, recipes
 from deit_jax.data.plan import BatchPlan, mix_off_view
 from deit_jax.data.student_views import PLACES, StudentViews
-from deit_jax.distillation import losses, match, teacher_cache
+from deit_jax.distillation import features, losses, match, teacher_cache
 from deit_jax.errors import InputError
 from deit_jax.models import position, variants
 from deit_jax.models.model_card import MIN_STD, ModelCard
@@ -90,6 +90,9 @@ RULES = {
     "distillation.view": choice(teacher_cache.VIEWS),
     "distillation.num_views": COUNT,
     "distillation.mixing": choice(teacher_cache.MIXINGS),
+    "distillation.features.weight": number(0),
+    "distillation.features.distance": choice(features.DISTANCES),
+    "distillation.features.student": choice(features.STUDENT),
     "optimizer.name": choice(optimizer.NAMES),
     "optimizer.trainable": TEXT,  # trainable.split says what it may be
     "optimizer.learning_rate": number(0),

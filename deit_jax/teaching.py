@@ -22,7 +22,7 @@ from deit_jax.distillation import classes, losses, match, teacher_cache
 from deit_jax.distillation import teacher as teacher_lib
 from deit_jax.distillation.encoding import TOLERANCE
 from deit_jax.distillation.export_commands import export_commands
-from deit_jax.distillation.teacher import Teacher
+from deit_jax.distillation.teacher import Answers, Teacher, check_number
 from deit_jax.distillation.teacher_cache import TeacherCache
 from deit_jax.errors import InputError
 from deit_jax.models import variants
@@ -51,6 +51,7 @@ class LiveTeacher:
       flops: Floating-point operations for one image of the student's, by XLA's count.
       top1: Accuracy in 0 .. 1 on `split`; None where it was not measured.
       split: What `top1` was measured on, in words.
+      features: Whether `ask` gives its features too.
     """
 
     members: tuple[Teacher, ...]
@@ -58,19 +59,26 @@ class LiveTeacher:
     flops: float = 0.0
     top1: float | None = None
     split: str | None = None
+    features: bool = False
 
     @property
     def params(self) -> tuple:
         """The parameters of each member, as NumPy arrays."""
         return tuple(jax.tree.map(np.asarray, member.params) for member in self.members)
 
-    def ask(self, params: tuple, images: jax.Array) -> jax.Array:
-        """Logits float32 [b, C] of uint8 images [b, H, W, 3]; `params` as `params`."""
+    def ask(self, params: tuple, images: jax.Array) -> Answers:
+        """Answers to uint8 images [b, H, W, 3]; `params` as `params`."""
         answers = [
-            teacher_lib.logits(member, own, images)
+            teacher_lib.answers(member, own, images)
             for member, own in zip(self.members, params, strict=True)
         ]
-        return teacher_lib.average(answers, self.tau)
+        logits = teacher_lib.average([each.logits for each in answers], self.tau)
+        return Answers(logits, answers[0].features if self.features else None)
+
+    @property
+    def num_features(self) -> int:
+        """The number of features that `ask` gives."""
+        return self.members[0].num_features if self.features else 0
 
     @property
     def arch(self) -> str:
@@ -194,7 +202,9 @@ def _open_cache(config, run) -> TeacherCache:
     directory = distillation.logits_dir
     try:
         tau = losses.teacher_temperature(distillation.kind, distillation.tau)
-        cache = teacher_cache.open_cache(directory, tau=tau)
+        cache = teacher_cache.open_cache(
+            directory, tau=tau, features=distillation.kind == "features"
+        )
     except InputError as error:
         found = teacher_cache.find(directory) / teacher_cache.MANIFEST
         if directory and found.exists():
@@ -236,7 +246,12 @@ def _open_live(config, run, dtype: str) -> LiveTeacher:
             print(f"note: {words}", flush=True)
         members.append(member)
     kind, tau = config.distillation.kind, config.distillation.tau
-    live = LiveTeacher(tuple(members), losses.teacher_temperature(kind, tau))
+    check_number(kind, len(members))
+    live = LiveTeacher(
+        tuple(members),
+        losses.teacher_temperature(kind, tau),
+        features=kind == "features",
+    )
     return dataclasses.replace(live, flops=flops(live, run.student.size))
 
 
@@ -277,7 +292,7 @@ def _measured(live: LiveTeacher, config, run) -> LiveTeacher:
             images, batch_size=BLOCK, devices=1, index=index
         ):
             answers = ask(params, batch["image"][0])
-            predicted.append(np.asarray(answers).argmax(axis=1))
+            predicted.append(np.asarray(answers.logits).argmax(axis=1))
             labels.append(own)
     predicted, labels = (np.concatenate(x)[:count] for x in (predicted, labels))
     top1 = float((predicted == labels).mean())
@@ -304,7 +319,7 @@ def comparison(run) -> Callable:
     if not (run.live and run.teacher):
         return processes.nothing
     mixing = run.settings["inputs"].keywords
-    ask = step.pmap_teacher_logits(
+    ask = step.pmap_teacher(
         run.devices,
         ask=run.live.ask,
         images=functools.partial(
@@ -318,16 +333,18 @@ def comparison(run) -> Callable:
 
 
 def _compare(ask: Callable, cache: TeacherCache, batch, resident) -> tuple[float, str]:
-    live = np.asarray(ask(batch, resident))
+    live = jax.tree.map(
+        lambda x: np.asarray(x).reshape(-1, x.shape[-1]), ask(batch, resident)
+    )
     view, index = (np.asarray(batch[name]) for name in ("view", "index"))
     if view.ndim == 3:  # of several steps the last
         view, index = view[:, -1], index[:, -1]
     stored = cache.rows(view.reshape(-1), index.reshape(-1))
-    found = cache.encoding.compare(stored, live.reshape(-1, live.shape[-1]))
+    found = cache.encoding.compare(stored, live)
     if cache.manifest["teacher"].get("precision", "float32") == "float32":
         tolerance = TOLERANCE
     else:
-        tolerance = max(TOLERANCE, float(np.abs(live).max()) * HALF)
+        tolerance = max(TOLERANCE, float(np.abs(live.logits).max()) * HALF)
     gap, beyond = np.max(processes.gather_json([float(x) for x in found]), axis=0)
     words = f"max |cached - live| {gap:.3g}, "
     if beyond <= tolerance:  # not a number is not
@@ -370,6 +387,12 @@ def describe(run) -> list[str]:
         f"distillation of the {distillation['head']} head, alpha "
         f"{distillation['alpha']}, tau {distillation['tau']}"
     ]
+    if run.teacher_width:
+        how = distillation["features"]
+        lines.append(
+            f"its {run.teacher_width:,} features too: {how['distance']} distance of "
+            f"the student's {how['student']}, weight {how['weight']:g}"
+        )
     if run.live:
         does = f"is compared with the cache every {distillation['verify_every']} steps"
         does = does if run.teacher else "is live"

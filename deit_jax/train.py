@@ -10,6 +10,7 @@ from flax.traverse_util import flatten_dict
 
 from deit_jax import experiment, files, teaching
 from deit_jax.data import batches, image_check
+from deit_jax.distillation.features import without_projector
 from deit_jax.errors import InputError
 from deit_jax.experiment import Experiment
 from deit_jax.models import cost
@@ -175,10 +176,12 @@ class Training:
             total_steps=run.total_steps,
             stop=stop,
         )
-        self.parameters = count_parameters(train_state.params)
+        self.parameters = count_parameters(without_projector(train_state.params))
         trained, _ = trainable.split(train_state.params, run.settings["trainable"])
         self._announce(
-            workdir, getattr(images, "workers", None), count_parameters(trained)
+            workdir,
+            getattr(images, "workers", None),
+            count_parameters(without_projector(trained)),
         )
         self.state = step.replicate(train_state, run.devices)
         self.resident = step.place_whole(

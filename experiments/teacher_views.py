@@ -6,9 +6,9 @@
 One small student on 5,000 training images of CIFAR-10, tested on all 10,000: without a
 teacher, with the teacher's answers to the plain images (mixed linearly), with its
 answers to the student's own views before the mixing (mixed linearly) or after (exact),
-and exact with fewer views than epochs. Every run and export is a command that can be
-repeated by hand; a stopped study goes on where it was. At the end a table is printed,
-and written as Markdown and JSON into --out.
+exact with fewer views than epochs, and exact with the teacher's features too. Every run
+and export is a command that can be repeated by hand; a stopped study goes on where it
+was. At the end a table is printed, and written as Markdown and JSON into --out.
 """
 
 import argparse
@@ -28,19 +28,27 @@ CACHES = {
     "linear": {"view": "same", "mixing": "linear"},
     "exact": {"view": "same", "mixing": "exact"},
 }
-# What each row of the table learns from: a cache, and how many of its views.
+# This one is exported with the teacher's features, for the rows that learn them.
+FEATURES = "exact"
+# What each row of the table learns from: a cache, how many of its views, and how.
+LEARN = {"kind": "features"}
 ROWS = {
-    "no teacher": (None, None),
-    "plain, linear": ("plain", 1),
-    "same, linear": ("linear", EPOCHS),
-    "same, exact": ("exact", EPOCHS),
-    "same, exact, 16 views": ("exact", 16),
-    "same, exact, 4 views": ("exact", 4),
+    "no teacher": (None, None, {}),
+    "plain, linear": ("plain", 1, {}),
+    "same, linear": ("linear", EPOCHS, {}),
+    "same, exact": ("exact", EPOCHS, {}),
+    "same, exact, 16 views": ("exact", 16, {}),
+    "same, exact, 4 views": ("exact", 4, {}),
+    "features": ("exact", EPOCHS, LEARN),
+    "features, mean": ("exact", EPOCHS, LEARN | {"features.student": "mean"}),
+    "features, L1": ("exact", EPOCHS, LEARN | {"features.distance": "smooth_l1"}),
 }
 HEADS = ("class", "distill", "mean")
 
 
-def config_flags(flags, cache: str | None, num_views: int | None) -> list[str]:
+def config_flags(
+    flags, cache: str | None, num_views: int | None, how: dict
+) -> list[str]:
     """Flags of a run, and of the export that it needs."""
     name, variant = "vit", "vit_nano_patch8_32"
     fields = {
@@ -53,6 +61,7 @@ def config_flags(flags, cache: str | None, num_views: int | None) -> list[str]:
         distillation = CACHES[cache] | {
             "logits_dir": flags.out / cache,
             "num_views": num_views,
+            **how,
         }
         fields |= {f"distillation.{key}": value for key, value in distillation.items()}
     fields["model.variant"] = variant
@@ -62,7 +71,8 @@ def config_flags(flags, cache: str | None, num_views: int | None) -> list[str]:
 
 
 def export_command(flags, cache: str) -> list[str]:
-    return [*study.export(flags), *config_flags(flags, cache, EPOCHS)]
+    how = LEARN if cache == FEATURES else {}
+    return [*study.export(flags), *config_flags(flags, cache, EPOCHS, how)]
 
 
 def train_command(flags, row: str, seed: int) -> list[str]:

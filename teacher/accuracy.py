@@ -5,14 +5,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from deit_jax.distillation import classes
-from deit_jax.distillation.teacher import average
+from deit_jax.distillation.teacher import Answers, average
 from teacher.blocks import consecutive, read_plain
 
 
 def answers(
     teachers: Sequence, images: Sequence[np.ndarray], backend, columns: Sequence
-) -> list[np.ndarray]:
-    """Each teacher's logits float32 [B, C], in the order of the data's classes.
+) -> list[Answers]:
+    """Each teacher's answers float32 [B, ...], in the order of the data's classes.
 
     Args:
       teachers: `teacher.classifier.Classifier` or `distillation.teacher.Teacher`, as
@@ -21,15 +21,18 @@ def answers(
       backend: `teacher.classifier.TorchBackend` or `teacher.jax_backend.JaxBackend`.
       columns: Of each, as `classes.match` gives them.
     """
+    each = map(backend.answers, teachers, images)
     return [
-        backend.logits(teacher, seen)[:, order]
-        for teacher, seen, order in zip(teachers, images, columns, strict=True)
+        Answers(found.logits[:, order], found.features)
+        for found, order in zip(each, columns, strict=True)
     ]
 
 
-def together(logits: Sequence[np.ndarray], tau: float) -> np.ndarray:
+def together(each: Sequence[Answers], tau: float) -> Answers:
     """`distillation.teacher.average` on the host; of one teacher the same bits."""
-    return logits[0] if len(logits) == 1 else np.asarray(average(logits, tau))
+    if len(each) == 1:
+        return each[0]
+    return Answers(np.asarray(average([found.logits for found in each], tau)))
 
 
 def evaluate(
@@ -47,8 +50,8 @@ def evaluate(
     correct, counts = 0, np.zeros(source.num_classes, np.int64)
     blocks = list(consecutive(0, len(source), batch_size))
     for images, labels in read_plain(teachers, source, blocks):
-        logits = answers(teachers, images, backend, columns)
-        asked = [together(logits, tau), *(logits if len(logits) > 1 else [])]
-        correct += np.array([(x.argmax(-1) == labels).sum() for x in asked])
+        each = answers(teachers, images, backend, columns)
+        asked = [together(each, tau), *(each if len(each) > 1 else [])]
+        correct += np.array([(x.logits.argmax(-1) == labels).sum() for x in asked])
         counts += np.bincount(labels, minlength=source.num_classes)
     return (correct / len(source)).tolist(), counts

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from deit_jax.distillation.teacher import Answers
 from deit_jax.errors import InputError
 from deit_jax.weights import tensor_files, timm, torchvision
 from deit_jax.weights.torchvision import CROP_RATIO
@@ -50,6 +51,11 @@ class Classifier:
     @property
     def num_classes(self) -> int:
         return network.find_head(self.model)[1].out_features
+
+    @property
+    def num_features(self) -> int:
+        """f of `Answers`."""
+        return network.find_head(self.model)[1].in_features
 
     @property
     def sha256(self) -> str:
@@ -180,20 +186,24 @@ def preprocess(
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def logits(
+def answers(
     classifier: Classifier,
     images: np.ndarray,
     *,
     device: torch.device,
     dtype: torch.dtype,
-) -> np.ndarray:
-    """Logits float32 [B, C] of uint8 images [B, H, W, 3]."""
+) -> Answers:
+    """Answers float32 [B, ...] to uint8 images [B, H, W, 3]."""
     classifier.model.to(device, memory_format=torch.channels_last).eval()
-    with torch.inference_mode(), autocast(device, dtype):
+    read = []
+    _, head = network.find_head(classifier.model)
+    hook = head.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
+    with hook, torch.inference_mode(), autocast(device, dtype):
         x = preprocess(
             images, classifier.image_size, classifier.mean, classifier.std, device
         )
-        return classifier.model(x).float().cpu().numpy()
+        found = classifier.model(x), read[0]
+        return Answers(*(x.float().cpu().numpy() for x in found))
 
 
 @contextlib.contextmanager
@@ -232,7 +242,7 @@ class TorchBackend:
         object.__setattr__(self, "device", str(place))
 
     @explain_out_of_memory()
-    def logits(self, classifier: Classifier, images: np.ndarray) -> np.ndarray:
-        """Logits float32 [B, C] of uint8 images [B, H, W, 3]."""
+    def answers(self, classifier: Classifier, images: np.ndarray) -> Answers:
+        """Answers float32 [B, ...] to uint8 images [B, H, W, 3]."""
         device, dtype = torch.device(self.device), getattr(torch, self.precision)
-        return logits(classifier, images, device=device, dtype=dtype)
+        return answers(classifier, images, device=device, dtype=dtype)

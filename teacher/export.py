@@ -1,4 +1,4 @@
-"""Exports a teacher's logits for the images that a student will see: a cache."""
+"""Exports a teacher's answers to the images that a student will see: a cache."""
 
 import contextlib
 import dataclasses
@@ -16,6 +16,7 @@ from deit_jax.data.plan import view_pairs
 from deit_jax.data.student_views import StudentViews
 from deit_jax.distillation import cache_writer, classes, match, teacher_cache
 from deit_jax.distillation.encoding import Encoding
+from deit_jax.distillation.teacher import Answers, check_number
 from deit_jax.errors import InputError
 from deit_jax.patience import Patience
 from teacher import accuracy
@@ -43,6 +44,7 @@ class Export:
       top_k: Largest logits that are kept; None for all.
       tau: Temperature for which the others' probability is kept, and at which several
         teachers are averaged.
+      features: Whether its features are kept beside the logits.
       batch_size: Images a forward pass; even where pairs are seen.
       workers: Processes that decode images which do not fit into memory.
 
@@ -58,11 +60,13 @@ class Export:
     num_views: int = 1
     top_k: int | None = None
     tau: float = 1.0
+    features: bool = False
     batch_size: int = 64
     workers: int = 0
 
     def __post_init__(self):
         _ = self.classes
+        check_number("features" if self.features else "", len(self.teachers))
         if self.num_views < 1 or (self.seen is None and self.num_views != 1):
             raise InputError(
                 f"--views={self.num_views}: expected at least 1, and 1 for "
@@ -98,7 +102,10 @@ class Export:
     @property
     def encoding(self) -> Encoding:
         return Encoding(
-            self.train.num_classes, self.top_k, self.tau if self.top_k else None
+            self.train.num_classes,
+            self.top_k,
+            self.tau if self.top_k else None,
+            self.teachers[0].num_features if self.features else 0,
         )
 
     @property
@@ -153,15 +160,15 @@ class Export:
         return {"arch": names, "tau": self.tau, "teachers": each} | shared
 
     def open(self):
-        """The images for `logits`, a context manager."""
+        """The images for `answers`, a context manager."""
         if self.seen is None:
             return contextlib.nullcontext()
         return self.seen.open_images(self.train, workers=self.workers)
 
-    def logits(
+    def answers(
         self, opened, entries: Iterable[tuple[np.ndarray, np.ndarray]]
-    ) -> Iterator[np.ndarray]:
-        """The teachers' float32 [B, C] for blocks of (index [B], view [B]).
+    ) -> Iterator[Answers]:
+        """The teachers' float32 [B, ...] for blocks of (index [B], view [B]).
 
         In the order of the classes of `train`.
         """
@@ -269,9 +276,9 @@ def _export_view(job, opened, out, view: int, manifest: dict, top1) -> None:
     indices = [order[start : start + job.batch_size] for start in starts]
     blocks = ((index, np.full(len(index), view, np.int32)) for index in indices)
     progress = Patience(f"view {view}, images", len(order), writer.entries_done)
-    with contextlib.closing(job.logits(opened, blocks)) as computed:
-        for logits, index in zip(computed, indices, strict=True):
-            writer.append(logits, index)
+    with contextlib.closing(job.answers(opened, blocks)) as computed:
+        for answers, index in zip(computed, indices, strict=True):
+            writer.append(answers, index)
             progress.update(len(index))
     progress.close()
     writer.finish()
@@ -305,6 +312,8 @@ def _announce(job: Export, manifest: dict, out, missing: list[int]) -> None:
     kept = f"{job.train.num_classes:,} classes"
     if job.top_k:
         kept = f"the {job.top_k} largest of {kept}"
+    if job.features:
+        kept += f" and {job.encoding.features:,} features"
     print(
         f"{job.train.name} {job.train.split}: {len(job.train):,} images x {seen} x "
         f"{kept}, {size / 1e6:,.2f} MB in {Path(out)}\n"
@@ -338,6 +347,6 @@ def _images_per_second(job: Export, opened) -> float:
     index = job.order(0)[: job.batch_size]
     block = index, np.zeros(len(index), np.int32)
     began = 0.0
-    for _ in job.logits(opened, [block, block]):
+    for _ in job.answers(opened, [block, block]):
         began, before = time.perf_counter(), began
     return len(index) / (began - before)

@@ -161,6 +161,7 @@ def main(_) -> None:
         tau=losses.teacher_temperature(distillation.kind, distillation.tau)
         if len(opened) > 1
         else distillation.tau,
+        features=distillation.kind == "features",
         batch_size=values.batch_size,
         workers=dataset.workers,
     )
@@ -251,7 +252,9 @@ def check(directory: str, train, student, config, mixing: str) -> None:
     """What a start of training checks of its cache, by hand."""
     distillation = config.distillation
     tau = losses.teacher_temperature(distillation.kind, distillation.tau)
-    cache = teacher_cache.open_cache(directory, tau=tau)
+    cache = teacher_cache.open_cache(
+        directory, tau=tau, features=distillation.kind == "features"
+    )
     match.check(
         cache,
         train,

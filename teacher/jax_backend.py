@@ -7,7 +7,7 @@ import numpy as np
 
 from deit_jax.data import batches
 from deit_jax.distillation import teacher as teachers
-from deit_jax.distillation.teacher import Teacher
+from deit_jax.distillation.teacher import Answers, Teacher
 from deit_jax.errors import InputError
 from deit_jax.models.variants import DTYPES
 from deit_jax.training.step import AXIS, replicate
@@ -53,15 +53,15 @@ class JaxBackend:
             kind if len(self._devices) == 1 else f"{len(self._devices)} {kind}"
         )
 
-    def logits(self, teacher: Teacher, images: np.ndarray) -> np.ndarray:
-        """Logits float32 [B, C] of uint8 images [B, H, W, 3]."""
+    def answers(self, teacher: Teacher, images: np.ndarray) -> Answers:
+        """Answers float32 [B, ...] to uint8 images [B, H, W, 3]."""
         if teacher not in self._programs:
             self._programs[teacher] = self._open(teacher)
         apply, params = self._programs[teacher]
         padded = batches.pad(images, self._rows - len(images))
         split = batches.split({"image": padded}, len(self._devices))
         try:
-            answers = np.asarray(apply(params, split["image"]))
+            found = jax.tree.map(np.asarray, apply(params, split["image"]))
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
@@ -69,11 +69,11 @@ class JaxBackend:
                 "the memory of the device ran out. Lower --batch_size (now "
                 f"{self._rows}), or end other programs that use it."
             ) from error
-        return answers.reshape(self._rows, -1)[: len(images)]
+        return jax.tree.map(lambda x: x.reshape(self._rows, -1)[: len(images)], found)
 
     def _open(self, teacher: Teacher):
         apply = jax.pmap(
-            functools.partial(teachers.logits, teacher),
+            functools.partial(teachers.answers, teacher),
             axis_name=AXIS,
             in_axes=(None, 0),
             devices=self._devices,

@@ -40,7 +40,7 @@ def verify(
     blocks = _random_blocks(job, cache.num_views, count, seed)
     gaps, beyond = [], []
     with job.open() as opened:
-        computed = job.logits(opened, blocks)
+        computed = job.answers(opened, blocks)
         for (index, view), live in zip(blocks, computed, strict=True):
             gap, more = job.encoding.compare(cache.rows(view, index), live)
             gaps.append(gap)

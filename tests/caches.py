@@ -9,6 +9,7 @@ from deit_jax.data.augment.recipes import Augmentation
 from deit_jax.data.plan import view_pairs
 from deit_jax.data.student_views import StudentViews
 from deit_jax.distillation import cache_writer, match, teacher_cache
+from deit_jax.distillation.teacher import Answers
 
 LENGTH, CLASSES = 30, 10
 TEACHER = {
@@ -51,7 +52,8 @@ def write(directory, source, views=None, logits=None, chunk=7, only=None, **teac
         )
         for start in range(writer.entries_done, LENGTH, chunk):
             index = np.arange(start, min(start + chunk, LENGTH))
-            writer.append(example_logits(20)[view, index].astype(np.float32), index)
+            logits = example_logits(20)[view, index].astype(np.float32)
+            writer.append(Answers(logits), index)
         writer.finish()
     if None not in cache_writer.checksums(directory, manifest):
         cache_writer.set_top1(manifest, cache_writer.measured_top1(directory, manifest))
@@ -64,7 +66,7 @@ def write_oracle(directory, source):
     manifest = manifest_for(source, arch="oracle")
     writer = cache_writer.ViewWriter(directory, 0, manifest)
     logits = 5 * np.eye(source.num_classes)[source.labels]
-    writer.append(logits, np.arange(len(source)))
+    writer.append(Answers(logits), np.arange(len(source)))
     writer.finish()
     manifest["teacher"]["top1"] = 1.0
     cache_writer.finish(directory, manifest, None)
@@ -88,7 +90,7 @@ def without_waiting_for_the_disk(monkeypatch):
 
 
 def write_views(directory, source, seen, count, answer, **teacher):
-    """`count` views of `source`, with `answer`(images) for the logits of each image."""
+    """`count` views of `source`, with the `answer`(images) for each image."""
     manifest = manifest_for(source, **teacher)
     manifest["views"] = match.describe("same", count, seen)
     with seen.read_few(source) as opened:
@@ -96,8 +98,11 @@ def write_views(directory, source, seen, count, answer, **teacher):
             index = view_pairs(seen.augment_seed, view, len(source), seen.repeats)
             index = index.reshape(-1)
             [(images, _)] = seen.replay(opened, [(index, np.full_like(index, view))])
+            answers = Answers(*answer(images))
+            if answers.features is not None:
+                manifest["logits"]["features"] = answers.features.shape[1]
             writer = cache_writer.ViewWriter(directory, view, manifest, top1=[0.9])
-            writer.append(answer(images), index)
+            writer.append(answers, index)
             writer.finish()
     manifest["teacher"]["top1"] = 0.9
     cache_writer.finish(directory, manifest, match.examples(seen, source, count))

@@ -258,7 +258,7 @@ def test_inputs_are_normalised_images_and_one_hot_labels():
     expected = (batch["image"] / 255 - np.array(MEAN)) / np.array(STD)
     np.testing.assert_allclose(seen.images, expected, atol=1e-5)
     np.testing.assert_array_equal(seen.targets, np.eye(CLASSES)[batch["label"]])
-    np.testing.assert_array_equal(seen.teacher_logits, batch["teacher_logits"])
+    np.testing.assert_array_equal(seen.teacher.logits, batch["teacher_logits"])
 
 
 @pytest.mark.slow
@@ -301,7 +301,7 @@ def test_mixed_labels_weigh_what_is_seen_of_each_image():
     )
     np.testing.assert_allclose(seen.targets.sum(-1), 1, atol=1e-6)
     assert len(np.unique(own)) > 16, "each pair draws its own"
-    np.testing.assert_array_equal(seen.teacher_logits, batch["teacher_logits"])
+    np.testing.assert_array_equal(seen.teacher.logits, batch["teacher_logits"])
 
 
 @pytest.mark.slow
@@ -315,7 +315,7 @@ def test_linear_mixing_gives_the_mixture_of_two_answers():
     said = jax.nn.softmax(batch["teacher_logits"].astype(np.float32) / tau)
     partners = said.reshape(-1, 2, CLASSES)[:, ::-1].reshape(said.shape)
     np.testing.assert_allclose(
-        jax.nn.softmax(seen.teacher_logits / tau),
+        jax.nn.softmax(seen.teacher.logits / tau),
         own * said + (1 - own) * partners,
         atol=1e-6,
     )

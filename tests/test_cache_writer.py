@@ -13,6 +13,7 @@ from caches import LENGTH, TOP_K, example_logits, files, manifest_for, write
 from deit_jax import files as small_files
 from deit_jax.data import sources
 from deit_jax.distillation import cache_writer, teacher_cache
+from deit_jax.distillation.teacher import Answers
 from deit_jax.errors import InputError
 
 
@@ -126,7 +127,7 @@ def test_a_view_is_only_finished_with_all_its_rows(tmp_path, source):
     assert cache_writer.entries_per_view(manifest_for(odd)) == LENGTH - 1
     assert cache_writer.entries_per_view(manifest_for(odd, views=2)) == LENGTH
     writer = cache_writer.ViewWriter(tmp_path / "cache", 0, manifest_for(source))
-    writer.append(example_logits()[0, :7], np.arange(7))
+    writer.append(Answers(example_logits()[0, :7]), np.arange(7))
     with pytest.raises(ValueError, match="entries_done=7"):
         writer.finish()
     with pytest.raises(InputError, match=r"lacks views \[0\] of 1"):
@@ -136,8 +137,8 @@ def test_a_view_is_only_finished_with_all_its_rows(tmp_path, source):
 def test_rows_are_written_where_they_belong(tmp_path, source):
     index = np.random.default_rng(0).permutation(LENGTH)
     writer = cache_writer.ViewWriter(tmp_path / "cache", 0, manifest_for(source))
-    writer.append(example_logits()[0, index[:20]], index[:20])
-    writer.append(example_logits()[0, index[20:]], index[20:])
+    writer.append(Answers(example_logits()[0, index[:20]]), index[:20])
+    writer.append(Answers(example_logits()[0, index[20:]]), index[20:])
     np.testing.assert_array_equal(
         np.load(tmp_path / "cache" / "view-000.npy"), example_logits()[0]
     )
@@ -184,7 +185,7 @@ def test_an_export_of_another_teacher_or_setting_is_refused(
 )
 def test_a_damaged_unfinished_view_is_refused(tmp_path, source, name, content):
     writer = cache_writer.ViewWriter(tmp_path / "cache", 0, manifest_for(source))
-    writer.append(example_logits()[0, :7], np.arange(7))
+    writer.append(Answers(example_logits()[0, :7]), np.arange(7))
     path = tmp_path / "cache" / name
     damaged = content(path.read_bytes())
     path.unlink() if damaged is None else path.write_bytes(damaged)

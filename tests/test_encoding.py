@@ -5,6 +5,7 @@ import pytest
 import scipy.special
 
 from deit_jax.distillation.encoding import Encoding
+from deit_jax.distillation.teacher import Answers
 from deit_jax.errors import InputError
 
 MANY, KEPT, TAU = 200, 7, 3.0
@@ -25,7 +26,7 @@ def encoding():
 
 def stored(encoding, logits):
     """What `encode` gives, of the types that the files have."""
-    encoded = encoding.encode(logits)
+    encoded = encoding.encode(Answers(logits))
     assert encoded.keys() == encoding.arrays.keys()
     for name, (kind, shape) in encoding.arrays.items():
         assert encoded[name].dtype == kind
@@ -98,7 +99,7 @@ def test_rounding_does_not_decide_between_equal_logits(value, tau):
     for classes in (3, 5, 7, 10, 11, 100, 1000):
         for kept in range(1, min(classes, 10)):
             encoding = Encoding(classes, kept, TAU)
-            encoded = encoding.encode(np.full((1, classes), value, np.float32))
+            encoded = encoding.encode(Answers(np.full((1, classes), value, np.float32)))
             assert encoding.decode(encoded, tau).argmax() == 0
 
 
@@ -145,4 +146,4 @@ def test_class_numbers_have_room(classes, kind):
 )
 def test_logits_that_float16_cannot_hold_are_refused(encoding, value, message):
     with pytest.raises(InputError, match=message):
-        encoding.encode(np.full((2, 10), value, np.float32))
+        encoding.encode(Answers(np.full((2, 10), value, np.float32)))

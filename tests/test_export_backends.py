@@ -20,7 +20,7 @@ from configs import deit
 from deit_jax import teachers
 from deit_jax.data import sources
 from deit_jax.distillation import cache_writer, teacher_cache
-from deit_jax.distillation.teacher import logits as teacher_logits
+from deit_jax.distillation.teacher import answers as answers_of
 from deit_jax.errors import InputError
 from deit_jax.recipe import student_views
 from deit_jax.weights import tensor_files
@@ -72,7 +72,7 @@ def student(tmp_path_factory):
 
 
 def logits_of(cache):
-    return np.stack([np.load(p) for p in sorted(cache.directory.glob("view-*.npy"))])
+    return np.stack([np.load(p) for p in sorted(cache.directory.glob("view-???.npy"))])
 
 
 def export(job, out):
@@ -84,7 +84,7 @@ def export(job, out):
 def test_torch_and_jax_write_the_same_cache(
     teacher, in_jax, train, held_out, seen, tmp_path
 ):
-    options = {"seen": seen, "num_views": 2, "batch_size": BATCH}
+    options = {"seen": seen, "num_views": 2, "batch_size": BATCH, "features": True}
     jobs = {
         "torch": Export([teacher], train, held_out, TORCH, **options),
         "jax": Export([in_jax], train, held_out, JAX, **options),
@@ -94,6 +94,12 @@ def test_torch_and_jax_write_the_same_cache(
     assert one.shape == (2, 21, 10)
     np.testing.assert_allclose(one, two, atol=FLOAT16)
     assert (one.argmax(-1) == two.argmax(-1)).mean() > 0.999
+    one, two = (
+        np.load(cache.directory / "view-001-features.npy") for cache in caches.values()
+    )
+    assert one.shape == (21, in_jax.num_features) == (21, teacher.num_features)
+    np.testing.assert_allclose(one, two, atol=FLOAT16)
+    assert np.ptp(one) > 0.1
     stated = [cache.manifest["teacher"] for cache in caches.values()]
     assert [about.pop("backend") for about in stated] == ["torch", "jax"]
     assert stated[0] == stated[1]
@@ -109,7 +115,7 @@ def test_torch_and_jax_write_the_same_cache(
 
 def test_plain_images_are_filled_up_too(student, train, held_out, tmp_path):
     cache = export(Export([student], train, held_out, JAX, batch_size=BATCH), tmp_path)
-    expected = teacher_logits(student, student.params, train.images)
+    expected = answers_of(student, student.params, train.images).logits
     np.testing.assert_allclose(logits_of(cache)[0], expected, atol=FLOAT16)
 
 
@@ -126,7 +132,7 @@ def test_several_teachers_are_averaged(
     job = Export(three, train, held_out, JAX, tau=3.0, batch_size=BATCH)
     cache = export(job, tmp_path)
     said = capsys.readouterr().out
-    each = [JAX.logits(teacher, train.images[:BATCH]) for teacher in three]
+    each = [JAX.answers(teacher, train.images[:BATCH]).logits for teacher in three]
     each[2] = each[2][:, ::-1]
     mean = np.mean([jax.nn.softmax(x / 3, axis=-1) for x in each], axis=0)
     stored = logits_of(cache)[0, :BATCH].astype(np.float32)

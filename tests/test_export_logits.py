@@ -57,6 +57,7 @@ EXPORTS = {
     "plain": {},
     "views": {"seen": LIGHT, "num_views": 2},
     "largest": {"seen": LIGHT, "num_views": 2, "top_k": 4, "tau": 3.0},
+    "features": {"seen": LIGHT, "num_views": 2, "features": True},
 }
 
 
@@ -84,7 +85,7 @@ def stored(cache, array="logits"):
 
 
 def answers(teacher, images):
-    return classifiers.logits(teacher, images, device=CPU, dtype=torch.float32)
+    return classifiers.answers(teacher, images, device=CPU, dtype=torch.float32).logits
 
 
 def replayed(seen, source, index, view):
@@ -218,7 +219,7 @@ def test_repeated_views_have_the_partners_of_training(
     images, mixed = replayed(seen, train, index, view)
     assert mixed.mean() > 0.9
     np.testing.assert_allclose(
-        cache.batch(view, index), answers(teacher, images), atol=FLOAT16
+        cache.batch(view, index).logits, answers(teacher, images), atol=FLOAT16
     )
 
 
@@ -267,7 +268,7 @@ def test_folder_of_pictures_is_cached_plain_and_in_views(teacher, folder, tmp_pa
     images, _ = replayed(seen, train, index, view)
     assert images.shape == (64, 24, 24, 3)
     np.testing.assert_allclose(
-        cache.batch(view, index), answers(teacher, images), atol=FLOAT16
+        cache.batch(view, index).logits, answers(teacher, images), atol=FLOAT16
     )
 
 
@@ -289,10 +290,10 @@ def test_a_long_export_holds_a_few_blocks(monkeypatch, tmp_path, seen):
             counts["read"] += 1
             yield image
 
-    def counted_append(self, logits, index):
-        counts["written"] += len(logits)
+    def counted_append(self, answers, index):
+        counts["written"] += len(index)
         ahead.append(counts["read"] - counts["written"])
-        append(self, logits, index)
+        append(self, answers, index)
 
     def from_the_first_entry(*args, **kwargs):
         counts["read"] = counts["written"]
@@ -330,10 +331,10 @@ def test_repeated_resumed_and_divided_exports_have_the_same_bytes(
     assert files(tmp_path / "again") == expected
     real = cache_writer.ViewWriter.append
 
-    def killed_after_two_blocks(writer, logits, index):
+    def killed_after_two_blocks(writer, answers, index):
         if writer.entries_done == 16:
             raise KeyboardInterrupt
-        real(writer, logits, index)
+        real(writer, answers, index)
 
     with monkeypatch.context() as patch:
         patch.setattr(cache_writer.ViewWriter, "append", killed_after_two_blocks)
@@ -808,5 +809,5 @@ def test_committed_cache_belongs_to_digits():
     match.check_examples(cache, source, student, mixing=mixing)
     assert cache.manifest["teacher"]["top1"] >= 0.98
     for view in range(cache.num_views):
-        logits = cache.batch(np.full(len(source), view), np.arange(len(source)))
+        logits = cache.batch(np.full(len(source), view), np.arange(len(source))).logits
         assert (logits.argmax(-1) == source.labels).mean() >= 0.95

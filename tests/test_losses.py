@@ -8,6 +8,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from timm.loss import BinaryCrossEntropy
 
 from deit_jax.distillation import losses
+from deit_jax.distillation.teacher import Answers
 from deit_jax.errors import InputError
 
 B, C = 16, 10
@@ -28,7 +29,9 @@ def batch():
 
 
 def total(logits, targets, teacher, **changes):
-    out = losses.training_loss(logits, targets, teacher, **(SETTINGS | changes))
+    out = losses.training_loss(
+        logits, targets, Answers(teacher), **(SETTINGS | changes)
+    )
     return {name: float(value.mean()) for name, value in out.items()}
 
 
@@ -154,7 +157,7 @@ def test_class_weights_scale_the_loss_of_the_labels_alone(batch, label_kind):
         losses.training_loss(
             logits,
             targets,
-            teacher,
+            Answers(teacher),
             label_kind=label_kind,
             class_weights=given,
             **SETTINGS,

@@ -12,6 +12,7 @@ from torchvision.transforms.v2 import functional as F
 
 from deit_jax.data import batches
 from deit_jax.distillation import losses
+from deit_jax.distillation.teacher import Answers
 from deit_jax.models import cost
 from deit_jax.models.params import parameter_names
 from deit_jax.models.vit import VisionTransformer
@@ -52,7 +53,7 @@ def statics(model, tx, **changes):
         "inputs": lambda batch: inputs.Inputs(
             inputs.normalise(batch["image"], (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)),
             losses.smooth_labels(batch["label"], C, 0.1),
-            batch["teacher_logits"],
+            Answers(batch["teacher_logits"]),
         ),
         "loss": functools.partial(losses.training_loss, **DISTILLATION),
         "seed": 3,

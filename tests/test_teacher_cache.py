@@ -13,6 +13,7 @@ from caches import CLASSES, LENGTH, SEEN, TOP_K, edit_manifest, example_logits, 
 from deit_jax.data import sources
 from deit_jax.distillation import match, teacher_cache
 from deit_jax.distillation.encoding import Encoding
+from deit_jax.distillation.teacher import Answers
 from deit_jax.errors import InputError
 from deit_jax.files import sha256
 
@@ -87,7 +88,7 @@ def test_a_batch_takes_each_row_from_its_view_and_views_wrap_around(cache_of_vie
     opened = teacher_cache.open_cache(cache_of_views)
     views, indices = np.array([0, 1, 2, 5]), np.array([3, 3, 3, 29])
     np.testing.assert_array_equal(
-        opened.batch(views, indices), example_logits(2)[[0, 1, 0, 1], indices]
+        opened.batch(views, indices).logits, example_logits(2)[[0, 1, 0, 1], indices]
     )
 
 
@@ -106,7 +107,8 @@ def test_batches_are_decoded_at_the_temperature_of_the_cache(top_k_cache):
     for tau in (1.0, 3.0):
         opened = teacher_cache.open_cache(top_k_cache, tau=tau)
         np.testing.assert_array_equal(
-            opened.batch(views, indices), encoding.decode(encoding.encode(logits), tau)
+            opened.batch(views, indices).logits,
+            encoding.decode(encoding.encode(Answers(logits)), tau),
         )
 
 
@@ -117,7 +119,7 @@ def test_many_views_do_not_need_many_open_files(tmp_path, source):
     in_use = len(list(Path("/proc/self/fd").iterdir()))
     resource.setrlimit(resource.RLIMIT_NOFILE, (in_use + 18, hard))
     try:
-        read = opened.batch(np.arange(20), np.zeros(20, int))
+        read = opened.batch(np.arange(20), np.zeros(20, int)).logits
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     np.testing.assert_array_equal(read, example_logits(20)[:, 0])

@@ -74,7 +74,7 @@ def cached(config, directory):
         run.train_source,
         seen,
         VIEWS,
-        lambda images: np.asarray(ask(run.live.params, images)),
+        lambda images: jax.device_get(ask(run.live.params, images)),
         precision=run.live.members[0].dtype,
     )
     other = config.copy_and_resolve_references()
@@ -110,6 +110,13 @@ CASES = {
     "hard, linear, on 1": ("hard", "linear", 1, {}),
     "cosine, exact, on 4": ("cosine", "exact", 4, RESIDENT),
     "cosine, linear, on 2": ("cosine", "linear", 2, RESIDENT),
+    "features, exact, in parts, on 1": (
+        "features",
+        "exact",
+        1,
+        {"optimizer.accumulation": 2, "distillation.features.student": "mean"},
+    ),
+    "features, linear, on 2": ("features", "linear", 2, {}),
 }
 LARGEST = 4  # of |z| of the logits of these teachers, at least
 
@@ -141,30 +148,6 @@ def test_a_live_teacher_gives_the_losses_of_its_cache(
     assert loss < (1e-6 if kind == "hard" else rounding)
     assert kl < rounding
     assert np.ptp(live[:, 0]) > 0.1
-
-
-@pytest.fixture
-def dying(monkeypatch):
-    """Makes the run end, as if killed, at its n-th dispatch."""
-
-    def arm(number):
-        real = step.pmap_train_step
-
-        def make(*args, **kwargs):
-            mapped, left = real(*args, **kwargs), [None] * (number - 1)
-
-            def one(*arguments):
-                if not left:
-                    raise KeyboardInterrupt
-                left.pop()
-                return mapped(*arguments)
-
-            return one
-
-        monkeypatch.setattr(step, "pmap_train_step", make)
-        return lambda: monkeypatch.setattr(step, "pmap_train_step", real)
-
-    return arm
 
 
 def is_torch(module):

@@ -77,8 +77,9 @@ def train_batches(
 
     Yields:
       image uint8 [d, b, H, W, 3] (with `images`), label, index and view int32 [d, b],
-      with a cache teacher_logits [d, b, C] and, of images that are augmented, the
-      fields of `mix.Mix` [d, b / 2, ...] of each pair; for the d devices in `local`.
+      with a cache teacher_logits [d, b, C] and maybe teacher_features [d, b, f] and, of
+      images that are augmented, the fields of `mix.Mix` [d, b / 2, ...] of each pair;
+      for the d devices in `local`.
     """
     local = range(devices) if local is None else local
     rows = _rows(local, plan.batch_size // devices)
@@ -101,7 +102,8 @@ def train_batches(
             batch["image"], drawn = augment(pixels, index, view)
             batch |= drawn._asdict()
         if teacher is not None:
-            batch["teacher_logits"] = teacher.batch(view, index)
+            answers = teacher.batch(view, index)._asdict().items()
+            batch |= {f"teacher_{k}": v for k, v in answers if v is not None}
         yield split(batch, len(local))
 
 

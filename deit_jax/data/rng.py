@@ -23,6 +23,7 @@ class Stream(enum.IntEnum):
     DROP = 4
     AUGMENT = 5
     CROP = 6
+    PROJECTOR = 7
 
 
 def stream_key(stream: Stream, seed: int) -> jax.Array:

@@ -21,6 +21,7 @@ from flax.traverse_util import flatten_dict
 
 from deit_jax import files
 from deit_jax.distillation import teacher_cache
+from deit_jax.distillation.teacher import Answers
 from deit_jax.errors import InputError
 
 SPARE_BYTES = 2**20  # for the small files beside the logits
@@ -239,14 +240,14 @@ class ViewWriter:
             )
         return arrays
 
-    def append(self, logits: np.ndarray, index: np.ndarray) -> None:
+    def append(self, answers: Answers, index: np.ndarray) -> None:
         """Writes the next entries, and puts them on disk.
 
         Args:
-          logits: Any float [n, C].
+          answers: Of any float, [n, ...].
           index: Their images, int [n].
         """
-        encoded = self._encoding.encode(logits)
+        encoded = self._encoding.encode(answers)
         for name, array in self._arrays.items():
             array[index] = encoded[name]
             array.flush()

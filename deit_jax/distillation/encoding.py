@@ -1,4 +1,4 @@
-"""How a teacher cache stores a row: all logits, or the largest of them."""
+"""How a teacher cache stores a row: logits, or the largest of them, and features."""
 
 import dataclasses
 import math
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from deit_jax.distillation.teacher import Answers
 from deit_jax.errors import InputError
 
 # On |cached - live| beyond float16's rounding: convolutions sum in another order on
@@ -15,17 +16,19 @@ TOLERANCE = 0.02
 
 @dataclasses.dataclass(frozen=True)
 class Encoding:
-    """How the logits of a row are stored.
+    """How a teacher's answer to an image is stored.
 
     Attributes:
       num_classes: C.
       top_k: How many of them are kept; None for all.
       tau: Temperature at which the others' probability is kept beside that at 1.
+      features: The number of pooled features beside the logits; 0 for none.
     """
 
     num_classes: int
     top_k: int | None = None
     tau: float | None = None
+    features: int = 0
 
     def __post_init__(self):
         if self.top_k is not None and not 0 < self.top_k < self.num_classes:
@@ -48,6 +51,8 @@ class Encoding:
                 "values": (np.float16, (self.top_k,)),
                 "tails": (np.float32, (2,)),
             }
+        if self.features:
+            arrays["features"] = (np.float16, (self.features,))
         return {name: (np.dtype(kind), shape) for name, (kind, shape) in arrays.items()}
 
     @property
@@ -58,30 +63,26 @@ class Encoding:
 
     def describe(self) -> dict:
         """The manifest's `logits` section."""
-        return {"top_k": self.top_k, "tau": self.tau}
+        about = {"top_k": self.top_k, "tau": self.tau}
+        return about | ({"features": self.features} if self.features else {})
 
-    def encode(self, logits: np.ndarray) -> dict[str, np.ndarray]:
-        """What is stored of logits float [n, C].
+    def encode(self, answers: Answers) -> dict[str, np.ndarray]:
+        """What is stored of answers float [n, ...].
 
         Raises:
           InputError: They are not finite, or exceed float16.
         """
-        if not np.isfinite(logits).all():
-            raise InputError(
-                "the teacher gives non-finite logits: its weights are damaged, or "
-                "half precision overflows; try --precision=float32."
-            )
-        with np.errstate(over="ignore"):  # reported below
-            rounded = logits.astype(np.float16)
-        if not np.isfinite(rounded).all():
-            raise InputError("the teacher's logits exceed float16 (65,504).")
+        logits, rounded = answers.logits, _rounded("logits", answers.logits)
+        stored = {}
+        if self.features:
+            stored["features"] = _rounded("features", answers.features)
         if self.top_k is None:
-            return {"logits": rounded}
+            return stored | {"logits": rounded}
         # Stable, so that equal logits keep the order of their classes.
         order = np.argsort(-logits, axis=1, kind="stable")[:, : self.top_k]
         tails = [_tail(logits, order, tau) for tau in (1.0, self.tau)]
         indices, _ = self.arrays["indices"]
-        return {
+        return stored | {
             "indices": order.astype(indices),
             "values": np.take_along_axis(rounded, order, axis=1),
             "tails": np.stack(tails, axis=1).astype(np.float32),
@@ -89,9 +90,9 @@ class Encoding:
 
     def check_rows(self, rows: Mapping[str, np.ndarray]) -> None:
         """Raises ValueError for rows that `encode` cannot have given."""
-        finite = "logits" if self.top_k is None else "values"
-        if not np.isfinite(rows[finite]).all():
-            raise ValueError("it holds logits that are not finite")
+        for name in ("logits", "values", "features"):
+            if name in rows and not np.isfinite(rows[name]).all():
+                raise ValueError(f"it holds {name} that are not finite")
         if self.top_k is None:
             return
         if (rows["indices"] >= self.num_classes).any():
@@ -121,26 +122,30 @@ class Encoding:
         return tau * logits
 
     def compare(
-        self, stored: Mapping[str, np.ndarray], live: np.ndarray
+        self, stored: Mapping[str, np.ndarray], answers: Answers
     ) -> tuple[float, float]:
-        """Compares rows with logits float32 [n, C] that are computed again.
+        """Compares rows with answers float32 [n, ...] that are computed again.
 
         Returns:
           The largest |stored - live|, and the most by which one exceeds half the
           distance of neighbouring float16 numbers, which rounding alone explains (0.03
           for logits between 64 and 128).
         """
-        name, beyond = "logits", 0.0
+        live, beyond = {"logits": answers.logits, "features": answers.features}, [0.0]
         if self.top_k:
             # Nearly equal logits may have changed places: compared by class.
-            name = "values"
-            tails = self.encode(live)["tails"]
-            beyond = np.abs(stored["tails"] - tails).max()
-            live = np.take_along_axis(live, stored["indices"].astype(np.int64), axis=1)
-        gap = np.abs(stored[name] - live)
-        with np.errstate(invalid="ignore"):  # not a number is no neighbour
-            rounding = np.abs(np.spacing(stored[name])) / 2
-        return gap.max(), np.maximum(beyond, (gap - rounding).max())
+            indices = stored["indices"].astype(np.int64)
+            live["values"] = np.take_along_axis(answers.logits, indices, axis=1)
+            tails = self.encode(answers)["tails"]
+            beyond = [np.abs(stored["tails"] - tails).max()]
+        gaps = []
+        for name in live.keys() & stored.keys():
+            gap = np.abs(stored[name] - live[name])
+            with np.errstate(invalid="ignore"):  # not a number is no neighbour
+                rounding = np.abs(np.spacing(stored[name])) / 2
+            gaps.append(gap.max())
+            beyond.append((gap - rounding).max())
+        return np.max(gaps), np.max(beyond)
 
     def check_tau(self, tau: float) -> None:
         """Raises InputError where the softmax at `tau` is not known."""
@@ -151,6 +156,19 @@ class Encoding:
                 f"--config.distillation.tau={self.tau:g}, or export anew with "
                 f"--config.distillation.tau={tau:g}."
             )
+
+
+def _rounded(name: str, values: np.ndarray) -> np.ndarray:
+    if not np.isfinite(values).all():
+        raise InputError(
+            f"the teacher gives non-finite {name}: its weights are damaged, or half "
+            "precision overflows; try --precision=float32."
+        )
+    with np.errstate(over="ignore"):  # reported below
+        rounded = values.astype(np.float16)
+    if not np.isfinite(rounded).all():
+        raise InputError(f"the teacher's {name} exceed float16 (65,504).")
+    return rounded
 
 
 def _tail(logits: np.ndarray, top: np.ndarray, tau: float) -> np.ndarray:

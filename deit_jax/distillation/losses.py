@@ -5,17 +5,17 @@ are [B, C], targets are distributions [B, C], so that smoothed and mixed labels 
 second path.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
+from deit_jax.distillation import features
+from deit_jax.distillation.teacher import Answers
 from deit_jax.errors import InputError
 
-KINDS = ("none", "soft", "hard", "cosine")
+KINDS = ("none", "soft", "hard", "cosine", "features")
 HEADS = ("token", "class")
 REDUCTIONS = ("batchmean", "numel")
 LABEL_KINDS = ("softmax", "bce")
@@ -161,67 +161,97 @@ def check_heads(
         )
 
 
-def training_loss(
-    logits: dict[str, Float[Array, "b c"]],
+def label_loss(
+    logits: Float[Array, "b c"],
     targets: Float[Array, "b c"],
-    teacher_logits: Float[Array, "b c"] | None,
+    *,
+    label_kind: str = "softmax",
+    bce_threshold: float | None = None,
+    bce_reduction: str = "mean",
+    class_weights: Float[np.ndarray, " c"] | None = None,
+) -> Float[Array, " b"]:
+    """`cross_entropy`, or with `bce` `binary_cross_entropy`.
+
+    Args:
+      bce_threshold, bce_reduction: Of `binary_cross_entropy`.
+      class_weights: Factors; an example has the mean of those of its targets.
+    """
+    if label_kind == "bce":
+        loss = binary_cross_entropy(
+            logits, targets, threshold=bce_threshold, reduction=bce_reduction
+        )
+    else:
+        loss = cross_entropy(logits, targets)
+    if class_weights is not None:
+        loss = loss * (targets * class_weights[None]).sum(axis=-1)
+    return loss
+
+
+def distillation_loss(
+    kind: str, student: Float[Array, "b c"], teacher: Float[Array, "b c"], tau: float
+) -> Float[Array, " b"]:
+    """Between two models' logits; that of `features` is `soft`."""
+    match kind:
+        case "soft" | "features":
+            return soft_distillation(student, teacher, tau)
+        case "hard":
+            return hard_distillation(student, teacher)
+        case "cosine":
+            return cosine_distillation(student, teacher, tau)
+    raise ValueError(f"unknown {kind=}; known: {KINDS}")
+
+
+def training_loss(
+    outputs: dict[str, Float[Array, "b ..."]],
+    targets: Float[Array, "b c"],
+    teacher: Answers | None,
+    projector: dict | None = None,
     *,
     kind: str,
     head: str,
     alpha: float,
     tau: float,
     reduction: str,
-    label_kind: str = "softmax",
-    bce_threshold: float | None = None,
-    bce_reduction: str = "mean",
-    class_weights: Float[np.ndarray, " c"] | None = None,
+    features_weight: float = 1.0,
+    features_distance: str = "cosine",
+    features_student: str = "token",
+    **labels,
 ) -> dict[str, Float[Array, " b"]]:
     """(1 - alpha) L(class head, targets) + alpha D(student head, teacher).
 
     Args:
-      logits: The student's heads, `class` and, with the token, `distill`.
+      outputs: The student's logits, `class` and, with the token, `distill`; and with a
+        projector what `VisionTransformer` sows.
       targets: Label distributions.
-      teacher_logits: None only for `kind="none"`.
-      kind: D is `soft` (with its factor tau^2), `hard` or `cosine`; `none` leaves L
-        alone, unscaled.
+      teacher: None only for `kind="none"`, which leaves L alone, unscaled.
+      projector: Of `features.project`, for `kind="features"`: this adds
+        `features_weight` times the `features_distance` between the features of the
+        teacher and those of the student, the head's token or the `mean` of its patches.
       head: `token` compares the distillation head with the teacher (DeiT), `class` the
         class head (the paper's "usual distillation", table 3).
-      alpha: Weight of D, 0 .. 1.
-      tau: Temperature of `soft` and `cosine`.
       reduction: `batchmean` sums D over the classes, as the equation says; `numel`
         divides it by C on top, which is what facebookresearch/deit computes for `soft`
         (its sum is divided by B * C).
-      label_kind: L is `softmax` (cross-entropy) or `bce`, which
-        `binary_cross_entropy` computes with the two arguments that follow. D stays as
-        it is, as in facebookresearch/deit.
-      class_weights: Factors on L: an example has the mean of those of its targets.
+      labels: Of `label_loss`, which is L. D does not depend on them.
 
     Returns:
-      Per example: `loss` and its unscaled pieces, `loss_ce` or `loss_bce`, and
-      `loss_distill`.
+      Per example: `loss` and its unscaled pieces, `loss_ce` or `loss_bce`,
+      `loss_distill` and `loss_features`.
     """
-    name, labels = "loss_ce", cross_entropy
-    if label_kind == "bce":
-        name = "loss_bce"
-        labels = functools.partial(
-            binary_cross_entropy, threshold=bce_threshold, reduction=bce_reduction
-        )
-    label_loss = labels(logits["class"], targets)
-    if class_weights is not None:
-        label_loss = label_loss * (targets * class_weights[None]).sum(axis=-1)
+    of_labels = label_loss(outputs["class"], targets, **labels)
+    pieces = {"loss_bce" if labels.get("label_kind") == "bce" else "loss_ce": of_labels}
     if kind == "none":
-        return {"loss": label_loss, name: label_loss}
-    student = logits["distill" if head == "token" else "class"]
-    match kind:
-        case "soft":
-            distill = soft_distillation(student, teacher_logits, tau)
-        case "hard":
-            distill = hard_distillation(student, teacher_logits)
-        case "cosine":
-            distill = cosine_distillation(student, teacher_logits, tau)
-        case _:
-            raise ValueError(f"unknown {kind=}; known: {KINDS}")
+        return {"loss": of_labels} | pieces
+    token = "distill" if head == "token" else "class"
+    distill = distillation_loss(kind, outputs[token], teacher.logits, tau)
     if reduction == "numel":
-        distill = distill / student.shape[-1]
-    loss = (1 - alpha) * label_loss + alpha * distill
-    return {"loss": loss, name: label_loss, "loss_distill": distill}
+        distill = distill / targets.shape[-1]
+    pieces["loss_distill"] = distill
+    loss = (1 - alpha) * of_labels + alpha * distill
+    if kind == "features":
+        read = "patch_mean" if features_student == "mean" else f"{token}_token"
+        pieces["loss_features"] = features.distance(
+            outputs[read], teacher.features, projector, features_distance
+        )
+        loss = loss + features_weight * pieces["loss_features"]
+    return {"loss": loss} | pieces

@@ -3,14 +3,30 @@
 import contextlib
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 from jaxtyping import Array, Float, Float32, UInt8
 
 from deit_jax.distillation import classes
+from deit_jax.errors import InputError
+
+# The last linear layers of `convnets` and of `VisionTransformer`.
+HEADS = ("fc", "head", "head_dist")
+
+
+class Answers(NamedTuple):
+    """What a teacher says of images: logits [b, C], and maybe pooled features [b, f].
+
+    The features are what its last linear layer reads.
+    """
+
+    logits: Any
+    features: Any = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -22,7 +38,7 @@ class Teacher:
       module: A Linen module; of normalised images float32 [b, S, S, 3] it gives logits
         [b, C], or a dict of them, one a head.
       params: Its parameters, nested dicts of float32 arrays. They are no constants:
-        `logits` takes them as an argument.
+        `answers` takes them as an argument.
       arch: torchvision's name of the architecture, or a variant of
         `deit_jax.models.variants`.
       stem: `standard`, or `cifar` (see `deit_jax.models.resnet`).
@@ -54,6 +70,13 @@ class Teacher:
     dtype: str = "float32"
     columns: tuple[int, ...] | None = None
 
+    @property
+    def num_features(self) -> int:
+        """f of `Answers`."""
+        image = jax.ShapeDtypeStruct((1, self.image_size, self.image_size, 3), np.uint8)
+        found = jax.eval_shape(partial(answers, self), self.params, image)
+        return found.features.shape[-1]
+
 
 def match_classes(teacher: Teacher, source) -> tuple[Teacher, str]:
     """The teacher with its logits in the order of the classes of `source`, by name.
@@ -73,13 +96,11 @@ def match_classes(teacher: Teacher, source) -> tuple[Teacher, str]:
     return dataclasses.replace(teacher, columns=tuple(columns)), words
 
 
-def logits(
-    teacher: Teacher, params, images: UInt8[Array, "b h w 3"]
-) -> Float32[Array, "b c"]:
-    """A teacher's logits of a student's images: a pure function of `images`.
+def answers(teacher: Teacher, params, images: UInt8[Array, "b h w 3"]) -> Answers:
+    """A teacher's float32 answers to a student's images: a pure function of `images`.
 
     They are resized to the teacher's size (`preprocess`). Of several heads the mean of
-    the logits is taken, with which DeiT predicts.
+    the logits, with which DeiT predicts, and of what the heads read.
 
     Args:
       params: `teacher.params`, or a copy of them on the devices.
@@ -91,14 +112,30 @@ def logits(
         if teacher.dtype == "float32"
         else contextlib.nullcontext()
     )
-    with precise:
-        answers = teacher.module.apply({"params": params}, x)
-    if isinstance(answers, dict):
-        answers = sum(answers.values()) / len(answers)
-    answers = answers.astype(jnp.float32)
+    read = []
+
+    def record(call, args, kwargs, context):
+        if context.module.path[-1:] and context.module.path[-1] in HEADS:
+            read.append(args[0])
+        return call(*args, **kwargs)
+
+    with precise, nn.intercept_methods(record):
+        logits = teacher.module.apply({"params": params}, x)
+    if isinstance(logits, dict):
+        logits = sum(logits.values()) / len(logits)
+    logits = logits.astype(jnp.float32)
     if teacher.columns is not None:
-        answers = answers[:, np.array(teacher.columns)]
-    return answers
+        logits = logits[:, np.array(teacher.columns)]
+    return Answers(logits, (sum(read) / len(read)).astype(jnp.float32))
+
+
+def check_number(kind: str, number: int) -> None:
+    """Refuses the features of several teachers, which have no mean."""
+    if kind == "features" and number > 1:
+        raise InputError(
+            f"distillation.kind='features' with {number} teachers: their features have "
+            "no order in common, so that they cannot be averaged. Give one teacher."
+        )
 
 
 def preprocess(

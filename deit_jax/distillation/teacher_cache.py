@@ -15,6 +15,10 @@ has, in place of view-000.npy,
                            temperature 1 and at that of the export (one does not follow
                            from the other); the classes are taken to share it evenly
 
+and beside either, of a cache for `distillation.kind=features`,
+
+    view-000-features.npy  float16 [N, F], what the teacher's last linear layer reads
+
 The manifest:
 
     format_version  3
@@ -25,7 +29,8 @@ The manifest:
                     without augmentation; the fields from augment_seed on are null) or
                     `same` (what the student sees); `mixing` is `exact` (MixUp and
                     CutMix too) or `none`
-    logits          {top_k, tau}, null where all logits are there
+    logits          {top_k, tau}, null where all logits are there; and with features
+                    their number, {features}
     examples_sha256 SHA-256 of the examples, or null
     teacher         {arch, stem, weights_sha256, image_size, mean, std, crop_ratio,
                     precision, backend, top1, top1_split}; `crop_ratio` is that of
@@ -53,6 +58,7 @@ from deit_jax.data.sources import PLACES
 from deit_jax.distillation import classes
 from deit_jax.distillation.encoding import Encoding
 from deit_jax.distillation.export_commands import export_commands
+from deit_jax.distillation.teacher import Answers
 from deit_jax.errors import InputError
 
 FORMAT_VERSION = 3
@@ -104,26 +110,33 @@ class TeacherCache:
       manifest: The parsed manifest.
       encoding: How its rows are stored.
       tau: Temperature that `batch` is asked for.
+      features: Whether `batch` has the features too.
     """
 
     directory: Path
     manifest: Mapping
     encoding: Encoding
     tau: float = 1.0
+    features: bool = False
 
     @property
     def num_views(self) -> int:
         return self.manifest["views"]["count"]
 
     @property
+    def num_features(self) -> int:
+        """The number of features that `batch` gives."""
+        return self.encoding.features if self.features else 0
+
+    @property
     def bytes(self) -> int:
-        """The size of all logits."""
+        """The size of all views."""
         rows = self.num_views * self.manifest["source"]["length"]
         return rows * self.encoding.bytes_per_row
 
     @property
     def digest(self) -> str:
-        """SHA-256 (hex) of what training reads: the logits of all views."""
+        """SHA-256 (hex) of what training reads: the files of all views."""
         return hashlib.sha256(json.dumps(self.manifest["sha256"]).encode()).hexdigest()
 
     @functools.cached_property
@@ -152,8 +165,8 @@ class TeacherCache:
                 rows[name][here] = array[indices[here]]
         return rows
 
-    def batch(self, views: np.ndarray, indices: np.ndarray) -> np.ndarray:
-        """Logits [B, C] of image `indices[i]` (int [B]) in `views[i]`.
+    def batch(self, views: np.ndarray, indices: np.ndarray) -> Answers:
+        """The teacher's answers [B, ...] to image `indices[i]` in `views[i]`.
 
         Raises:
           InputError: No export can have written these rows.
@@ -165,7 +178,8 @@ class TeacherCache:
             raise InputError(
                 f"{self.directory} is damaged: {error}. {AGAIN}"
             ) from error
-        return self.encoding.decode(rows, self.tau)
+        features = rows["features"] if self.features else None
+        return Answers(self.encoding.decode(rows, self.tau), features)
 
     def examples(self) -> dict[str, np.ndarray]:
         """The stored images: see `deit_jax.distillation.match`.
@@ -257,7 +271,12 @@ def examples_file(count: int) -> str:
 def encoding_of(manifest: Mapping) -> Encoding:
     """How a manifest says that its rows are stored."""
     about = manifest["logits"]
-    return Encoding(manifest["source"]["num_classes"], about["top_k"], about["tau"])
+    return Encoding(
+        manifest["source"]["num_classes"],
+        about["top_k"],
+        about["tau"],
+        about.get("features", 0),
+    )
 
 
 def find(directory: str | os.PathLike) -> Path:
@@ -268,15 +287,18 @@ def find(directory: str | os.PathLike) -> Path:
     return directory
 
 
-def open_cache(directory: str | os.PathLike, *, tau: float = 1.0) -> TeacherCache:
+def open_cache(
+    directory: str | os.PathLike, *, tau: float = 1.0, features: bool = False
+) -> TeacherCache:
     """Opens a finished cache and checks that its files are whole.
 
     Args:
       tau: Temperature at which the logits will be used.
+      features: Whether the features will be used.
 
     Raises:
-      InputError: There is no cache, it is unfinished, truncated, altered, or does not
-        know the softmax at `tau`.
+      InputError: There is no cache, it is unfinished, truncated, altered, does not know
+        the softmax at `tau`, or lacks the features.
     """
     directory = find(directory)
     if not (directory / MANIFEST).is_file():
@@ -285,7 +307,13 @@ def open_cache(directory: str | os.PathLike, *, tau: float = 1.0) -> TeacherCach
         raise InputError(f"no teacher cache at {directory} (found: {state}).")
     manifest = read_manifest(directory)
     encoding, length = encoding_of(manifest), manifest["source"]["length"]
-    cache = TeacherCache(directory, manifest, encoding, tau)
+    cache = TeacherCache(directory, manifest, encoding, tau, features)
+    if features and not encoding.features:
+        raise InputError(
+            f"the teacher cache {directory} has logits alone, and distillation.kind="
+            "'features' needs the teacher's features too. Export it again with this "
+            "config, into another --out."
+        )
     for view, checksums in enumerate(manifest["sha256"]):
         open_view(directory, view, encoding, length)
         for name, checksum in checksums.items():

@@ -322,7 +322,8 @@ class VisionTransformer(nn.Module):
 
         `images` are normalised. `drop_keys` holds one typed PRNG key an image, which
         decides all its masks; None, as in evaluation, drops nothing. What
-        the heads read is sown as `class_token` and `distill_token`, [B, D].
+        the heads read is sown as `class_token` and `distill_token`, [B, D], and what
+        the last block makes of the patches as `patch_mean`, [B, D].
 
         Raises ValueError where the images are not of this model's size.
         """
@@ -367,9 +368,10 @@ class VisionTransformer(nn.Module):
             )(x, drop_keys)
 
         # The norm treats each token by itself, so the patches need none.
-        read = x[:, : len(names)]
+        read, patch_mean = x[:, : len(names)], x[:, len(names) :].mean(axis=1)
+        self.sow("intermediates", "patch_mean", patch_mean)
         if self.pool == "mean":
-            read = read.at[:, 0].set(x[:, len(names) :].mean(axis=1))
+            read = read.at[:, 0].set(patch_mean)
         x = LayerNorm(name=self.last_norm)(read)
 
         self.sow("intermediates", "class_token", x[:, 0])

@@ -1,4 +1,4 @@
-"""What a train step computes on: images, label distributions, a teacher's logits."""
+"""What a train step computes on: images, label distributions, a teacher's answers."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -10,14 +10,15 @@ from jaxtyping import Array, Float, Shaped, UInt8
 from deit_jax.data.augment import augment_batch, mix
 from deit_jax.data.augment.recipes import Augmentation
 from deit_jax.distillation import losses
+from deit_jax.distillation.teacher import Answers
 
 
 class Inputs(NamedTuple):
-    """Normalised images, label distributions, and the teacher's logits or None."""
+    """Normalised images, label distributions, and what the teacher says, or None."""
 
     images: Float[Array, "b h w 3"]
     targets: Float[Array, "b c"]
-    teacher_logits: Float[Array, "b c"] | None
+    teacher: Answers | None
 
 
 def normalise(
@@ -71,38 +72,48 @@ def prepare(
 
     Args:
       batch: image uint8 [b, H, W, 3], label, index and view int32 [b], maybe
-        teacher_logits [b, C]; whole pairs, partners side by side. The augmented image
-        is a pure function of (augment_seed, view, index). With the fields of `mix.Mix`
-        [b / 2, ...] the images are augmented already.
+        teacher_logits [b, C] and teacher_features [b, f]; whole pairs, partners side by
+        side. The augmented image is a pure function of (augment_seed, view, index).
+        With the fields of `mix.Mix` [b / 2, ...] the images are augmented already.
       teacher: Parameters of a live teacher.
       augmentation: What is done to the images; its mean and std normalise them.
       mix_teacher: Linear mixing (`losses.mix_teacher_logits` but for its first three
-        arguments), where the teacher saw the images unmixed; None takes its logits as
-        they are.
+        arguments), where the teacher saw the images unmixed; features are mixed like
+        labels. None takes its answers as they are.
       unmixed: Whether images that the host has augmented are still to be mixed, and a
         live teacher sees all images before they are.
-      ask: A live teacher: (`teacher`, images uint8 [b, H, W, 3]) -> logits [b, C].
+      ask: A live teacher: (`teacher`, images uint8 [b, H, W, 3]) -> `Answers`.
     """
     images, mixes = student_images(
         batch, augment_seed=augment_seed, augmentation=augmentation, mixed=not unmixed
     )
     labels = losses.smooth_labels(batch["label"], num_classes, label_smoothing)
-    logits = batch.get("teacher_logits")
+    answers = None
+    if "teacher_logits" in batch:
+        answers = Answers(batch["teacher_logits"], batch.get("teacher_features"))
     if ask is not None:
-        logits = jax.lax.stop_gradient(ask(teacher, images))
+        answers = jax.lax.stop_gradient(ask(teacher, images))
     if unmixed:
         pairs = images.reshape(-1, 2, *images.shape[1:])
         images = jax.vmap(mix.apply_pair)(pairs, mixes).reshape(images.shape)
     if augmentation.mixes:
         weight = jnp.repeat(mixes.weight, 2)
-        labels = weight[:, None] * labels + (1 - weight[:, None]) * swap_partners(
-            labels
-        )
+        labels = _mixed(labels, weight)
         if mix_teacher is not None:
+            logits, features = answers
             logits = mix_teacher(logits, swap_partners(logits), weight)
+            if features is not None:
+                features = _mixed(features.astype(jnp.float32), weight)
+            answers = Answers(logits, features)
     return Inputs(
-        normalise(images, augmentation.mean, augmentation.std), labels, logits
+        normalise(images, augmentation.mean, augmentation.std), labels, answers
     )
+
+
+def _mixed(
+    rows: Float[Array, "b n"], weight: Float[Array, " b"]
+) -> Float[Array, "b n"]:
+    return weight[:, None] * rows + (1 - weight[:, None]) * swap_partners(rows)
 
 
 def swap_partners(rows: Shaped[Array, "b ..."]) -> Shaped[Array, "b ..."]:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 import optax.contrib
 
+from deit_jax.distillation.features import PROJECTOR
 from deit_jax.errors import InputError
 
 NAMES = ("adam", "adamw", "sgd", "lamb", "lion", "muon")
@@ -43,8 +44,8 @@ def layer_scales(params, layer_decay: float) -> dict:
 
     Layer 0 is the patch projection, the tokens and the positions; block i, from 0, is
     layer i + 1, and the last one shares its layer with the final norm, as in timm's
-    `param_groups_layer_decay`; the heads, and the norm of the mean that one reads, are
-    the last layer, depth + 1.
+    `param_groups_layer_decay`; the heads, the norm of the mean that one reads and the
+    projector of `distillation.features` are the last layer, depth + 1.
 
     Args:
       params: Of a `VisionTransformer`.
@@ -58,7 +59,7 @@ def layer_scales(params, layer_decay: float) -> dict:
         name = path[0].key
         if name.startswith("blocks_"):
             layer = int(name.removeprefix("blocks_")) + 1
-        elif name.startswith(("head", "fc_norm")):
+        elif name.startswith(("head", "fc_norm", PROJECTOR)):
             layer = depth + 1
         else:
             layer = depth if name == "norm" else 0

@@ -161,7 +161,13 @@ class Progress:
             f"step {done}/{self._total}  epoch {done / self._plan.steps_per_epoch:.1f}"
             + "".join(
                 f"  {name.removeprefix('loss_')} {values['train/' + name]:.4f}"
-                for name in ("loss", "loss_ce", "loss_bce", "loss_distill")
+                for name in (
+                    "loss",
+                    "loss_ce",
+                    "loss_bce",
+                    "loss_distill",
+                    "loss_features",
+                )
                 if "train/" + name in values
                 and (name == "loss" or "train/loss_distill" in values)
             )

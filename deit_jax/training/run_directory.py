@@ -17,6 +17,9 @@ CONFIG = "config.json"
 ADDED_FIELDS = {
     "augment.mix_off_epoch": 0,
     "distillation.allow_weak_teacher": False,
+    "distillation.features.distance": "cosine",
+    "distillation.features.student": "token",
+    "distillation.features.weight": 1.0,
     "distillation.source": "cache",
     "distillation.teacher": "",
     "distillation.verify_every": 0,

@@ -10,6 +10,7 @@ import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict
 
 from deit_jax import files
+from deit_jax.distillation.features import without_projector
 from deit_jax.errors import InputError
 from deit_jax.models.params import abstract_params
 from deit_jax.training import checkpoint, digests
@@ -103,7 +104,7 @@ def _check_params(found, expected, model, where: str) -> None:
         )
     found, expected = (
         {name: tuple(x.shape) for name, x in flatten_dict(tree, sep=".").items()}
-        for tree in (found, expected)
+        for tree in (without_projector(found), expected)
     )
     if found == expected:
         return

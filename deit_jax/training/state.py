@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from deit_jax.data.rng import Stream, stream_key
+from deit_jax.distillation import features
 from deit_jax.training import trainable as trainables
 
 
@@ -34,10 +35,12 @@ def create(
     seed: int,
     ema: bool,
     trainable: str = "all",
+    teacher_width: int = 0,
 ) -> TrainState:
     """A state at step 0, initialised from `seed`, maybe with a moving average.
 
-    `trainable` says which parameters `optimizer` is for (`trainable.split`).
+    `trainable` says which parameters `optimizer` is for (`trainable.split`); with a
+    `teacher_width`, that of its features, the projector on to them is one.
     """
     size = model.image_size
 
@@ -45,6 +48,10 @@ def create(
     def init():
         images = jnp.zeros((1, size, size, 3), jnp.float32)
         params = model.init(stream_key(Stream.INIT, seed), images)["params"]
+        if teacher_width:
+            params[features.PROJECTOR] = features.init_projector(
+                seed, model.width, teacher_width
+            )
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,

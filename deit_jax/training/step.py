@@ -12,12 +12,15 @@ from jaxtyping import Array, Bool, Float, Shaped, UInt8
 
 from deit_jax.data.rng import Stream, stream_key
 from deit_jax.distillation import losses
+from deit_jax.distillation.features import PROJECTOR
 from deit_jax.models import cost
 from deit_jax.training import trainable as trainables
 from deit_jax.training.inputs import normalise
 from deit_jax.training.state import TrainState
 
 AXIS = "batch"
+# What `VisionTransformer` sows beside the attention weights.
+TOKENS = ("class_token", "distill_token", "patch_mean")
 
 
 def train_step(
@@ -41,11 +44,12 @@ def train_step(
     Args:
       state: Donated by `pmap_train_step`.
       batch: image uint8 [b, H, W, 3], label, index and view int32 [b], under
-        a cache teacher_logits [b, C], and the fields of `mix.Mix` of images that the
-        host has augmented. Rows are in the order of the global batch.
+        a cache teacher_logits [b, C] and maybe teacher_features [b, f], and the
+        fields of `mix.Mix` of images that the host has augmented. Rows are in the order
+        of the global batch.
       teacher: Parameters of a live teacher, or None.
       inputs: batch -> `inputs.Inputs`; (batch, teacher=`teacher`) with a live one.
-      loss: (logits, targets, teacher_logits) -> per-example losses, see
+      loss: (outputs, targets, answers, projector) -> per-example losses, see
         `distillation.losses.training_loss`.
       seed: Of dropout and stochastic depth. Their masks follow from (seed, step, the
         image's place in the global batch), not from the number of devices.
@@ -99,14 +103,21 @@ def _mean_loss(
 ):
     """The loss of a part of the batch, and what is told of it: means of its images."""
     params = trainables.merge(trained, frozen)
-    images, targets, teacher_logits = inputs(batch)
-    logits = model.apply({"params": params}, images, drop_keys=drop_keys)
-    losses = loss(logits, targets, teacher_logits)
-    predicted = jnp.argmax(logits["class"], axis=-1)
+    images, targets, answers = inputs(batch)
+    projector = params.get(PROJECTOR)
+    apply = functools.partial(model.apply, {"params": params}, drop_keys=drop_keys)
+    if projector is None:
+        outputs = apply(images)
+    else:
+        outputs, sown = apply(images, mutable=["intermediates"])
+        tokens = {k: v for k, v in sown["intermediates"].items() if k in TOKENS}
+        outputs |= {name: value for name, (value,) in tokens.items()}
+    losses = loss(outputs, targets, answers, projector)
+    predicted = jnp.argmax(outputs["class"], axis=-1)
     metrics = losses | {"top1": predicted == jnp.argmax(targets, axis=-1)}
-    if teacher_logits is not None:
-        student = logits.get("distill", logits["class"])
-        metrics |= agreement(student, teacher_logits)
+    if answers is not None:
+        student = outputs.get("distill", outputs["class"])
+        metrics |= agreement(student, answers.logits)
     metrics = {name: values.mean() for name, values in metrics.items()}
     return metrics["loss"], metrics
 
@@ -322,13 +333,13 @@ def pmap_eval_step(devices: Sequence[jax.Device], **statics) -> Callable:
     )
 
 
-def pmap_teacher_logits(
+def pmap_teacher(
     devices: Sequence[jax.Device],
     *,
     ask: Callable,
     images: Callable,
 ) -> Callable:
-    """What a teacher says of a batch: (batch, resident) -> logits [d, b, C].
+    """What a teacher says of a batch: (batch, resident) -> `Answers` [d, b, ...].
 
     Args:
       ask: As of `inputs.prepare`.
@@ -336,11 +347,11 @@ def pmap_teacher_logits(
         several, [d, k, b, ...], of which the last counts.
     """
 
-    def logits(batch, resident):
+    def answers(batch, resident):
         if batch["label"].ndim == 2:
             batch = jax.tree.map(lambda x: x[-1], batch)
         batch, teacher = _with_resident(batch, resident)
         seen, _ = images(batch)
         return ask(teacher, seen)
 
-    return jax.pmap(logits, axis_name=AXIS, in_axes=(0, None), devices=devices)
+    return jax.pmap(answers, axis_name=AXIS, in_axes=(0, None), devices=devices)

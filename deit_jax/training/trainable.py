@@ -4,6 +4,7 @@ import re
 
 import jax
 
+from deit_jax.distillation.features import PROJECTOR
 from deit_jax.errors import InputError
 from deit_jax.models.params import parameter_names
 
@@ -23,7 +24,7 @@ def split(params, which: str) -> tuple[dict, dict]:
     Args:
       params: Of a `VisionTransformer`, or what is shaped like them.
       which: A key of `PATTERNS`, or a regular expression that is searched for in the
-        names (`parameter_names`).
+        names (`parameter_names`). A projector is always trained.
 
     Returns:
       Two trees like `params`, each with None where the other has an array. None is no
@@ -47,6 +48,9 @@ def split(params, which: str) -> tuple[dict, dict]:
             f"optimizer.trainable={which!r} matches no parameter. Their names are "
             f"{', '.join(kinds)}; or give {', '.join(PATTERNS)}."
         )
+    found = [
+        f or name.startswith(PROJECTOR) for f, name in zip(found, names, strict=True)
+    ]
     leaves, tree = jax.tree.flatten(params)
     return tuple(
         jax.tree.unflatten(
