@@ -92,7 +92,8 @@ class Encoding:
         """Raises ValueError for rows that `encode` cannot have given."""
         for name in ("logits", "values", "features"):
             if name in rows and not np.isfinite(rows[name]).all():
-                raise ValueError(f"it holds {name} that are not finite")
+                what = "features" if name == "features" else "logits"
+                raise ValueError(f"it holds {what} that are not finite")
         if self.top_k is None:
             return
         if (rows["indices"] >= self.num_classes).any():
