@@ -19,11 +19,11 @@ from benchmarks import cases, ours, programs, timing
 from benchmarks.cases import Case
 from configs import vit
 from deit_jax import targets, teaching
+from deit_jax.distillation.live_teacher import LiveTeacher
 from deit_jax.distillation.teacher import Teacher
 from deit_jax.experiment import Experiment
 from deit_jax.models import convnets, cost
 from deit_jax.models.params import abstract_params
-from deit_jax.teaching import LiveTeacher
 
 WAYS = ("without", "cached", "live")
 

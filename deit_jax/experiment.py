@@ -17,11 +17,11 @@ from deit_jax.data.pipeline import fit_in_memory, open_images
 from deit_jax.data.plan import BatchPlan
 from deit_jax.data.student_views import StudentViews
 from deit_jax.distillation.features import without_projector
+from deit_jax.distillation.live_teacher import LiveTeacher
 from deit_jax.distillation.teacher_cache import TeacherCache
 from deit_jax.errors import InputError, listed
 from deit_jax.models.model_card import ModelCard
 from deit_jax.models.vit import VisionTransformer
-from deit_jax.teaching import LiveTeacher
 from deit_jax.training import (
     data_identity,
     processes,

@@ -17,7 +17,7 @@ from deit_jax.data import batches
 from deit_jax.data.augment import erase, geometry, recipes
 from deit_jax.data.plan import BatchPlan, mix_off_view
 from deit_jax.data.student_views import PLACES, StudentViews
-from deit_jax.distillation import features, losses, match, teacher_cache
+from deit_jax.distillation import cache_format, features, losses, match, teacher_cache
 from deit_jax.errors import InputError
 from deit_jax.models import position, variants
 from deit_jax.models.model_card import MIN_STD, ModelCard
@@ -87,9 +87,9 @@ RULES = {
     "distillation.teacher": TEXT,
     "distillation.allow_weak_teacher": FLAG,
     "distillation.verify_every": whole(0),
-    "distillation.view": choice(teacher_cache.VIEWS),
+    "distillation.view": choice(cache_format.VIEWS),
     "distillation.num_views": COUNT,
-    "distillation.mixing": choice(teacher_cache.MIXINGS),
+    "distillation.mixing": choice(cache_format.MIXINGS),
     "distillation.features.weight": number(0),
     "distillation.features.distance": choice(features.DISTANCES),
     "distillation.features.student": choice(features.STUDENT),

@@ -6,8 +6,6 @@ there. One at hand beside a cache is asked now and then whether the cache is rig
 
 import dataclasses
 import functools
-import hashlib
-import json
 import os
 import urllib.parse
 from collections.abc import Callable, Iterable, Mapping
@@ -18,11 +16,12 @@ import numpy as np
 from deit_jax import recipe, teachers
 from deit_jax.data import batches
 from deit_jax.data.rng import host_device
-from deit_jax.distillation import classes, losses, match, teacher_cache
+from deit_jax.distillation import cache_format, classes, losses, match, teacher_cache
 from deit_jax.distillation import teacher as teacher_lib
 from deit_jax.distillation.encoding import TOLERANCE
 from deit_jax.distillation.export_commands import export_commands
-from deit_jax.distillation.teacher import Answers, Teacher, check_number
+from deit_jax.distillation.live_teacher import LiveTeacher
+from deit_jax.distillation.teacher import check_number
 from deit_jax.distillation.teacher_cache import TeacherCache
 from deit_jax.errors import InputError
 from deit_jax.models import variants
@@ -39,85 +38,6 @@ HALF = 2**-5
 # Images that a live teacher's accuracy is measured on, at each start.
 MEASURED = 1024
 BLOCK = 64  # of them, at once
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class LiveTeacher:
-    """One teacher or several, whose answers are averaged, for use in a program.
-
-    Attributes:
-      members: The teachers, with the classes of the run in its order.
-      tau: Temperature at which their probabilities are averaged.
-      flops: Floating-point operations for one image of the student's, by XLA's count.
-      top1: Accuracy in 0 .. 1 on `split`; None where it was not measured.
-      split: What `top1` was measured on, in words.
-      features: Whether `ask` gives its features too.
-    """
-
-    members: tuple[Teacher, ...]
-    tau: float
-    flops: float = 0.0
-    top1: float | None = None
-    split: str | None = None
-    features: bool = False
-
-    @property
-    def params(self) -> tuple:
-        """The parameters of each member, as NumPy arrays."""
-        return tuple(jax.tree.map(np.asarray, member.params) for member in self.members)
-
-    def ask(self, params: tuple, images: jax.Array) -> Answers:
-        """Answers to uint8 images [b, H, W, 3]; `params` as `params`."""
-        answers = [
-            teacher_lib.answers(member, own, images)
-            for member, own in zip(self.members, params, strict=True)
-        ]
-        logits = teacher_lib.average([each.logits for each in answers], self.tau)
-        return Answers(logits, answers[0].features if self.features else None)
-
-    @property
-    def num_features(self) -> int:
-        """The number of features that `ask` gives."""
-        return self.members[0].num_features if self.features else 0
-
-    @property
-    def arch(self) -> str:
-        return " + ".join(member.arch for member in self.members)
-
-    @property
-    def bytes(self) -> int:
-        """Bytes of the parameters, on each device."""
-        return sum(x.nbytes for x in jax.tree.leaves(self.params))
-
-    def describe(self) -> dict:
-        """The summary's `teacher`, as far as it is that of a cache's manifest."""
-        each = [
-            {
-                "arch": member.arch,
-                "stem": member.stem,
-                "weights_sha256": member.sha256,
-                "image_size": member.image_size,
-                "mean": list(member.mean),
-                "std": list(member.std),
-            }
-            for member in self.members
-        ]
-        several = {"arch": self.arch, "tau": self.tau, "teachers": each}
-        return (each[0] if len(each) == 1 else several) | {
-            "precision": self.members[0].dtype,
-            "backend": "jax",
-            "top1": self.top1,
-            "top1_split": self.split,
-        }
-
-    @functools.cached_property
-    def identity(self) -> str:
-        """What it is, in words, with a SHA-256 of all that its answers follow from."""
-        about = dataclasses.replace(self, top1=None, split=None).describe()
-        about = json.dumps(about, sort_keys=True)
-        sizes = " + ".join(str(member.image_size) for member in self.members)
-        digest = hashlib.sha256(about.encode()).hexdigest()
-        return f"{self.arch} at {sizes} px, SHA-256 {digest}"
 
 
 def check_given(fields: Iterable[str], source: str) -> None:
@@ -206,7 +126,7 @@ def _open_cache(config, run) -> TeacherCache:
             directory, tau=tau, features=distillation.kind == "features"
         )
     except InputError as error:
-        found = teacher_cache.find(directory) / teacher_cache.MANIFEST
+        found = teacher_cache.find(directory) / cache_format.MANIFEST
         if directory and found.exists():
             raise  # it is there and damaged: the message says how
         commands = export_commands(

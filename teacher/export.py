@@ -14,9 +14,14 @@ import numpy as np
 from deit_jax.data import batches
 from deit_jax.data.plan import view_pairs
 from deit_jax.data.student_views import StudentViews
-from deit_jax.distillation import cache_writer, classes, match, teacher_cache
+from deit_jax.distillation import (
+    cache_format,
+    cache_writer,
+    classes,
+    match,
+)
 from deit_jax.distillation.encoding import Encoding
-from deit_jax.distillation.teacher import Answers, check_number
+from deit_jax.distillation.teacher import Answers, check_number, describe, describe_one
 from deit_jax.errors import InputError
 from deit_jax.patience import Patience
 from teacher import accuracy
@@ -127,7 +132,7 @@ class Export:
         """All that is known before the teachers have been measured."""
         view = "plain" if self.seen is None else "same"
         return {
-            "source": teacher_cache.describe_source(self.train),
+            "source": cache_format.describe_source(self.train),
             "views": match.describe(view, self.num_views, self.seen),
             "logits": self.encoding.describe(),
             "teacher": self._describe_teachers(),
@@ -136,28 +141,18 @@ class Export:
     def _describe_teachers(self) -> dict:
         whole = self.seen is not None or seen_whole(self.train)
         each = [
-            {
-                "arch": teacher.arch,
-                "stem": teacher.stem,
-                "weights_sha256": teacher.sha256,
-                "image_size": teacher.image_size,
-                "mean": list(teacher.mean),
-                "std": list(teacher.std),
-                "crop_ratio": None if whole else teacher.crop_ratio,
-                "top1": None,
-            }
+            describe_one(teacher)
+            | {"crop_ratio": None if whole else teacher.crop_ratio, "top1": None}
             for teacher in self.teachers
         ]
-        shared = {
-            "precision": self.backend.precision,
-            "backend": self.backend.name,
-            "top1": None,
-            "top1_split": self.test.split,
-        }
-        if len(each) == 1:
-            return each[0] | shared
-        names = " + ".join(teacher.arch for teacher in self.teachers)
-        return {"arch": names, "tau": self.tau, "teachers": each} | shared
+        return describe(
+            each,
+            self.tau,
+            precision=self.backend.precision,
+            backend=self.backend.name,
+            top1=None,
+            top1_split=self.test.split,
+        )
 
     def open(self):
         """The images for `answers`, a context manager."""

@@ -8,7 +8,7 @@ import numpy as np
 from deit_jax.data.augment.recipes import Augmentation
 from deit_jax.data.plan import view_pairs
 from deit_jax.data.student_views import StudentViews
-from deit_jax.distillation import cache_writer, match, teacher_cache
+from deit_jax.distillation import cache_format, cache_writer, match
 from deit_jax.distillation.teacher import Answers
 
 LENGTH, CLASSES = 30, 10
@@ -26,7 +26,7 @@ TOP_K = {"top_k": 3, "tau": 3.0}
 def manifest_for(source, views=None, logits=None, **teacher):
     """The manifest of a plain cache, or of one with `views` views."""
     return {
-        "source": teacher_cache.describe_source(source),
+        "source": cache_format.describe_source(source),
         "views": match.describe(
             "same" if views else "plain", views or 1, SEEN if views else None
         ),
@@ -73,7 +73,7 @@ def write_oracle(directory, source):
 
 
 def edit_manifest(directory, edit):
-    path = directory / teacher_cache.MANIFEST
+    path = directory / cache_format.MANIFEST
     manifest = json.loads(path.read_text())
     edit(manifest)
     path.write_text(json.dumps(manifest))

@@ -19,7 +19,7 @@ from absl.testing import flagsaver
 from configs import deit
 from deit_jax import teachers
 from deit_jax.data import sources
-from deit_jax.distillation import cache_writer, teacher_cache
+from deit_jax.distillation import cache_format, cache_writer, teacher_cache
 from deit_jax.distillation.teacher import answers as answers_of
 from deit_jax.errors import InputError
 from deit_jax.recipe import student_views
@@ -182,7 +182,7 @@ def test_records_of_earlier_versions_go_on(teacher, train, held_out, tmp_path):
 
 
 def test_the_committed_cache_is_by_torch():
-    manifest = teacher_cache.read_manifest(ROOT / "teacher/logits/digits")
+    manifest = cache_format.read_manifest(ROOT / "teacher/logits/digits")
     assert "backend" not in manifest["teacher"]
     assert cache_writer.identity(manifest)["teacher"]["backend"] == "torch"
 

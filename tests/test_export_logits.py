@@ -21,7 +21,7 @@ from absl.testing import flagsaver
 from configs import deit
 from deit_jax.data import crops, sources
 from deit_jax.data.plan import BatchPlan, view_pairs
-from deit_jax.distillation import cache_writer, match, teacher_cache
+from deit_jax.distillation import cache_format, cache_writer, match, teacher_cache
 from deit_jax.errors import InputError
 from deit_jax.files import sha256
 from deit_jax.recipe import student_views
@@ -78,7 +78,7 @@ def stored(cache, array="logits"):
     """An array of all views: [views, N, ...]."""
     return np.stack(
         [
-            np.load(cache.directory / teacher_cache.view_file(view, array))
+            np.load(cache.directory / cache_format.view_file(view, array))
             for view in range(cache.num_views)
         ]
     )

@@ -11,7 +11,7 @@ import pytest
 from caches import CLASSES, LENGTH, SEEN, TOP_K, edit_manifest, example_logits, write
 
 from deit_jax.data import sources
-from deit_jax.distillation import match, teacher_cache
+from deit_jax.distillation import cache_format, match, teacher_cache
 from deit_jax.distillation.encoding import Encoding
 from deit_jax.distillation.teacher import Answers
 from deit_jax.errors import InputError
@@ -221,7 +221,7 @@ def test_rows_that_no_export_writes_are_refused(
     """As found in a cache that is too large for its checksums to be compared."""
     monkeypatch.setattr(teacher_cache, "CHECKSUM_LIMIT_BYTES", 0)
     directory = cache if array == "logits" else top_k_cache
-    path = directory / teacher_cache.view_file(0, array)
+    path = directory / cache_format.view_file(0, array)
     values = np.lib.format.open_memmap(path, "r+")
     values[3, 1] = value
     del values

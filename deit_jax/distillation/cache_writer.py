@@ -20,7 +20,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from deit_jax import files
-from deit_jax.distillation import teacher_cache
+from deit_jax.distillation import cache_format, teacher_cache
 from deit_jax.distillation.teacher import Answers
 from deit_jax.errors import InputError
 
@@ -105,9 +105,9 @@ def finished(directory: str | os.PathLike, manifest: Mapping) -> dict | None:
     Raises:
       InputError: `directory` holds a finished cache of another export.
     """
-    if not (Path(directory) / teacher_cache.MANIFEST).exists():
+    if not (Path(directory) / cache_format.MANIFEST).exists():
         return None
-    there = teacher_cache.read_manifest(Path(directory))
+    there = cache_format.read_manifest(Path(directory))
     differing = differences(identity(there), identity(manifest))
     if differing:
         field, (theirs, ours) = next(iter(differing.items()))
@@ -160,20 +160,20 @@ def finish(
         raise InputError(f"{directory} lacks views {missing[:20]} of {count}.")
     examples_sha256 = None
     if examples is not None:
-        path = directory / teacher_cache.examples_file(count)
+        path = directory / cache_format.examples_file(count)
         content = io.BytesIO()
         np.savez(content, **examples)
         files.replace_file(path, content.getvalue())
         examples_sha256 = files.sha256(path)
-    whole = dict(manifest, format_version=teacher_cache.FORMAT_VERSION, sha256=sha256)
+    whole = dict(manifest, format_version=cache_format.FORMAT_VERSION, sha256=sha256)
     whole["examples_sha256"] = examples_sha256
     files.replace_file(
-        directory / teacher_cache.MANIFEST, json.dumps(whole, indent=1) + "\n"
+        directory / cache_format.MANIFEST, json.dumps(whole, indent=1) + "\n"
     )
     for view in range(count):
         _record_path(directory, view).unlink(missing_ok=True)
     for path in directory.glob("examples-*.npz"):  # of the cache before it grew
-        if path.name != teacher_cache.examples_file(count):
+        if path.name != cache_format.examples_file(count):
             path.unlink()
 
 
@@ -204,7 +204,7 @@ class ViewWriter:
         top1: Sequence[float] | None = None,
     ):
         self._directory, self._view, self._manifest = Path(directory), view, manifest
-        self._encoding = teacher_cache.encoding_of(manifest)
+        self._encoding = cache_format.encoding_of(manifest)
         length = manifest["source"]["length"]
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
@@ -232,7 +232,7 @@ class ViewWriter:
             )
         arrays = {}
         for name, (kind, shape) in self._encoding.arrays.items():
-            path = self._directory / teacher_cache.view_file(self._view, name)
+            path = self._directory / cache_format.view_file(self._view, name)
             if os.path.lexists(path):  # not written through a link
                 path.unlink()
             arrays[name] = np.lib.format.open_memmap(
@@ -258,7 +258,7 @@ class ViewWriter:
         """Records the view as complete."""
         if self.entries_done != entries_per_view(self._manifest):
             raise ValueError(f"{self.entries_done=}")
-        names = [teacher_cache.view_file(self._view, name) for name in self._arrays]
+        names = [cache_format.view_file(self._view, name) for name in self._arrays]
         self._save({name: files.sha256(self._directory / name) for name in names})
 
     def _save(self, sha256: Mapping | None = None) -> None:

@@ -14,7 +14,8 @@ from flax.traverse_util import flatten_dict
 
 from deit_jax.data.plan import view_pairs
 from deit_jax.data.student_views import StudentViews
-from deit_jax.distillation.teacher_cache import MIXINGS, VIEWS, TeacherCache
+from deit_jax.distillation.cache_format import MIXINGS, VIEWS
+from deit_jax.distillation.teacher_cache import TeacherCache
 from deit_jax.errors import InputError
 
 EXAMPLE_VIEWS = 4  # of two partners each

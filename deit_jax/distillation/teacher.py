@@ -78,6 +78,26 @@ class Teacher:
         return found.features.shape[-1]
 
 
+def describe_one(teacher) -> dict:
+    """What a `Teacher`, or a `Classifier` of torch, answers from."""
+    return {
+        "arch": teacher.arch,
+        "stem": teacher.stem,
+        "weights_sha256": teacher.sha256,
+        "image_size": teacher.image_size,
+        "mean": list(teacher.mean),
+        "std": list(teacher.std),
+    }
+
+
+def describe(each: Sequence[dict], tau: float, **shared) -> dict:
+    """The `teacher` of manifests and summaries: one, or several averaged at `tau`."""
+    if len(each) == 1:
+        return each[0] | shared
+    names = " + ".join(about["arch"] for about in each)
+    return {"arch": names, "tau": tau, "teachers": each} | shared
+
+
 def match_classes(teacher: Teacher, source) -> tuple[Teacher, str]:
     """The teacher with its logits in the order of the classes of `source`, by name.
 
