@@ -9,7 +9,8 @@ ViT, DeiT, and DeiT with augmentation on CIFAR-10, as configs/study.py has them:
 takes a teacher or trains one, caches its logits, trains the three with each of the
 seeds, and writes the report. First it measures what that will cost, and prints it.
 Everything is a command that can be repeated by hand, with its log in --out; a stopped
-study goes on where it was.
+study goes on where it was. Longer runs (--epochs=100) want an --out of their own; moved
+there, the directories logits-* serve them too.
 
 - full: the study's own models, DeiT-Ti with patches of 4 px. For a GPU.
 - small: patches of 4 px and a quarter of the parameters, 10 views of the augmented
@@ -42,7 +43,7 @@ TEACHER = ("--arch=resnet50", "--stem=cifar", "--image_size=32", "--flip")
 TEACHER_EPOCHS = 30
 # Epochs of a run that is only timed: some 40 steps.
 TIMED_EPOCHS = 0.05
-EPOCHS, TRAIN_IMAGES, EVAL_IMAGES = 20, 50_000, 10_000
+TRAIN_IMAGES, EVAL_IMAGES = 50_000, 10_000
 # Evaluating an image is a forward pass, training on it three.
 EVALUATION = 1 / 3
 
@@ -102,6 +103,7 @@ def train_command(flags, model: str, seed: int, workdir: Path) -> list[str]:
         "deit_jax.main",
         *student_flags(flags, model),
         f"--config.seed={seed}",
+        f"--config.epochs={flags.epochs}",
         f"--workdir={workdir}",
     )
 
@@ -187,7 +189,7 @@ def measure(flags, cores: Cores) -> dict[str, dict[str, float]]:
                 file.stat().st_size
                 for file in Path(directory).rglob("checkpoints/**/*")
             )
-        images = EPOCHS * (TRAIN_IMAGES + EVALUATION * EVAL_IMAGES)
+        images = flags.epochs * (TRAIN_IMAGES + EVALUATION * EVAL_IMAGES)
         budget[f"train-{model}"] = {
             "seconds": images / summary["images_per_sec"] / flags.cores,
             "bytes": 2 * checkpoint,
@@ -222,6 +224,7 @@ def main() -> None:
     parser.add_argument("--precision", default="auto", help="of the teacher's answers")
     parser.add_argument("--out", type=Path, help="runs/study-<scale> if not given")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=20, help="20 in the study")
     parser.add_argument("--cores", type=int, default=2, help="commands at once")
     parser.add_argument("--gpu", action="store_true", help="one command at a time")
     parser.add_argument("--budget", action="store_true", help="print it and stop")

@@ -24,6 +24,7 @@ def settings(tmp_path):
         precision="auto",
         out=tmp_path,
         seeds=2,
+        epochs=20,
         cores=2,
         gpu=False,
     )
@@ -77,7 +78,7 @@ def test_a_run_has_the_config_of_its_export(settings, scale, model, monkeypatch)
     variant = study.VARIANTS[scale][model != "vit"]
     assert run.model.variant == variant
     assert run.dataset.data_dir == "data"
-    assert (run.epochs, run.batch_size) == (study.EPOCHS, 64)
+    assert (run.epochs, run.batch_size) == (20, 64)
     if model == "vit":
         assert run.distillation.kind == "none"
     else:
