@@ -43,10 +43,8 @@ def train_step(
 
     Args:
       state: Donated by `pmap_train_step`.
-      batch: image uint8 [b, H, W, 3], label, index and view int32 [b], under
-        a cache teacher_logits [b, C] and maybe teacher_features [b, f], and the
-        fields of `mix.Mix` of images that the host has augmented. Rows are in the order
-        of the global batch.
+      batch: As `data.batches.train_batches` gives it, but for the device axis: rows in
+        the order of the global batch.
       teacher: Parameters of a live teacher, or None.
       inputs: batch -> `inputs.Inputs`; (batch, teacher=`teacher`) with a live one.
       loss: (outputs, targets, answers, projector) -> per-example losses, see
@@ -55,18 +53,16 @@ def train_step(
         image's place in the global batch), not from the number of devices.
       ema_decay: ema <- decay * ema + (1 - decay) * params; unused without an EMA.
       accumulation: Parts that the batch is computed in, one after the other.
-      trainable: Which parameters are trained, see `trainable.split`. The others stay
-        as they are, in the moving average too.
+      trainable: Which parameters are trained, see `trainable.split`.
       in_cache: Whether to cut the parts further, to what a CPU's caches hold.
       axis_name: The mapped axis; gradients and metrics are averaged over it.
 
     Returns:
       The new state, and means over the global batch: the losses, `top1` of the class
-      head on this (augmented) batch, with a teacher its `agreement` with the student's
-      distillation head (or only head). Beside them, of the gradient before clipping,
-      `grad_norm` and `grad_norms`, of each parameter that is trained in the order of
-      `jax.tree.leaves`; and `skipped`, 1 where loss or `grad_norm` is not finite: such
-      a step changes nothing of the state but its number, on all devices alike.
+      head on these (augmented) images, and `agreement` with a teacher. Beside them the
+      gradient's `grad_norm` before clipping; `grad_norms`, of each trained parameter in
+      the order of `jax.tree.leaves`; and `skipped`, 1 where loss or `grad_norm` is not
+      finite: such a step changes nothing but its number, on all devices alike.
     """
     local = batch["label"].shape[0]
     drop_keys = _drop_keys(seed, state.step, local, axis_name)
