@@ -128,7 +128,7 @@ def test_a_value_out_of_its_range_is_refused_by_name(field, value):
         ("log.every_steps", "a whole number at least 1"),
         ("epochs", "a finite number above 0"),
         ("dataset.std", "one value or three, each a finite number at least 0.001"),
-        ("distillation.kind", "one of none, soft, hard, cosine"),
+        ("distillation.kind", "one of none, soft, hard, cosine, features"),
         (
             "augment.color_jitter",
             "4 values: a number at least 0 and at most 1; a number at least 0 and at "

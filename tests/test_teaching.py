@@ -136,9 +136,8 @@ def test_a_live_teacher_gives_the_losses_of_its_cache(
     at all. The steps go on from parameters that are as near to each other.
     """
     several = f"{teachers / 'one'},{teachers / 'two'}"
-    config = make_config(
-        several if devices > 1 else teachers / "one", kind=kind, mixing=mixing
-    )
+    one = devices == 1 or kind == "features"
+    config = make_config(teachers / "one" if one else several, kind=kind, mixing=mixing)
     config.update_from_flattened_dict(changes)
     live = steps(config, devices)
     from_cache = steps(cached(config, tmp_path / "cache"), devices)
