@@ -1,7 +1,6 @@
 """What is read from compiled programs, and what is known of machines not there."""
 
 import shlex
-import string
 import types
 
 import jax
@@ -139,7 +138,7 @@ def test_a_compiled_program_is_read():
 
 def test_the_roofline_is_the_slower_of_products_and_memory():
     program = targets.Program({("fusion", ""): 10**9}, None, 0, 0, {}, 0.0)
-    chip = targets.Target(flops=1e12, bandwidth=1e9, memory=1e9)
+    chip = targets.Target("", flops=1e12, bandwidth=1e9, memory=1e9)
     assert program.roofline(chip, 1e11) == 1.0
     assert program.roofline(chip, 4e12) == 4.0
 
@@ -194,14 +193,7 @@ def test_other_targets_are_refused_with_a_list(text):
 def test_a_target_is_complete(name, monkeypatch):
     target = targets.TARGETS[name]
     assert min(target.flops, target.bandwidth, target.memory) > 0
-    assert (target.gpu is None) != (target.topology is None)
-    if target.gpu:
-        fields = {field for _, field, *_ in string.Formatter().parse(targets.GPU)}
-        assert fields - {None} == target.gpu.keys() | {"bandwidth", "memory"}
-        assert all(target.gpu.values())
-        assert "NVIDIA" in target.gpu["kind"]  # by which recipe.py knows cuDNN's
-    else:
-        assert target.topology.keys() == {4, 8}
+    assert bool(target.gpu) != all(target.topology)
     monkeypatch.setattr(targets, "_found", lambda module: False)
     with pytest.raises(InputError) as refused:
         targets.devices(name)
