@@ -18,7 +18,7 @@ from deit_jax.errors import InputError
 from deit_jax.training.signals import Stopped
 
 # The exit code of a run that a signal has stopped: EX_TEMPFAIL of sysexits.h, "try
-# again later". 128 + the signal would be a process that died and saved nothing.
+# again later".
 STOPPED = 75
 
 # Flags and fields of a config that are paths.
@@ -30,6 +30,12 @@ PATH_FIELDS = (
     ("distillation", "logits_dir"),
     ("distillation", "teacher"),
 )
+# What TensorFlow and gRPC log says nothing that a user can act on.
+QUIET = {
+    "TF_CPP_MIN_LOG_LEVEL": "2",
+    "TF_ENABLE_ONEDNN_OPTS": "0",
+    "GRPC_VERBOSITY": "ERROR",
+}
 TUNABLES = "GLIBC_TUNABLES"
 COMPILED = "JAX_COMPILATION_CACHE_DIR"
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
@@ -38,24 +44,17 @@ flags.disclaim_key_flags()  # they are the command's: --help shows them
 
 
 def run(main, *, takes: str | None = None) -> None:
-    """Runs an absl command; what the user can fix is printed without a traceback.
-
-    Exits with 2 and one message on stderr for an `InputError`, a config file that is
-    missing or refuses its argument, and a config field that does not exist; with
-    `STOPPED` for a run that the same command resumes.
+    """Runs an absl command; what the user can fix ends in one message and code 2.
 
     Args:
       main: Called with `argv`; returns the exit code, or None for 0.
       takes: What `argv[1:]` means; None for a command with flags only.
     """
-    # The C++ logs of TensorFlow and gRPC say nothing that a user can act on.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # announces itself otherwise
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
     _in_utf8()
     _in_huge_pages()
     _keep_compiled_programs()
-
     _open_closed_streams()
     started = sys.modules["__main__"]
     started.__doc__ = program.as_started(started.__doc__ or "")  # what --help shows
@@ -114,9 +113,12 @@ def _open_closed_streams() -> None:
 
 def _in_utf8() -> None:
     """Starts this command again where Python reads file names in another encoding."""
-    if sys.getfilesystemencoding() == "utf-8" or os.environ.get("PYTHONUTF8") == "1":
-        return
-    os.environ["PYTHONUTF8"] = "1"
+    if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
+        _start_again(PYTHONUTF8="1")
+
+
+def _start_again(**variables: str) -> None:
+    os.environ |= variables
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
@@ -124,9 +126,7 @@ def _in_huge_pages() -> None:
     """Starts this command again with malloc in huge pages, if GLIBC_TUNABLES is unset.
 
     XLA allocates and frees large buffers at each step on CPU; in pages of 4 KiB that
-    costs up to a third of the step. glibc reads its tunables once, when a process
-    starts. teacher.finetune is left alone: it gains nothing, and would import torch
-    twice.
+    costs up to a third of the step. What has imported torch gains nothing.
     """
     if TUNABLES in os.environ or sys.platform != "linux" or "torch" in sys.modules:
         return
@@ -137,8 +137,7 @@ def _in_huge_pages() -> None:
         return
     # The tunable came with glibc 2.35; older ones ignore it.
     if libc == "glibc" and tuple(map(int, version.split("."))) >= (2, 35) and allowed:
-        os.environ[TUNABLES] = "glibc.malloc.hugetlb=1"
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+        _start_again(**{TUNABLES: "glibc.malloc.hugetlb=1"})
 
 
 def _keep_compiled_programs() -> None:
@@ -180,12 +179,7 @@ def require_at_least(low: int, **given: int) -> None:
 def numbers(
     name: str, texts: Sequence[str] | None, kind: type, example: str
 ) -> tuple | None:
-    """The numbers of a list flag; None where it was not given.
-
-    Args:
-      kind: int for any number of whole numbers, float for three.
-      example: For the message.
-    """
+    """The numbers of a list flag, as many ints or three floats; None: not given."""
     if texts is None:
         return None
     try:
@@ -264,25 +258,19 @@ def _shorten(text: str) -> str:
 
 def _unknown_field(argv: list[str], error: Exception) -> str:
     """Names the field of `--config.a.b=...` that does not exist, and its neighbours."""
-    arguments = " ".join(argv[1:])
-    file = re.search(r"(?:^| )--?config[= ](\S+)", arguments)
-    fields = re.findall(r"(?:^| )--?config\.([\w.]+)", arguments)
-    if not file or not fields:
-        return f"the config does not load: {error}"
-    # The flag itself has no value yet: its overrides are looked up first.
-    config = flags.FLAGS["config"].parser.parse(file[1])
-    for field in fields:
-        node, path = config, ["config"]
+    given = " ".join(argv[1:])
+    file = re.search(r"(?:^| )--?config[= ](\S+)", given)
+    for field in re.findall(r"(?:^| )--?config\.([\w.]+)", given) if file else ():
+        # The flag itself has no value yet: its overrides are looked up first.
+        node, where = flags.FLAGS["config"].parser.parse(file[1]), "config"
         for part in field.split("."):
             names = sorted(node.keys()) if hasattr(node, "keys") else []
             if part not in names:
-                where = ".".join(path)
                 close = difflib.get_close_matches(part, names, n=1)
                 hint = f" Did you mean {where}.{close[0]}?" if close else ""
                 return (
                     f"unknown config field --config.{field}.{hint} "
                     f"Fields of {where}: {', '.join(names) or 'none, it is a value'}."
                 )
-            node = node[part]
-            path.append(part)
+            node, where = node[part], f"{where}.{part}"
     return f"the config does not load: {error}"

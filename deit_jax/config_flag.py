@@ -67,9 +67,7 @@ class _Importer:
     def find_spec(name: str, path=None, target=None):
         if name == "configs":
             return importlib.util.spec_from_file_location(
-                name,
-                RECIPES / "__init__.py",
-                submodule_search_locations=[str(RECIPES)],
+                name, RECIPES / "__init__.py", submodule_search_locations=[str(RECIPES)]
             )
         if name.startswith("configs."):
             return importlib.machinery.PathFinder.find_spec(name, [str(RECIPES)])

@@ -28,11 +28,7 @@ def replace_file(path: str | os.PathLike, content: str | bytes) -> None:
 
 @contextlib.contextmanager
 def writing(path: str | os.PathLike, flag: str = "--out") -> Iterator[None]:
-    """Turns an error of the system, while `path` is written, into a message.
-
-    Args:
-      flag: The command's flag that names `path`.
-    """
+    """Turns an error of the system, while `path` is written, into a message."""
     try:
         yield
     except OSError as error:
@@ -75,9 +71,8 @@ def check(value, kind, name: str = "it") -> None:
     if isinstance(kind, dict):
         if not isinstance(value, dict):
             raise ValueError(f"{name} is no object")
-        for field, expected in (
-            dict.fromkeys(value, kind[...]) if ... in kind else kind
-        ).items():
+        fields = dict.fromkeys(value, kind[...]) if ... in kind else kind
+        for field, expected in fields.items():
             if field not in value:
                 raise ValueError(f"{name} has no {field}")
             check(value[field], expected, f"{name}.{field}".removeprefix("it."))
@@ -101,14 +96,7 @@ def sha256(path: str | os.PathLike) -> str:
 
 @contextlib.contextmanager
 def explain_full_disk(directory: str | os.PathLike) -> Iterator[None]:
-    """Turns the errors of a full disk, from whichever library, into one message.
-
-    Args:
-      directory: Where the caller writes.
-
-    Raises:
-      InputError: No space was left, or a quota was reached.
-    """
+    """Turns the errors of a full disk, from whichever library, into one message."""
     try:
         yield
     except InputError:
@@ -126,12 +114,12 @@ def explain_full_disk(directory: str | os.PathLike) -> Iterator[None]:
 
 def is_full_disk(error: BaseException) -> bool:
     """Whether a full disk or quota caused `error`, directly or through others."""
+    # TensorFlow and tensorstore have it in their texts only.
     texts = [os.strerror(number) for number in FULL]
     seen = []
     while error is not None and error not in seen:
         if getattr(error, "errno", None) in FULL:
             return True
-        # TensorFlow and tensorstore have it in their texts only.
         if any(text in str(error) for text in texts):
             return True
         seen.append(error)

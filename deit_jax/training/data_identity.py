@@ -18,24 +18,22 @@ LIVE = "live: "  # before what a teacher is that is asked in the train step
 
 
 def describe(train_source, eval_source, teacher_digest: str | None) -> dict:
-    """The record of a run's data, for JSON.
+    """The record of a run's data, for JSON: of `train` and `eval`, and the `teacher`.
 
-    Returns:
-      `train` and `eval`, each {fingerprint, order, images, class_names, firsts}, and
-      `teacher`: the digest of its cache, `LIVE` and what a live one is, or None.
-      `firsts` has a word for each class, of its first file by name; it is empty where
-      no order is known without the contents.
+    `order` and `firsts` (a digest of each class's first file) are empty where no order
+    is known without the contents.
     """
-    record: dict = {"teacher": teacher_digest}
-    for name, source in (("train", train_source), ("eval", eval_source)):
-        record[name] = {
+    splits = {
+        name: {
             "fingerprint": source.fingerprint,
             "order": getattr(source, "order", None),
             "images": len(source),
             "class_names": list(source.class_names),
             "firsts": _firsts(source),
         }
-    return record
+        for name, source in (("train", train_source), ("eval", eval_source))
+    }
+    return {"teacher": teacher_digest, **splits}
 
 
 def _firsts(source) -> list[str]:
@@ -55,8 +53,7 @@ def check(saved: Mapping, ours: Mapping, *, where: str) -> list[str]:
     """Refuses to resume a run on other data.
 
     Files that were changed in their places, such as a damaged image that was replaced,
-    shift no label: they are noted and not refused. The folders of two classes that
-    changed their names do, and images that are others in most classes.
+    shift no label: they are noted and not refused.
 
     Args:
       saved: `describe` of the run in `where`.
@@ -64,15 +61,12 @@ def check(saved: Mapping, ours: Mapping, *, where: str) -> list[str]:
 
     Returns:
       Notes for the user.
-
-    Raises:
-      InputError: Says in words what has changed, and what can be done.
     """
     repaired = [
         split
         for split in SPLITS
         if saved[split]["fingerprint"] != ours[split]["fingerprint"]
-        and saved[split].get("order") == ours[split]["order"] is not None
+        and saved[split]["order"] == ours[split]["order"] is not None
         and not _exchanged(saved[split], ours[split])
     ]
     changes = [
@@ -99,7 +93,7 @@ def check(saved: Mapping, ours: Mapping, *, where: str) -> list[str]:
 
 def _exchanged(theirs: Mapping, ours: Mapping) -> list[str]:
     """What is wrong where files have the names that they had, and other contents."""
-    before, now = theirs.get("firsts") or [], ours.get("firsts") or []
+    before, now = theirs["firsts"], ours["firsts"]
     if len(before) != len(now) or theirs["class_names"] != ours["class_names"]:
         return []
     changed = [c for c, (a, b) in enumerate(zip(before, now, strict=True)) if a != b]
@@ -114,11 +108,11 @@ def _exchanged(theirs: Mapping, ours: Mapping) -> list[str]:
 def _of_teacher(theirs: str | None, ours: str | None) -> list[str]:
     """What is wrong with the teacher; another kind of one is another config."""
     live = [bool(digest) and digest.startswith(LIVE) for digest in (theirs, ours)]
-    if theirs == ours or any(live) != all(live):
+    if theirs == ours or live[0] != live[1]:
         return []
-    if not any(live):
-        return ["the teacher's cache holds other logits"]
-    return [f"another live teacher: {theirs} -> {ours}".replace(LIVE, "")]
+    if live[0]:
+        return [f"another live teacher: {theirs} -> {ours}".replace(LIVE, "")]
+    return ["the teacher's cache holds other logits"]
 
 
 def _changes(split: str, theirs: Mapping, ours: Mapping) -> list[str]:

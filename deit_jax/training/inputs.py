@@ -41,9 +41,7 @@ def student_images(
 ) -> tuple[UInt8[Array, "b h w 3"], mix.Mix]:
     """The augmented images of a batch, see `prepare`, and how its pairs are mixed.
 
-    Args:
-      mixed: False for the images before they are mixed. Those that the host has
-        augmented are as it has left them.
+    With `mixed` False the images are those before that, where the device augments them.
     """
     if "weight" in batch:
         return batch["image"], mix.Mix(*(batch[name] for name in mix.Mix._fields))

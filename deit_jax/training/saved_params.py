@@ -1,7 +1,6 @@
 """The parameters in a checkpoint, without the optimizer's state."""
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -14,7 +13,7 @@ from deit_jax.errors import InputError
 from deit_jax.models.params import abstract_params
 from deit_jax.training import checkpoint, digests
 
-# What a checkpoint holds beside the optimizer's state, under the names of users.
+# What users call the parameters of a checkpoint.
 WEIGHTS = {"raw": "params", "ema": "ema_params"}
 
 
@@ -39,15 +38,14 @@ def load_params(
         raise InputError(f"weights={weights!r}: expected {' or '.join(WEIGHTS)}.")
     where = checkpoint.find(workdir, step)
     key = WEIGHTS[weights]
-    # Not a manager or a checkpointer: they would tell of all that is not restored.
-    reader = ocp.PyTreeCheckpointHandler()
     abstract = abstract_params(model)
     try:
         tree = _metadata(where)
         _check_params(tree[key], abstract, model, str(where))
         # NumPy arrays as targets: nothing is put on a device here.
         target = {key: jax.tree.map(lambda x: np.empty(x.shape, x.dtype), abstract)}
-        restored = reader.restore(
+        # Not a manager or a checkpointer: they would tell of all that is not restored.
+        restored = ocp.PyTreeCheckpointHandler().restore(
             where / "state",
             args=ocp.args.PyTreeRestore(
                 target,
@@ -55,7 +53,9 @@ def load_params(
                 partial_restore=True,
             ),
         )
-        _check_digests(where, restored)
+        written = checkpoint.read_plain(where)["digests"]
+        found = digests.of_arrays(restored)
+        digests.check({name: written.get(name) for name in found}, found)
     except InputError:
         raise
     except Exception as error:  # tensorstore and orbax raise anything
@@ -73,17 +73,6 @@ def weights_in(
         return tuple(name for name, key in WEIGHTS.items() if tree[key] is not None)
     except Exception as error:
         raise checkpoint.damaged_error(where, error) from error
-
-
-def _check_digests(where: Path, restored: Mapping) -> None:
-    """Raises ValueError where some of the state is not what was written."""
-    folder = where / "digests"
-    if not folder.exists():  # of an older version
-        return
-    written = files.read_json(folder / "metadata")
-    files.check(written, {...: str}, "digests")
-    found = digests.of_arrays(restored)
-    digests.check({name: written.get(name) for name in found}, found)
 
 
 def _metadata(where: Path) -> dict:
@@ -113,10 +102,10 @@ def _check_params(found, expected, model, where: str) -> None:
         for name in sorted(found.keys() | expected.keys())
         if found.get(name) != expected.get(name)
     ]
-    more = f"\n  ... and {len(lines) - 10} more" if len(lines) > 10 else ""
+    if len(lines) > 10:
+        lines[10:] = [f"  ... and {len(lines) - 10} more"]
     raise InputError(
         f"{where} holds the parameters of another model than the one its model.json "
         f"describes ({model.num_classes} classes, {model.image_size} px):\n"
-        + "\n".join(lines[:10])
-        + more
+        + "\n".join(lines)
     )
