@@ -131,35 +131,6 @@ def listing(directory):
     return {path: path.stat().st_mtime_ns for path in directory.rglob("*")}
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("dataset.name", "digitz"),
-        ("dataset.eval_crop_ratio", 0.0),
-        ("distillation.logits_dir", "nowhere"),
-        ("distillation.view", "plain"),
-        ("checkpoint.keep", 0),
-        ("init_from", "nowhere"),
-    ],
-)
-def test_its_errors_are_those_of_the_run(tiny, tmp_path, field, value, folder):
-    if field == "dataset.eval_crop_ratio":  # of images that differ in size
-        tiny.dataset.update({"name": folder, "eval_split": "val", "workers": 0})
-        tiny.model.variant = "vit_nano_patch8_32"
-        tiny.distillation.update({"kind": "none", "head": "class"})
-        tiny.batch_size = 8
-    section, _, name = field.rpartition(".")
-    node = tiny[section] if section else tiny
-    node[name] = value
-    messages = []
-    for command in (dry_run.show, train.train_and_evaluate):
-        with pytest.raises(InputError) as refused:
-            command(tiny, tmp_path / "run")
-        messages.append(str(refused.value))
-        assert command is not dry_run.show or not (tmp_path / "run").exists()
-    assert messages[0] == messages[1]
-
-
 def test_a_directory_that_cannot_be_written_is_refused(tiny, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     for command in (dry_run.show, train.train_and_evaluate):

@@ -2,6 +2,7 @@
 
 import shlex
 import types
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -83,7 +84,7 @@ def test_traffic_counts_operands_and_results(lines, moved):
 
 
 @pytest.mark.parametrize(
-    ("kind", "bytes_"),
+    ("kind", "size"),
     [
         ("pred[]", 1),
         ("bf16[128,3]{1,0:T(8,128)(2,1)}", 768),
@@ -91,8 +92,8 @@ def test_traffic_counts_operands_and_results(lines, moved):
         ("(f32[0]{0}, token[])", 0),
     ],
 )
-def test_sizes_of_types(kind, bytes_):
-    assert targets.size(kind) == bytes_
+def test_sizes_of_types(kind, size):
+    assert targets.size(kind) == size
 
 
 def test_collectives_are_counted_with_their_bytes():
@@ -163,10 +164,8 @@ OUT = {
 
 
 def failing(message):
-    def fail():
-        raise jax.errors.JaxRuntimeError(message)
-
-    return types.SimpleNamespace(compile=fail)
+    error = jax.errors.JaxRuntimeError(message)
+    return types.SimpleNamespace(compile=mock.Mock(side_effect=error))
 
 
 @pytest.mark.parametrize(("message", "memory"), OUT.values(), ids=OUT)
@@ -174,6 +173,9 @@ def test_a_program_without_memory_says_how_much_it_needs(message, memory):
     with pytest.raises(targets.OutOfMemory) as refused:
         targets.compile_program(failing(message))
     assert refused.value.memory == memory
+
+
+def test_a_fault_of_xla_stays_one():
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
         targets.compile_program(failing("INTERNAL: a fault of XLA"))
 

@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import caches
@@ -19,7 +20,7 @@ import same_run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from configs import deit
-from deit_jax import experiment
+from deit_jax import dry_run, experiment
 from deit_jax.data import sources
 from deit_jax.errors import InputError
 from deit_jax.train import train_and_evaluate
@@ -45,17 +46,14 @@ def cache(tmp_path_factory):
 def make_config(cache):
     """A run of 12 steps in 3 epochs, with everything on."""
     config = deit.get_config("digits")
-    config.dataset.train_split = SPLIT
-    config.dataset.eval_split = "test[:50]"
+    config.dataset.update(train_split=SPLIT, eval_split="test[:50]")
     config.epochs = 3.0
     config.schedule.warmup_epochs = 0.0
-    config.model.drop_path = 0.1
-    config.model.dropout = 0.1
+    config.model.update(drop_path=0.1, dropout=0.1)
     config.log.every_steps = 2
     config.checkpoint.every_steps = 5
     config.eval.every_epochs = 1.0
-    config.distillation.view = "plain"
-    config.distillation.logits_dir = str(cache)
+    config.distillation.update(view="plain", logits_dir=str(cache))
     return config
 
 
@@ -116,15 +114,16 @@ def stop_after(before_each):
     return arm
 
 
+def summary_of(run):
+    return json.loads((run / "summary.json").read_text())
+
+
 @pytest.mark.slow
 def test_a_run_leaves_what_the_readme_says(finished):
-    run = finished
-    summary = json.loads((run / "summary.json").read_text())
+    run, summary = finished, summary_of(finished)
     assert json.loads((run / "config.json").read_text())["batch_size"] == 32
     assert (run / "checkpoints" / "12").is_dir()
-    assert list(run.glob("events.out.tfevents.*"))
-    assert summary["steps"] == 12
-    assert summary["eval_images"] == 50
+    assert (summary["steps"], summary["eval_images"]) == (12, 50)
     assert summary["flops_per_image"] > summary["parameters"]
     assert summary["absent_classes"] == []
     heads = {"class", "distill", "mean"}
@@ -163,8 +162,7 @@ def test_a_run_leaves_what_the_readme_says(finished):
 @pytest.mark.slow
 def test_a_finished_run_is_not_trained_again(small, finished, capsys, stop_after):
     stop_after(0)
-    summary = json.loads((finished / "summary.json").read_text())
-    assert train_and_evaluate(small, finished) == summary
+    assert train_and_evaluate(small, finished) == summary_of(finished)
     assert "finished" in capsys.readouterr().out
 
 
@@ -270,9 +268,8 @@ def test_the_host_may_augment(small, tmp_path, stop_after):
 def test_a_run_killed_before_its_summary_gets_it(small, finished, tmp_path, capsys):
     killed = shutil.copytree(finished, tmp_path / "run")
     (killed / "summary.json").unlink()
-    before = json.loads((finished / "summary.json").read_text())["seconds"]
     summary = train_and_evaluate(small, killed)
-    assert summary["seconds"] >= before - 1  # of all starts
+    assert summary["seconds"] >= summary_of(finished)["seconds"] - 1  # of all starts
     assert summary["images_per_sec"] > 0
     assert not same_run.differences(finished, killed)
 
@@ -354,13 +351,12 @@ def test_a_loss_that_is_not_finite_stops_the_run(small, tmp_path, capsys):
     small.optimizer.clip_norm = 0.0
     small.optimizer.max_consecutive_skips = 3
     small.checkpoint.every_steps = 1
-    with pytest.raises(
-        InputError, match=r"(loss|grad_norm) is \w+ at step 4"
-    ) as caught:
+    said = (
+        r"(loss|grad_norm) is \w+ at step 4 .*gone back once already.*learning_rate.*"
+        r"checkpoint of step 1 is kept"
+    )
+    with pytest.raises(InputError, match=said):
         train_and_evaluate(small, tmp_path / "run")
-    assert "gone back once already" in str(caught.value)
-    assert "learning_rate" in str(caught.value)
-    assert "checkpoint of step 1 is kept" in str(caught.value)
     assert "Once more from the checkpoint of step 1." in capsys.readouterr().out
     kept = same_run.final_state(tmp_path / "run")
     assert np.isfinite(np.concatenate([x.ravel() for x in jax.tree.leaves(kept)])).all()
@@ -386,6 +382,10 @@ def break_steps(before_each):
     return arm
 
 
+def assert_same_state(*runs):
+    jax.tree.map(np.testing.assert_array_equal, *map(same_run.final_state, runs))
+
+
 @pytest.mark.slow
 def test_a_fault_that_passes_leaves_no_trace(small, tmp_path, break_steps, capsys):
     """A step is skipped; and three in a row are taken again from the checkpoint."""
@@ -400,11 +400,7 @@ def test_a_fault_that_passes_leaves_no_trace(small, tmp_path, break_steps, capsy
     assert "Once more from the checkpoint of step 5." in capsys.readouterr().out
     assert skipped["skipped_steps"] == repaired["skipped_steps"] == 1
     assert repaired["eval_ema"] == skipped["eval_ema"]
-    jax.tree.map(
-        np.testing.assert_array_equal,
-        same_run.final_state(tmp_path / "skipped"),
-        same_run.final_state(tmp_path / "repaired"),
-    )
+    assert_same_state(tmp_path / "skipped", tmp_path / "repaired")
 
     def rows(run):
         return [
@@ -454,16 +450,27 @@ def test_without_a_checkpoint_there_is_no_way_back(small, tmp_path, break_steps)
             "on_device=True: the images of digits are",
         ),
         ("init_from", "nowhere", "nowhere does not exist"),
+        (
+            "dataset.eval_crop_ratio",
+            0.0,
+            "eval_crop_ratio=0.0: expected a num",
+        ),
     ],
 )
-def test_bad_settings_end_in_a_message(small, tmp_path, field, value, message):
+def test_a_run_and_its_plan_refuse_bad_settings_in_one_message(
+    small, tmp_path, field, value, message
+):
     if isinstance(field, str):
         field, value = [field], [value]
     small.update_from_flattened_dict(dict(zip(field, value, strict=True)))
-    with pytest.raises(InputError) as caught:
-        train_and_evaluate(small, tmp_path / "run")
-    assert message in str(caught.value)
-    assert not (tmp_path / "run").exists()
+    messages = []
+    for start in (dry_run.show, train_and_evaluate):
+        with pytest.raises(InputError) as caught:
+            start(small, tmp_path / "run")
+        messages.append(str(caught.value))
+        assert not (tmp_path / "run").exists()
+    assert messages[0] == messages[1]
+    assert message in messages[0]
 
 
 @pytest.mark.parametrize(
@@ -494,8 +501,6 @@ def test_a_cache_of_other_data_or_a_damaged_one_is_refused(
 
 @pytest.mark.slow
 def test_without_tensorflow_a_run_goes_on(small, tmp_path, monkeypatch):
-    import sys
-
     for name in [n for n in sys.modules if n.split(".")[0] in ("tensorflow", "clu")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "tensorflow", None)
@@ -512,10 +517,8 @@ def test_a_folder_trains_to_the_same_bits_with_any_workers(
     Path(folder[7:], "val").rename(Path(folder[7:], "valid"))
     folder_config.checkpoint.every_steps = 2
     alone = train_and_evaluate(folder_config, tmp_path / "alone")
-    assert alone["steps"] == 4
-    assert alone["eval_images"] == 8
+    assert (alone["steps"], alone["eval_images"]) == (4, 8)
     out = capsys.readouterr().out
-    assert "2 classes" in out
     assert "pictures/valid is taken for val\n" in out
     assert "train: files passed over, no images: 1 .heic" in out
 
@@ -529,23 +532,9 @@ def test_a_folder_trains_to_the_same_bits_with_any_workers(
     resumed = train_and_evaluate(folder_config, tmp_path / "workers")
     assert resumed["resumed_at_step"] == 2
     assert not multiprocessing.active_children()
-    jax.tree.map(
-        np.testing.assert_array_equal,
-        same_run.final_state(tmp_path / "alone"),
-        same_run.final_state(tmp_path / "workers"),
-    )
+    assert_same_state(tmp_path / "alone", tmp_path / "workers")
     assert resumed["eval"] == alone["eval"]
     assert resumed["eval_ema"] == alone["eval_ema"]
-
-
-def test_a_damaged_picture_ends_the_run_by_its_name(folder_config, folder, tmp_path):
-    path = next(Path(folder[7:], "train", "dark").iterdir())
-    path.write_bytes(path.read_bytes()[:200])
-    folder_config.dataset.workers = 2
-    with pytest.raises(InputError, match="Replace or remove it") as caught:
-        train_and_evaluate(folder_config, tmp_path / "run")
-    assert str(path) in str(caught.value)
-    assert not multiprocessing.active_children()
 
 
 @pytest.mark.parametrize("broken", ["train", "val"])

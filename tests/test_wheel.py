@@ -92,10 +92,8 @@ def test_an_epoch_of_the_demo_and_what_follows(run, tmp_path):
     train += ("--config.schedule.warmup_epochs=0",)
     assert "run directory runs/deit-digits" in run(*train)
     # Another spelling of the cache is the same run.
-    again = run(
-        *train, f"--config.distillation.logits_dir={ROOT}/teacher/logits/digits"
-    )
-    assert "holds this run, finished" in again
+    cache = f"--config.distillation.logits_dir={ROOT}/teacher/logits/digits"
+    assert "holds this run, finished" in run(*train, cache)
 
     Image.new("RGB", (40, 32)).save(tmp_path / "seven.png")
     workdir = "--workdir=runs/deit-digits"
