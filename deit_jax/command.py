@@ -3,8 +3,9 @@
 import contextlib
 import difflib
 import errno
+import functools
+import operator
 import os
-import platform
 import re
 import sys
 import traceback
@@ -24,18 +25,15 @@ STOPPED = 75
 # Flags and fields of a config that are paths.
 PATH_FLAGS = {"workdir", "out", "src", "data_dir", "logits_out", "teacher", "check"}
 PATH_FIELDS = (
-    ("", "init_from"),
-    ("dataset", "name"),
-    ("dataset", "data_dir"),
-    ("distillation", "logits_dir"),
-    ("distillation", "teacher"),
+    "init_from",
+    "dataset.name",
+    "dataset.data_dir",
+    "distillation.logits_dir",
+    "distillation.teacher",
 )
 # What TensorFlow and gRPC log says nothing that a user can act on.
-QUIET = {
-    "TF_CPP_MIN_LOG_LEVEL": "2",
-    "TF_ENABLE_ONEDNN_OPTS": "0",
-    "GRPC_VERBOSITY": "ERROR",
-}
+QUIET = {"TF_CPP_MIN_LOG_LEVEL": "2", "TF_ENABLE_ONEDNN_OPTS": "0"}
+QUIET |= {"GRPC_VERBOSITY": "ERROR"}
 TUNABLES = "GLIBC_TUNABLES"
 COMPILED = "JAX_COMPILATION_CACHE_DIR"
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
@@ -52,8 +50,7 @@ def run(main, *, takes: str | None = None) -> None:
     """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
-    _in_utf8()
-    _in_huge_pages()
+    _start_again()
     _keep_compiled_programs()
     _open_closed_streams()
     started = sys.modules["__main__"]
@@ -61,7 +58,7 @@ def run(main, *, takes: str | None = None) -> None:
 
     def guarded(argv):
         with reported():
-            if len(argv) > 1 and takes is None:
+            if argv[1:] and takes is None:
                 raise InputError(
                     f"unexpected argument {argv[1]!r}: flags start with --"
                 )
@@ -111,33 +108,22 @@ def _open_closed_streams() -> None:
         getattr(sys, name).reconfigure(errors="backslashreplace")
 
 
-def _in_utf8() -> None:
-    """Starts this command again where Python reads file names in another encoding."""
-    if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
-        _start_again(PYTHONUTF8="1")
+def _start_again() -> None:
+    """Starts this command again where its environment is not what it needs.
 
-
-def _start_again(**variables: str) -> None:
-    os.environ |= variables
-    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
-
-
-def _in_huge_pages() -> None:
-    """Starts this command again with malloc in huge pages, if GLIBC_TUNABLES is unset.
-
-    XLA allocates and frees large buffers at each step on CPU; in pages of 4 KiB that
-    costs up to a third of the step. What has imported torch gains nothing.
+    File names are UTF-8 whatever the locale. And malloc takes huge pages: XLA allocates
+    and frees large buffers at each step on CPU, which costs up to a third of the step
+    in small ones. What has imported torch gains nothing.
     """
-    if TUNABLES in os.environ or sys.platform != "linux" or "torch" in sys.modules:
-        return
-    libc, version = platform.libc_ver()
-    try:
-        allowed = "[never]" not in HUGE_PAGES.read_text()
-    except OSError:
-        return
-    # The tunable came with glibc 2.35; older ones ignore it.
-    if libc == "glibc" and tuple(map(int, version.split("."))) >= (2, 35) and allowed:
-        _start_again(**{TUNABLES: "glibc.malloc.hugetlb=1"})
+    wanted = {}
+    if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
+        wanted["PYTHONUTF8"] = "1"
+    huge = HUGE_PAGES.exists() and "[never]" not in HUGE_PAGES.read_text()
+    if huge and TUNABLES not in os.environ and "torch" not in sys.modules:
+        wanted[TUNABLES] = "glibc.malloc.hugetlb=1"
+    if wanted:
+        os.environ |= wanted
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def _keep_compiled_programs() -> None:
@@ -170,7 +156,6 @@ def values(*names: str) -> dict:
 
 
 def require_at_least(low: int, **given: int) -> None:
-    """Refuses a flag whose value is below `low`."""
     for name, value in given.items():
         if value < low:
             raise InputError(f"--{name}={value}: expected at least {low}.")
@@ -230,10 +215,10 @@ def _parse_flags(argv):
 
 def _expand_home(config) -> None:
     """Replaces `~` in the paths of a config: no shell has done it."""
-    for section, name in PATH_FIELDS:
-        fields = config[section] if section else config
-        value = fields.get(name)
-        if isinstance(value, str):
+    for field in PATH_FIELDS:
+        *section, name = field.split(".")
+        fields = functools.reduce(operator.getitem, section, config)
+        if isinstance(value := fields.get(name), str):
             kind, path = re.fullmatch(r"((?:[a-z]+:)?)(.*)", value, re.DOTALL).groups()
             fields[name] = kind + _at_home(path)
 
@@ -248,12 +233,11 @@ def _at_home(path: str) -> str:
 
 def _shorten(text: str) -> str:
     """Returns the last line of a traceback that config_flags wraps into a message."""
-    lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     if any(line.startswith("Traceback") for line in lines):
         return re.sub(r"^[\w.]*(Error|Exception): ", "", lines[-1])
-    return " ".join(lines).replace(
-        "Configuration is not available because of an earlier failure to load: ", ""
-    )
+    prefix = "Configuration is not available because of an earlier failure to load: "
+    return " ".join(lines).replace(prefix, "")
 
 
 def _unknown_field(argv: list[str], error: Exception) -> str:

@@ -214,10 +214,7 @@ def open_run(
     *,
     devices: Sequence[jax.Device] | None = None,
 ) -> Experiment:
-    """Opens what a run in `workdir` needs; writes nothing.
-
-    Args:
-      devices: To build it for; None: those of all processes.
+    """`create` for a run in `workdir`, on the `devices` of all processes for None.
 
     Raises:
       InputError: `workdir` cannot be a run directory, the processes of the run differ,

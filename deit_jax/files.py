@@ -45,28 +45,19 @@ def check_regular(path: str | os.PathLike) -> None:
 
 
 def read_json(path: str | os.PathLike):
-    """The content of a JSON file in UTF-8.
-
-    Raises:
-      OSError: It cannot be opened.
-      ValueError: It is no regular file, or no JSON.
-    """
+    """The content of a JSON file in UTF-8; raises OSError or ValueError."""
     check_regular(path)
     return json.loads(Path(path).read_text(encoding="utf-8-sig"))
 
 
 def check(value, kind, name: str = "it") -> None:
-    """Refuses a JSON value of another kind than expected.
+    """Raises ValueError, naming the place, for a JSON value of another kind.
 
     Args:
       kind: A type or a tuple of types, where `float` takes whole numbers too and a
         bool is no number; `[kind]`, a list; `{field: kind}`, an object with these
-        fields and maybe others; `{...: kind}`, an object all of whose fields are of
-        one kind.
+        fields and maybe others; `{...: kind}`, an object with any fields of one kind.
       name: What the message calls the value.
-
-    Raises:
-      ValueError: Names the place.
     """
     if isinstance(kind, dict):
         if not isinstance(value, dict):

@@ -232,7 +232,6 @@ def test_tasks_of_slurm_with_other_configs_are_refused(directory):
         ({"coordinator": "a", "num_processes": 2, "process_id": 0}, "HOST:PORT"),
         ({"coordinator": "a:1"}, "num_processes=0"),
         ({"process_id": 1}, "expected all three"),
-        ({"auto": True, "num_processes": 2}, "these are found"),
         ({"auto": True}, "do not find each other"),
     ],
 )

@@ -62,9 +62,7 @@ BAD = (
     ),
     ("augment.color_jitter", ((0.1,) * 3, (1.1, 0, 0, 0), (0, 0, 0, 0.6), 0.4)),
 )
-CASES = [
-    (f, value) for fields, values in BAD for f in fields.split() for value in values
-]
+CASES = [(name, bad) for names, bads in BAD for name in names.split() for bad in bads]
 
 
 def put(config, field, value):

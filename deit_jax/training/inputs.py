@@ -73,10 +73,9 @@ def prepare(
         is a pure function of (augment_seed, view, index). With the fields of `mix.Mix`
         [b / 2, ...] the images are augmented already.
       teacher: Parameters of a live teacher.
-      augmentation: What is done to the images; its mean and std normalise them.
-      mix_teacher: Linear mixing (`losses.mix_teacher_logits` but for its first three
-        arguments), where the teacher saw the images unmixed; None takes its logits as
-        they are.
+      augmentation: Its mean and std normalise the images.
+      mix_teacher: `losses.mix_teacher_logits` but for its first three arguments, where
+        the teacher saw the images unmixed; None takes its logits as they are.
       unmixed: Whether images that the host has augmented are still to be mixed, and a
         live teacher sees all images before they are.
       ask: A live teacher: (`teacher`, images uint8 [b, H, W, 3]) -> logits [b, C].
@@ -93,9 +92,8 @@ def prepare(
         images = jax.vmap(mix.apply_pair)(pairs, mixes).reshape(images.shape)
     if augmentation.mixes:
         weight = jnp.repeat(mixes.weight, 2)
-        labels = weight[:, None] * labels + (1 - weight[:, None]) * swap_partners(
-            labels
-        )
+        own, others = weight[:, None], 1 - weight[:, None]
+        labels = own * labels + others * swap_partners(labels)
         if mix_teacher is not None:
             logits = mix_teacher(logits, swap_partners(logits), weight)
     return Inputs(

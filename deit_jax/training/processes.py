@@ -48,11 +48,10 @@ def joined(
     num_processes: int = 0,
     process_id: int = -1,
 ) -> Iterator[None]:
-    """Joins the processes of a run, for as long as the context lasts.
+    """Joins the processes of a run; enter it before JAX touches a device.
 
-    Enter it before JAX touches a device. Inside, only the first process prints on
-    stdout. An exception that leaves the context ends the process at once, since the
-    others would wait for it for ever: `SystemExit` with its code, others with 1. When
+    Inside, only the first process prints on stdout. An exception that leaves the
+    context ends the process at once, since the others would wait for it for ever. When
     another process dies, this one ends too, at once or after `HEARTBEAT_SECONDS`.
 
     Args:
@@ -65,19 +64,16 @@ def joined(
     Raises:
       InputError: The settings do not go together, or the others do not come.
     """
-    settings = {
-        "coordinator": coordinator,
-        "num_processes": num_processes,
-        "process_id": process_id,
-    }
-    explicit = (coordinator, num_processes, process_id) != ("", 0, -1)
-    _check(auto, explicit, **settings)
+    settings = (coordinator, num_processes, process_id)
+    explicit = settings != ("", 0, -1)
+    if explicit:
+        _check(*settings)
     if num_processes == 1 or not (explicit or auto or (auto is None and launched())):
         yield
         return
     child = _last_words()
     try:
-        _initialize(**settings if explicit else {})
+        _initialize(*settings if explicit else ())
     except InputError:
         child.communicate(TOLD)
         raise
@@ -124,11 +120,7 @@ def nothing(*args, **kwargs) -> None:
 
 
 def devices() -> list[jax.Device]:
-    """The devices of all processes: those of the first, those of the second, ...
-
-    Raises:
-      InputError: The processes have different numbers of devices, or are not joined.
-    """
+    """The devices of all processes, as many in each, in the order of the processes."""
     if count() > 1 and not jax.distributed.is_initialized():
         raise InputError(
             f"this is one of {count()} processes, which are not joined yet: give all "
@@ -194,33 +186,23 @@ def check_same(facts: Mapping[str, object]) -> None:
         )
 
 
-def _check(
-    auto, explicit: bool, *, coordinator: str, num_processes: int, process_id: int
-) -> None:
-    given = (
-        f"distributed.coordinator={coordinator!r}, num_processes={num_processes}, "
-        f"process_id={process_id}"
-    )
-    if auto and explicit:
-        raise InputError(
-            f"{given}: with distributed.auto these are found. Leave them or it out."
-        )
-    if not explicit or (num_processes == 1 and process_id in (-1, 0)):
-        return
+def _check(coordinator: str, num_processes: int, process_id: int) -> None:
     host, _, port = coordinator.rpartition(":")
-    if not (host and port.isdigit() and 0 <= process_id < num_processes):
+    several = host and port.isdigit() and 0 <= process_id < num_processes
+    if not (several or (num_processes == 1 and process_id in (-1, 0))):
         raise InputError(
-            f"{given}: expected all three, the coordinator as HOST:PORT of the first "
-            "process, and process_id from 0 to num_processes - 1."
+            f"distributed.coordinator={coordinator!r}, num_processes={num_processes}, "
+            f"process_id={process_id}: expected all three, the coordinator as "
+            "HOST:PORT of the first process, and process_id from 0 to num_processes - "
+            "1; or none of them."
         )
 
 
-def _initialize(coordinator: str | None = None, **settings) -> None:
+def _initialize(*settings) -> None:
     try:
         jax.distributed.initialize(
-            coordinator,
-            **settings,
-            cluster_detection_method="deactivate" if coordinator else None,
+            *settings,
+            cluster_detection_method="deactivate" if settings else None,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
         )
     except Exception as error:  # each kind of cluster raises its own

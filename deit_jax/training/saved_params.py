@@ -94,18 +94,12 @@ def _check_params(found, expected, model, where: str) -> None:
         {name: tuple(x.shape) for name, x in flatten_dict(tree, sep=".").items()}
         for tree in (found, expected)
     )
-    if found == expected:
+    if not (differing := dict(found.items() ^ expected.items())):
         return
-    lines = [
-        f"  {name}: {found.get(name, 'absent')}, expected "
-        f"{expected.get(name, 'no such parameter')}"
-        for name in sorted(found.keys() | expected.keys())
-        if found.get(name) != expected.get(name)
-    ]
-    if len(lines) > 10:
-        lines[10:] = [f"  ... and {len(lines) - 10} more"]
+    name = min(differing)
     raise InputError(
         f"{where} holds the parameters of another model than the one its model.json "
-        f"describes ({model.num_classes} classes, {model.image_size} px):\n"
-        + "\n".join(lines)
+        f"describes ({model.num_classes} classes, {model.image_size} px). {name}: "
+        f"{found.get(name, 'absent')}, expected "
+        f"{expected.get(name, 'no such parameter')}; {len(differing) - 1} others differ."
     )
