@@ -220,9 +220,9 @@ def copied(run, tmp_path):
 
 def test_parameters_of_another_model_are_refused(run):
     path, model, _ = run
-    with pytest.raises(InputError, match="another model") as refused:
+    said = r"another model .* head\.bias: \(10,\), expected \(7,\); 4 differ"
+    with pytest.raises(InputError, match=said):
         saved_params.load_params(path, model.clone(num_classes=7))
-    assert "head.kernel: (96, 10), expected (96, 7)" in str(refused.value)
     with pytest.raises(InputError, match=r"dist_token: .* no such parameter"):
         saved_params.load_params(path, model.clone(distilled=False))
 

@@ -6,16 +6,14 @@ from collections.abc import Iterator
 
 @dataclasses.dataclass(frozen=True)
 class Cadence:
-    """The timing of a run, in steps: a function of the number of those that are done."""
+    """The timing of a run, in steps, as a function of the number that are done."""
 
     total_steps: int
     dispatch: int  # that a device is given at once, where the host has nothing to do
     log: int
     evaluate: int  # 0: at the end only
     save: int  # 0: at the end only
-    verify: int = (
-        0  # between two looks at whether the teacher's cache is right; 0: none
-    )
+    verify: int = 0  # between two looks at the cache; 0: none
 
     def logs(self, done: int) -> bool:
         return self._is_due(done, self.log)
@@ -33,7 +31,7 @@ class Cadence:
         return done == self.total_steps or (period > 0 and done % period == 0)
 
     def ends(self, start: int) -> Iterator[int]:
-        """Yields the number of steps that are done after each dispatch, from `start` on.
+        """Yields how many steps are done after each dispatch from step `start` on.
 
         A dispatch has `dispatch` steps, or one where something is due earlier: two
         programs to compile, not one for every number of steps. A run that resumes at

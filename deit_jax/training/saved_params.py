@@ -101,5 +101,5 @@ def _check_params(found, expected, model, where: str) -> None:
         f"{where} holds the parameters of another model than the one its model.json "
         f"describes ({model.num_classes} classes, {model.image_size} px). {name}: "
         f"{found.get(name, 'absent')}, expected "
-        f"{expected.get(name, 'no such parameter')}; {len(differing) - 1} others differ."
+        f"{expected.get(name, 'no such parameter')}; {len(differing)} differ."
     )
