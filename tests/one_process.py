@@ -7,17 +7,16 @@ Without a port (0) the environment says who is who.
 """
 
 import argparse
-import itertools
-import os
 import signal
 from pathlib import Path
 
 import jax
 import numpy as np
+import steps
 
 from deit_jax import command, experiment, train
 from deit_jax.data import batches, sources
-from deit_jax.training import processes, step
+from deit_jax.training import processes
 
 STEPS = 10
 
@@ -66,23 +65,6 @@ def train_images(config, steps: int) -> np.ndarray:
     return np.concatenate(processes.gather(local), axis=1)
 
 
-def die_at(number: int) -> None:
-    """As if the process was killed when it dispatches step `number`, from 1."""
-    real, calls = step.pmap_train_step, itertools.count(1)
-
-    def make(*args, **kwargs):
-        mapped = real(*args, **kwargs)
-
-        def one(*step_args):
-            if next(calls) == number:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return mapped(*step_args)
-
-        return one
-
-    step.pmap_train_step = make
-
-
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("number", type=int)
@@ -90,7 +72,7 @@ def main():
     parser.add_argument("cache", type=Path)
     parser.add_argument("workdir", type=Path)
     parser.add_argument("--images", type=Path)
-    parser.add_argument("--die_at", type=int, default=0)
+    parser.add_argument("--die_at", type=int, default=-1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--on_device", action="store_true")
     parser.add_argument("--teacher", type=Path)
@@ -108,8 +90,8 @@ def main():
     with processes.joined(**config.distributed), command.reported():
         if flags.images:
             np.save(flags.images, train_images(config, 3))
-        die_at(flags.die_at)
-        train.train_and_evaluate(config, flags.workdir)
+        with steps.stopped_after(flags.die_at, signal.SIGKILL):
+            train.train_and_evaluate(config, flags.workdir)
 
 
 if __name__ == "__main__":

@@ -82,6 +82,7 @@ READERS = {
         root / "cache"
     ).examples(),
     "checkpoints/3/state/_METADATA": load_checkpoint,
+    "checkpoints/3/state/manifest.ocdbt": load_checkpoint,
     "checkpoints/3/digests/metadata": load_checkpoint,
 }
 DAMAGES = {

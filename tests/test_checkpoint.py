@@ -235,18 +235,6 @@ def test_a_missing_checkpoint_is_said(run, tmp_path):
         saved_params.load_params(tmp_path, model)
 
 
-@pytest.mark.parametrize("name", ["_METADATA", "manifest.ocdbt", "d"])
-def test_a_damaged_checkpoint_is_named(copied, name):
-    path, model = copied
-    damaged = path / "checkpoints" / "3" / "state"
-    for file in (
-        [damaged / name] if (damaged / name).is_file() else (damaged.rglob("d/*"))
-    ):
-        os.truncate(file, 10)
-    with pytest.raises(InputError, match=r"checkpoints/3 is damaged: .* No other"):
-        saved_params.load_params(path, model)
-
-
 @pytest.mark.parametrize("name", ["²", "003", "copy_3", "9" * 19])
 def test_other_folders_than_of_steps_are_passed_over(copied, name):
     path, model = copied
@@ -268,6 +256,7 @@ def test_a_pipe_in_a_checkpoint_is_not_waited_for(copied, name):
 def test_flipped_bytes_are_found(copied):
     path, model = copied
     flip(largest(path / "checkpoints" / "3"))
-    with pytest.raises(InputError, match=r"checkpoints/3 is damaged: .* not those"):
+    said = r"checkpoints/3 is damaged: .* not those .* No other"
+    with pytest.raises(InputError, match=said):
         for weights in ("raw", "ema"):  # the byte is in one of them
             saved_params.load_params(path, model, weights=weights)

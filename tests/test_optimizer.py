@@ -97,22 +97,6 @@ def test_decay_mask_leaves_out_vectors_tokens_and_positions():
     assert kept <= mask.keys() - decayed
 
 
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    # The trust ratio of lamb divides the decay by itself.
-    {"adamw": -0.05, "sgd": -0.095, "lamb": -0.1, "lion": -0.05, "muon": -0.05}.items(),
-)
-def test_masked_parameters_do_not_decay(name, expected):
-    created = optimizer.create(name, 0.1, weight_decay=0.5)
-    params = {"blocks_0": {"kernel": jnp.ones((2, 2)), "gamma": jnp.ones(2)}}
-    updates, _ = created.update(
-        jax.tree.map(jnp.zeros_like, params), created.init(params), params
-    )
-    updates = updates["blocks_0"]
-    np.testing.assert_allclose(updates["kernel"], expected, rtol=1e-6)
-    np.testing.assert_array_equal(updates["gamma"], 0)
-
-
 def random_tree(seed):
     model = variants.create("deit_nano_distilled_patch8_32", num_classes=10)
     random = np.random.default_rng(seed)

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 import pytest
 import same_run
+import steps
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from configs import deit
@@ -24,7 +25,7 @@ from deit_jax import dry_run, experiment
 from deit_jax.data import sources
 from deit_jax.errors import InputError
 from deit_jax.train import train_and_evaluate
-from deit_jax.training import predictions, run_lock, signals, step, writers
+from deit_jax.training import predictions, run_lock, signals, writers
 from deit_jax.training.cadence import Cadence
 
 SPLIT = "train[:128]"
@@ -68,50 +69,6 @@ def finished(cache, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("finished") / "run"
     train_and_evaluate(make_config(cache), workdir)
     return workdir
-
-
-@pytest.fixture
-def before_each(monkeypatch):
-    """Calls `act(number, state, batch)` before every step, from 1.
-
-    What it returns, if anything, is the batch.
-    """
-
-    def arm(act, made="pmap_train_step"):
-        real = getattr(step, made)
-
-        def make(*args, **kwargs):
-            mapped, calls = real(*args, **kwargs), itertools.count(1)
-
-            def one(state, batch, *rest):
-                changed = act(next(calls), state, batch)
-                return mapped(state, batch if changed is None else changed, *rest)
-
-            return one
-
-        monkeypatch.setattr(step, made, make)
-        return lambda: monkeypatch.setattr(step, made, real)
-
-    return arm
-
-
-@pytest.fixture
-def stop_after(before_each):
-    """Makes the run die, as if killed, when it dispatches its n-th step.
-
-    With a `signal` the process gets it there instead, and does the step.
-    """
-
-    def arm(number, signal=None, **made):
-        def act(call, *_):
-            if signal and call == number:
-                os.kill(os.getpid(), signal)
-            elif not signal and call > number:
-                raise KeyboardInterrupt
-
-        return before_each(act, **made)
-
-    return arm
 
 
 def summary_of(run):
@@ -160,14 +117,14 @@ def test_a_run_leaves_what_the_readme_says(finished):
 
 
 @pytest.mark.slow
-def test_a_finished_run_is_not_trained_again(small, finished, capsys, stop_after):
-    stop_after(0)
-    assert train_and_evaluate(small, finished) == summary_of(finished)
+def test_a_finished_run_is_not_trained_again(small, finished, capsys):
+    with steps.stopped_after(0):
+        assert train_and_evaluate(small, finished) == summary_of(finished)
     assert "finished" in capsys.readouterr().out
 
 
 @pytest.mark.slow
-def test_a_stopped_run_resumes_to_the_same_bits(small, tmp_path, stop_after, ctrl_c):
+def test_a_stopped_run_resumes_to_the_same_bits(small, tmp_path, ctrl_c):
     # Evaluations are at 4, 8, 12 and checkpoints at 5, 10, 12. What is logged every 3
     # steps is the mean of steps before and after them.
     small.log.every_steps = 3
@@ -185,20 +142,27 @@ def test_a_stopped_run_resumes_to_the_same_bits(small, tmp_path, stop_after, ctr
         ]
     ):
         parts = tmp_path / f"parts-{number}"
-        undo = stop_after(**stop)
-        kind = signals.Stopped if "signal" in stop else KeyboardInterrupt
-        with pytest.raises(kind) as stopped:
+        kind, said = KeyboardInterrupt, ""
+        if "signal" in stop:
+            kind, said = signals.Stopped, f"step {resumed} is saved"
+        with steps.stopped_after(**stop), pytest.raises(kind, match=said):
             train_and_evaluate(small, parts)
-        undo()
-        if kind is signals.Stopped:
-            assert f"step {resumed} is saved" in str(stopped.value)
         summary = train_and_evaluate(small, parts)
         assert summary["resumed_at_step"] == resumed
         assert not same_run.differences(whole, parts)
 
 
+def stopped(config, workdir, dispatch, saved):
+    """Trains until SIGTERM comes before a dispatch."""
+    with (
+        steps.stopped_after(dispatch, signal.SIGTERM),
+        pytest.raises(signals.Stopped, match=f"step {saved} is saved"),
+    ):
+        train_and_evaluate(config, workdir)
+
+
 @pytest.mark.slow
-def test_several_steps_a_dispatch(small, tmp_path, stop_after, capsys):
+def test_several_steps_a_dispatch(small, tmp_path):
     """The same training; stopped and resumed to the same bits as if it never was."""
     small.checkpoint.every_steps = 6
     small.log.every_steps = 4
@@ -216,19 +180,14 @@ def test_several_steps_a_dispatch(small, tmp_path, stop_after, capsys):
         for name in ("train/loss", "train/top1", "train/teacher_kl"):
             assert one[name] == pytest.approx(other[name], rel=1e-3), name
     # Dispatches end at 3, 4, 5, 6, 7, 8, 11, 12: the third is of one step.
-    undo = stop_after(3, signal.SIGTERM)
-    with pytest.raises(signals.Stopped, match="step 5 is saved"):
-        train_and_evaluate(small, tmp_path / "parts")
-    undo()
+    stopped(small, tmp_path / "parts", 3, saved=5)
     summary = train_and_evaluate(small, tmp_path / "parts")
     assert summary["resumed_at_step"] == 5
     assert not same_run.differences(whole, tmp_path / "parts")
 
 
 @pytest.mark.slow
-def test_no_step_is_listed_long_before_it_is_due(
-    small, tmp_path, stop_after, monkeypatch
-):
+def test_no_step_is_listed_long_before_it_is_due(small, tmp_path, monkeypatch):
     small.epochs = 1e9
     ends = Cadence.ends
 
@@ -237,13 +196,11 @@ def test_no_step_is_listed_long_before_it_is_due(
         pytest.fail("the ends of all dispatches were asked for")
 
     monkeypatch.setattr(Cadence, "ends", first_ends)
-    stop_after(2, signal.SIGTERM)
-    with pytest.raises(signals.Stopped, match="step 2 is saved"):
-        train_and_evaluate(small, tmp_path / "run")
+    stopped(small, tmp_path / "run", 2, saved=2)
 
 
 @pytest.mark.slow
-def test_the_host_may_augment(small, tmp_path, stop_after):
+def test_the_host_may_augment(small, tmp_path):
     """As the train step does, but for fusions that round otherwise; and resumes."""
     small.augment.update(mixup=0.8, cutmix=1.0, erase_probability=0.25)
     small.distillation.mixing = "linear"
@@ -256,10 +213,7 @@ def test_the_host_may_augment(small, tmp_path, stop_after):
         ends[place] = same_run.final_state(tmp_path / place)["params"]
     close = functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-5)
     jax.tree.map(close, ends["device"], ends["host"])
-    undo = stop_after(7, signal.SIGTERM)
-    with pytest.raises(signals.Stopped, match="step 7 is saved"):
-        train_and_evaluate(small, tmp_path / "parts")
-    undo()
+    stopped(small, tmp_path / "parts", 7, saved=7)
     train_and_evaluate(small, tmp_path / "parts")
     assert not same_run.differences(tmp_path / "host", tmp_path / "parts")
 
@@ -295,19 +249,18 @@ def small_disk(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_full_disk_stops_the_run_which_goes_on_later(
-    small, tmp_path, small_disk, before_each
-):
+def test_a_full_disk_stops_the_run_which_goes_on_later(small, tmp_path, small_disk):
     disk, fill = small_disk
     small.log.every_steps = 3
     train_and_evaluate(small, tmp_path / "whole")
     # A checkpoint, a row of metrics, the end. The save of step 10 may not have been
     # done at step 12.
     for full_at, resumed_at in ((5, [0]), (6, [0, 5]), (12, [5, 10])):
-        undo = before_each(lambda call, *_, at=full_at: fill() if call == at else None)
-        with pytest.raises(InputError, match="no space is left on the disk of"):
+        with (
+            steps.before_each(lambda n, *_, at=full_at: fill() if n == at else None),
+            pytest.raises(InputError, match="no space is left on the disk of"),
+        ):
             train_and_evaluate(small, disk / "run")
-        undo()
         (disk / "ballast").unlink()
         summary = train_and_evaluate(small, disk / "run")
         assert summary["resumed_at_step"] in resumed_at
@@ -363,23 +316,18 @@ def test_a_loss_that_is_not_finite_stops_the_run(small, tmp_path, capsys):
     assert not (tmp_path / "run" / "summary.json").exists()
 
 
-@pytest.fixture
-def break_steps(before_each):
-    """Gives the steps `broken` logits that are no numbers, the first time they run."""
+def broken(*numbers):
+    """Gives these steps logits that are no numbers, the first time they run."""
+    left = set(numbers)
 
-    def arm(broken):
-        broken = set(broken)
+    def act(_, state, batch):
+        number = int(state.step) + 1
+        if number in left:
+            left.remove(number)
+            nans = np.full_like(batch["teacher_logits"], np.nan)
+            return batch | {"teacher_logits": nans}
 
-        def act(call, state, batch):
-            number = int(state.step) + 1
-            if number in broken:
-                broken.remove(number)
-                nans = np.full_like(batch["teacher_logits"], np.nan)
-                return batch | {"teacher_logits": nans}
-
-        return before_each(act)
-
-    return arm
+    return steps.before_each(act)
 
 
 def assert_same_state(*runs):
@@ -387,16 +335,15 @@ def assert_same_state(*runs):
 
 
 @pytest.mark.slow
-def test_a_fault_that_passes_leaves_no_trace(small, tmp_path, break_steps, capsys):
+def test_a_fault_that_passes_leaves_no_trace(small, tmp_path, capsys):
     """A step is skipped; and three in a row are taken again from the checkpoint."""
     small.optimizer.max_consecutive_skips = 3
     small.eval.every_epochs = 0.0
-    undo = break_steps([3])
-    skipped = train_and_evaluate(small, tmp_path / "skipped")
+    with broken(3):
+        skipped = train_and_evaluate(small, tmp_path / "skipped")
     assert "at step 3 (learning rate" in capsys.readouterr().out
-    undo()
-    break_steps([3, 7, 8, 9])
-    repaired = train_and_evaluate(small, tmp_path / "repaired")
+    with broken(3, 7, 8, 9):
+        repaired = train_and_evaluate(small, tmp_path / "repaired")
     assert "Once more from the checkpoint of step 5." in capsys.readouterr().out
     assert skipped["skipped_steps"] == repaired["skipped_steps"] == 1
     assert repaired["eval_ema"] == skipped["eval_ema"]
@@ -415,10 +362,9 @@ def test_a_fault_that_passes_leaves_no_trace(small, tmp_path, break_steps, capsy
 
 
 @pytest.mark.slow
-def test_without_a_checkpoint_there_is_no_way_back(small, tmp_path, break_steps):
+def test_without_a_checkpoint_there_is_no_way_back(small, tmp_path):
     small.optimizer.max_consecutive_skips = 1
-    break_steps([2])
-    with pytest.raises(InputError, match=r"at step 2 .* No checkpoint"):
+    with broken(2), pytest.raises(InputError, match=r"at step 2 .* No checkpoint"):
         train_and_evaluate(small, tmp_path / "run")
 
 
@@ -511,7 +457,7 @@ def test_without_tensorflow_a_run_goes_on(small, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_folder_trains_to_the_same_bits_with_any_workers(
-    folder_config, folder, tmp_path, capsys, stop_after
+    folder_config, folder, tmp_path, capsys
 ):
     Path(folder[7:], "train", "dark", "IMG_1.HEIC").write_bytes(b"heic")
     Path(folder[7:], "val").rename(Path(folder[7:], "valid"))
@@ -523,10 +469,8 @@ def test_a_folder_trains_to_the_same_bits_with_any_workers(
     assert "train: files passed over, no images: 1 .heic" in out
 
     folder_config.dataset.workers = 2
-    undo = stop_after(3)
-    with pytest.raises(KeyboardInterrupt):
+    with steps.stopped_after(3), pytest.raises(KeyboardInterrupt):
         train_and_evaluate(folder_config, tmp_path / "workers")
-    undo()
     assert not multiprocessing.active_children()
     folder_config.dataset.workers = 1
     resumed = train_and_evaluate(folder_config, tmp_path / "workers")
