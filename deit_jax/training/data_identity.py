@@ -50,33 +50,30 @@ def _firsts(source) -> list[str]:
 
 
 def check(saved: Mapping, ours: Mapping, *, where: str) -> list[str]:
-    """Refuses to resume a run on other data.
+    """Refuses to resume a run on other data; `saved` and `ours` as of `describe`.
 
     Files that were changed in their places, such as a damaged image that was replaced,
     shift no label: they are noted and not refused.
 
-    Args:
-      saved: `describe` of the run in `where`.
-      ours: `describe` of what this start has opened.
-
     Returns:
       Notes for the user.
     """
-    repaired = [
-        split
-        for split in SPLITS
-        if saved[split]["fingerprint"] != ours[split]["fingerprint"]
-        and saved[split]["order"] == ours[split]["order"] is not None
-        and not _exchanged(saved[split], ours[split])
-    ]
-    changes = [
-        change
-        for split in SPLITS
-        if split not in repaired
-        for change in _changes(split, saved[split], ours[split])
-    ]
-    if not changes:
-        changes = _of_teacher(saved["teacher"], ours["teacher"])
+    changes, notes = [], []
+    for split, word in SPLITS.items():
+        theirs, mine = saved[split], ours[split]
+        if theirs["fingerprint"] == mine["fingerprint"]:
+            continue
+        exchanged = _exchanged(theirs, mine)
+        if theirs["order"] == mine["order"] is not None and not exchanged:
+            notes.append(
+                f"{word} images were changed in their places since the run was saved; "
+                "it goes on with them as they are"
+            )
+            continue
+        changes += [*_changes(word, theirs, mine), *exchanged] or [
+            f"{word} images: as many as before, but other files, names or labels"
+        ]
+    changes = changes or _of_teacher(saved["teacher"], ours["teacher"])
     if changes:
         raise InputError(
             f"{where} holds a run on other data:\n"
@@ -84,11 +81,7 @@ def check(saved: Mapping, ours: Mapping, *, where: str) -> list[str]:
             + "\nRestore the data to resume it. To train on these, give another "
             f"--workdir; with --config.init_from={where} it starts from this model."
         )
-    return [
-        f"{SPLITS[split]} images were changed in their places since the run was saved; "
-        "it goes on with them as they are"
-        for split in repaired
-    ]
+    return notes
 
 
 def _exchanged(theirs: Mapping, ours: Mapping) -> list[str]:
@@ -115,9 +108,8 @@ def _of_teacher(theirs: str | None, ours: str | None) -> list[str]:
     return ["the teacher's cache holds other logits"]
 
 
-def _changes(split: str, theirs: Mapping, ours: Mapping) -> list[str]:
-    if theirs["fingerprint"] == ours["fingerprint"]:
-        return []
+def _changes(word: str, theirs: Mapping, ours: Mapping) -> list[str]:
+    """What has changed in classes and numbers of a split."""
     before, now = theirs["class_names"], ours["class_names"]
     removed = [name for name in before if name not in now]
     added = [name for name in now if name not in before]
@@ -129,13 +121,10 @@ def _changes(split: str, theirs: Mapping, ours: Mapping) -> list[str]:
         changes += [f"classes added: {listed(added)}"] if added else []
     if not changes and before != now:
         changes.append("the classes are in another order")
-    changes += _exchanged(theirs, ours)
     if difference := ours["images"] - theirs["images"]:
         what = "added" if difference > 0 else "removed"
         changes.append(
-            f"{SPLITS[split]} images: {theirs['images']:,} -> {ours['images']:,} "
+            f"{word} images: {theirs['images']:,} -> {ours['images']:,} "
             f"({abs(difference):,} {what})"
         )
-    return changes or [
-        f"{SPLITS[split]} images: as many as before, but other files, names or labels"
-    ]
+    return changes
