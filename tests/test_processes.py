@@ -50,14 +50,9 @@ def free_port(*candidates):
 
 def slurm(number, job):
     """What srun would set for one of two tasks, and JAX and this package read."""
-    return {
-        "SLURM_JOB_ID": str(job),
-        "SLURM_STEP_NODELIST": "localhost",
-        "SLURM_STEP_NUM_TASKS": "2",
-        "SLURM_NTASKS": "2",
-        "SLURM_PROCID": str(number),
-        "SLURM_LOCALID": str(number),
-    }
+    tasks = dict.fromkeys(("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"), "2")
+    ours = dict.fromkeys(("SLURM_PROCID", "SLURM_LOCALID"), str(number))
+    return tasks | ours | {"SLURM_JOB_ID": str(job), "SLURM_STEP_NODELIST": "localhost"}
 
 
 def run_two(cache, workdir, *flags_of_each, devices, launcher=None):
