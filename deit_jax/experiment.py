@@ -189,7 +189,8 @@ class Experiment:
             + (f" in {count} processes" if count > 1 else "")
             + f", jax {jax.__version__}, {self.card.dtype}",
             f"augmentation {self.saved_config['augment']['recipe']}: "
-            f"{self.student.settings}" + "; by the host" * self.augments_on_host,
+            f"{self.student.settings}"
+            + ("; by the host" if self.augments_on_host else ""),
         ]
         lines += dict.fromkeys((*train.notes, *evaluation.notes))
         for source in (train, evaluation):
