@@ -305,7 +305,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(small, tmp_path, capsys):
     small.optimizer.max_consecutive_skips = 3
     small.checkpoint.every_steps = 1
     said = (
-        r"(loss|grad_norm) is \w+ at step 4 .*gone back once already.*learning_rate.*"
+        r"(?s)(loss|grad_norm) is \w+ at step 4 .*gone back once already.*learning_rate.*"
         r"checkpoint of step 1 is kept"
     )
     with pytest.raises(InputError, match=said):
@@ -396,11 +396,7 @@ def test_without_a_checkpoint_there_is_no_way_back(small, tmp_path):
             "on_device=True: the images of digits are",
         ),
         ("init_from", "nowhere", "nowhere does not exist"),
-        (
-            "dataset.eval_crop_ratio",
-            0.0,
-            "eval_crop_ratio=0.0: expected a num",
-        ),
+        ("dataset.eval_crop_ratio", 0.0, "eval_crop_ratio=0.0: expected a number"),
     ],
 )
 def test_a_run_and_its_plan_refuse_bad_settings_in_one_message(
