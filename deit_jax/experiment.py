@@ -236,8 +236,7 @@ def create(
     """Opens the data and the teacher, and builds what `config` describes.
 
     Raises:
-      InputError: A field of the config is out of range, or the config, the data and
-        the teacher do not go together.
+      InputError: The config, the data and the teacher do not go together.
     """
     recipe.check(config)
     teaching.check(config.distillation)

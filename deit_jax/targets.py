@@ -2,10 +2,7 @@
 
 A compiled program says how many bytes it moves, what it keeps, and what its collectives
 send; it cannot be run or timed. The packages of a target stay out of the environment
-that trains, where a CUDA plugin would look for a GPU at each start: `make programs`
-installs what this prints elsewhere.
-
-    python -m deit_jax.targets
+that trains: `make programs` installs what `python -m deit_jax.targets` prints.
 """
 
 import collections
@@ -65,11 +62,7 @@ TARGETS = {
 
 
 def parse(text: str) -> tuple[str, int]:
-    """`v5e:4` to ("v5e", 4); without a number one chip.
-
-    Raises:
-      InputError: There is no such target.
-    """
+    """`v5e:4` to ("v5e", 4); without a number one chip."""
     name, _, chips = text.partition(":")
     chips = chips or "1"
     if name not in TARGETS or chips not in ("1", "4", "8"):
@@ -83,10 +76,7 @@ def parse(text: str) -> tuple[str, int]:
 def devices(name: str, chips: int = 1) -> list[jax.Device]:
     """Devices of a target, to compile for; call it before JAX looks for devices.
 
-    It leaves the CPU as the only device to run on.
-
-    Raises:
-      InputError: Its compiler is not installed.
+    It leaves the CPU as the only device to run on. Without a compiler: InputError.
     """
     _check_packages(name)
     jax.config.update("jax_platforms", "cpu")

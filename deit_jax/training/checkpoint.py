@@ -97,10 +97,7 @@ class Checkpoints:
     ) -> None:
         """Saves `state` under its step; a step that is there already is left alone.
 
-        Args:
-          config: The run's config as a nested dict.
-          data: `data_identity.describe`.
-          progress: `Progress.resume_state`.
+        `data` is that of `data_identity.describe`, `progress` `Progress.resume_state`.
         """
         step = int(state.step)
         if step in self._manager.all_steps():
@@ -184,11 +181,7 @@ class Checkpoints:
 
 
 def read_plain(folder: Path) -> dict:
-    """`PLAIN` of a checkpoint, compared with their digests, and those of its arrays.
-
-    Raises:
-      Exception: Of any kind, where they are damaged.
-    """
+    """`PLAIN`, compared with their digests, and those of arrays; raises anything."""
     plain = {
         name: files.read_json(folder / name / "metadata")
         for name in (*PLAIN, "digests")
@@ -202,11 +195,7 @@ def read_plain(folder: Path) -> dict:
 def resumable_step(
     workdir: str | os.PathLike, config: Mapping, data: Mapping | None = None
 ) -> int | None:
-    """The newest checkpoint's step, None without one; writes and moves nothing.
-
-    Raises:
-      InputError: As `Checkpoints.restore`.
-    """
+    """The newest checkpoint's step, None without one; refuses as a restore would."""
     if not steps(workdir):
         return None
     where = find(workdir, None)

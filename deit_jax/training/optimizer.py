@@ -20,10 +20,7 @@ MUON_RMS = 0.2
 def resolve_learning_rate(
     learning_rate: float, *, batch_size: int, reference_batch_size: int
 ) -> float:
-    """The peak learning rate: lr * batch_size / reference, or lr with reference 0.
-
-    DeiT's reference is 512 (section 6).
-    """
+    """lr * batch_size / reference, which is DeiT's 512 (section 6), or 0 for lr."""
     reference = reference_batch_size
     return learning_rate * batch_size / reference if reference else learning_rate
 
