@@ -45,11 +45,7 @@ def main() -> None:
 
 
 def choose(arguments: list[str]) -> tuple[str, list[str]]:
-    """The module of the command that these words begin with, and the other words.
-
-    Raises:
-      InputError: There is no such command.
-    """
+    """The module of the command that these words begin with, and the other words."""
     for words in (1, 2):
         name = " ".join(arguments[:words]).replace("-", "_")
         if name in COMMANDS:

@@ -3,8 +3,9 @@
 import contextlib
 import difflib
 import errno
+import functools
+import operator
 import os
-import platform
 import re
 import sys
 import traceback
@@ -18,18 +19,21 @@ from deit_jax.errors import InputError
 from deit_jax.training.signals import Stopped
 
 # The exit code of a run that a signal has stopped: EX_TEMPFAIL of sysexits.h, "try
-# again later". 128 + the signal would be a process that died and saved nothing.
+# again later".
 STOPPED = 75
 
 # Flags and fields of a config that are paths.
 PATH_FLAGS = {"workdir", "out", "src", "data_dir", "logits_out", "teacher", "check"}
 PATH_FIELDS = (
-    ("", "init_from"),
-    ("dataset", "name"),
-    ("dataset", "data_dir"),
-    ("distillation", "logits_dir"),
-    ("distillation", "teacher"),
+    "init_from",
+    "dataset.name",
+    "dataset.data_dir",
+    "distillation.logits_dir",
+    "distillation.teacher",
 )
+# What TensorFlow and gRPC log says nothing that a user can act on.
+QUIET = {"TF_CPP_MIN_LOG_LEVEL": "2", "TF_ENABLE_ONEDNN_OPTS": "0"}
+QUIET |= {"GRPC_VERBOSITY": "ERROR"}
 TUNABLES = "GLIBC_TUNABLES"
 COMPILED = "JAX_COMPILATION_CACHE_DIR"
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
@@ -38,31 +42,23 @@ flags.disclaim_key_flags()  # they are the command's: --help shows them
 
 
 def run(main, *, takes: str | None = None) -> None:
-    """Runs an absl command; what the user can fix is printed without a traceback.
-
-    Exits with 2 and one message on stderr for an `InputError`, a config file that is
-    missing or refuses its argument, and a config field that does not exist; with
-    `STOPPED` for a run that the same command resumes.
+    """Runs an absl command; what the user can fix ends in one message and code 2.
 
     Args:
       main: Called with `argv`; returns the exit code, or None for 0.
       takes: What `argv[1:]` means; None for a command with flags only.
     """
-    # The C++ logs of TensorFlow and gRPC say nothing that a user can act on.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # announces itself otherwise
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-    _in_utf8()
-    _in_huge_pages()
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    _start_again()
     _keep_compiled_programs()
-
     _open_closed_streams()
     started = sys.modules["__main__"]
     started.__doc__ = program.as_started(started.__doc__ or "")  # what --help shows
 
     def guarded(argv):
         with reported():
-            if len(argv) > 1 and takes is None:
+            if argv[1:] and takes is None:
                 raise InputError(
                     f"unexpected argument {argv[1]!r}: flags start with --"
                 )
@@ -112,32 +108,21 @@ def _open_closed_streams() -> None:
         getattr(sys, name).reconfigure(errors="backslashreplace")
 
 
-def _in_utf8() -> None:
-    """Starts this command again where Python reads file names in another encoding."""
-    if sys.getfilesystemencoding() == "utf-8" or os.environ.get("PYTHONUTF8") == "1":
-        return
-    os.environ["PYTHONUTF8"] = "1"
-    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+def _start_again() -> None:
+    """Starts this command again where its environment is not what it needs.
 
-
-def _in_huge_pages() -> None:
-    """Starts this command again with malloc in huge pages, if GLIBC_TUNABLES is unset.
-
-    XLA allocates and frees large buffers at each step on CPU; in pages of 4 KiB that
-    costs up to a third of the step. glibc reads its tunables once, when a process
-    starts. teacher.finetune is left alone: it gains nothing, and would import torch
-    twice.
+    File names are UTF-8 whatever the locale. And malloc takes huge pages: XLA allocates
+    and frees large buffers at each step on CPU, which costs up to a third of the step
+    in small ones. What has imported torch gains nothing.
     """
-    if TUNABLES in os.environ or sys.platform != "linux" or "torch" in sys.modules:
-        return
-    libc, version = platform.libc_ver()
-    try:
-        allowed = "[never]" not in HUGE_PAGES.read_text()
-    except OSError:
-        return
-    # The tunable came with glibc 2.35; older ones ignore it.
-    if libc == "glibc" and tuple(map(int, version.split("."))) >= (2, 35) and allowed:
-        os.environ[TUNABLES] = "glibc.malloc.hugetlb=1"
+    wanted = {}
+    if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
+        wanted["PYTHONUTF8"] = "1"
+    huge = HUGE_PAGES.exists() and "[never]" not in HUGE_PAGES.read_text()
+    if huge and TUNABLES not in os.environ and "torch" not in sys.modules:
+        wanted[TUNABLES] = "glibc.malloc.hugetlb=1"
+    if wanted:
+        os.environ |= wanted
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
@@ -171,7 +156,6 @@ def values(*names: str) -> dict:
 
 
 def require_at_least(low: int, **given: int) -> None:
-    """Refuses a flag whose value is below `low`."""
     for name, value in given.items():
         if value < low:
             raise InputError(f"--{name}={value}: expected at least {low}.")
@@ -180,12 +164,7 @@ def require_at_least(low: int, **given: int) -> None:
 def numbers(
     name: str, texts: Sequence[str] | None, kind: type, example: str
 ) -> tuple | None:
-    """The numbers of a list flag; None where it was not given.
-
-    Args:
-      kind: int for any number of whole numbers, float for three.
-      example: For the message.
-    """
+    """The numbers of a list flag, as many ints or three floats; None: not given."""
     if texts is None:
         return None
     try:
@@ -236,10 +215,10 @@ def _parse_flags(argv):
 
 def _expand_home(config) -> None:
     """Replaces `~` in the paths of a config: no shell has done it."""
-    for section, name in PATH_FIELDS:
-        fields = config[section] if section else config
-        value = fields.get(name)
-        if isinstance(value, str):
+    for field in PATH_FIELDS:
+        *section, name = field.split(".")
+        fields = functools.reduce(operator.getitem, section, config)
+        if isinstance(value := fields.get(name), str):
             kind, path = re.fullmatch(r"((?:[a-z]+:)?)(.*)", value, re.DOTALL).groups()
             fields[name] = kind + _at_home(path)
 
@@ -254,35 +233,28 @@ def _at_home(path: str) -> str:
 
 def _shorten(text: str) -> str:
     """Returns the last line of a traceback that config_flags wraps into a message."""
-    lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     if any(line.startswith("Traceback") for line in lines):
         return re.sub(r"^[\w.]*(Error|Exception): ", "", lines[-1])
-    return " ".join(lines).replace(
-        "Configuration is not available because of an earlier failure to load: ", ""
-    )
+    prefix = "Configuration is not available because of an earlier failure to load: "
+    return " ".join(lines).replace(prefix, "")
 
 
 def _unknown_field(argv: list[str], error: Exception) -> str:
     """Names the field of `--config.a.b=...` that does not exist, and its neighbours."""
-    arguments = " ".join(argv[1:])
-    file = re.search(r"(?:^| )--?config[= ](\S+)", arguments)
-    fields = re.findall(r"(?:^| )--?config\.([\w.]+)", arguments)
-    if not file or not fields:
-        return f"the config does not load: {error}"
-    # The flag itself has no value yet: its overrides are looked up first.
-    config = flags.FLAGS["config"].parser.parse(file[1])
-    for field in fields:
-        node, path = config, ["config"]
+    given = " ".join(argv[1:])
+    file = re.search(r"(?:^| )--?config[= ](\S+)", given)
+    for field in re.findall(r"(?:^| )--?config\.([\w.]+)", given) if file else ():
+        # The flag itself has no value yet: its overrides are looked up first.
+        node, where = flags.FLAGS["config"].parser.parse(file[1]), "config"
         for part in field.split("."):
             names = sorted(node.keys()) if hasattr(node, "keys") else []
             if part not in names:
-                where = ".".join(path)
                 close = difflib.get_close_matches(part, names, n=1)
                 hint = f" Did you mean {where}.{close[0]}?" if close else ""
                 return (
                     f"unknown config field --config.{field}.{hint} "
                     f"Fields of {where}: {', '.join(names) or 'none, it is a value'}."
                 )
-            node = node[part]
-            path.append(part)
+            node, where = node[part], f"{where}.{part}"
     return f"the config does not load: {error}"

@@ -1,8 +1,4 @@
-"""The flag --config: a recipe of this package, or a Python file.
-
-`--config=deit:digits` and `--config=configs/deit.py:digits` are the same recipe from
-any directory; a file that is there comes first.
-"""
+"""The flag --config: a recipe of this package, from any directory, or a Python file."""
 
 import difflib
 import importlib.machinery
@@ -35,10 +31,9 @@ def define() -> None:
 
 
 def find(recipe: str) -> str:
-    """`deit:digits`, or a path in the place of `deit`, with the path of a file.
+    """`deit:digits` or `configs/deit.py:digits` with the path of a file.
 
-    Raises:
-      InputError: It is a bare name, and neither a file nor one of `RECIPES`.
+    A file that is there comes before one of `RECIPES`.
     """
     name, colon, argument = recipe.partition(":")
     short = re.fullmatch(r"(?:configs/)?(\w+)(?:\.py)?", name)
@@ -67,9 +62,7 @@ class _Importer:
     def find_spec(name: str, path=None, target=None):
         if name == "configs":
             return importlib.util.spec_from_file_location(
-                name,
-                RECIPES / "__init__.py",
-                submodule_search_locations=[str(RECIPES)],
+                name, RECIPES / "__init__.py", submodule_search_locations=[str(RECIPES)]
             )
         if name.startswith("configs."):
             return importlib.machinery.PathFinder.find_spec(name, [str(RECIPES)])

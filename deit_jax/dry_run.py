@@ -25,50 +25,58 @@ def show(
 ) -> dict[str, float]:
     """Prints the plan of `train.train_and_evaluate` with the same arguments.
 
-    It opens the data and the teacher, decodes every image of a data set that is the
-    user's files, reads a first batch and what training starts from, and compiles the
-    train step.
+    It opens the data and the teacher, decodes every image of a folder, reads a first
+    batch and what training starts from, and compiles the train step.
 
     Args:
-      target: A machine that is not there, to compile for in place of the devices at
-        hand (`targets.parse`).
+      target: A machine that is not there (`targets.parse`), to compile for in place of
+        the devices at hand.
 
     Returns:
       The figures that it prints: `parameters`, `flops_per_step`, `total_steps`,
-      `images`, `start` (the step of the checkpoint that the run would resume from, or
-      0), `teacher_flops` (of a live one, in `flops_per_step`), and in bytes
-      `teacher_cache`, `teacher_memory` (parameters, per device), `checkpoint` (one),
-      `checkpoints` (the most there are at once) and `device_memory` (per device). With
-      a target, `largest` (about so many images of a batch fit on a chip) and
-      `step_seconds` (at least).
+      `images`, `start` (the step that the run would resume from), `teacher_flops` (of a
+      live one, in `flops_per_step`), and in bytes `teacher_cache`, `teacher_memory`
+      (parameters, per device), `checkpoint` (one), `checkpoints` (the most there are at
+      once) and `device_memory` (per device). With a target, `largest` (about so many
+      images of a batch fit on a chip) and `step_seconds` (at least).
 
     Raises:
       InputError: As the run would; or the disk has no room for the checkpoints, or the
         devices none for a step.
     """
-    workdir = Path(workdir)
-    devices = None if target is None else targets.devices(*targets.parse(target))
+    workdir, chip, devices, start = Path(workdir), None, None, None
+    if target is not None:
+        name, chips = targets.parse(target)
+        chip, devices = targets.TARGETS[name], targets.devices(name, chips)
     run = experiment.open_run(config, workdir, config_file, devices=devices)
-    start = None
     if processes.is_first():
         start = checkpoint.resumable_step(workdir, run.saved_config, run.data)
         if start is None:
             run.starting_state()
         _check_images(run)
     program, figures = _compile(run)
+    if chip is not None and figures["device_memory"] > chip.memory:
+        program = None
     figures["start"] = start or 0
     for field, value in flatten_dict(run.saved_config, sep=".").items():
         print(f"{field} = {value!r}")
     print(f"\n{run.describe()}\n")
-    print(_table(run, workdir, figures))
-    if target is not None:  # its disk is not this one
-        print(_estimate(run, target, figures, program))
+    _print_table(_rows(run, workdir, figures))
+    if chip is not None:  # its disk is not this one
+        _print_table(_estimate(run, target, chip, figures, program))
     elif processes.is_first():
         _check_room(workdir, figures)
     if start == run.total_steps and summary.read(workdir):
         print("\nThe run is finished: there is nothing to train.")
     print("\nDry run: nothing was trained and nothing written.", flush=True)
-    _check_fits(run, target, figures, program)
+    if program is None:
+        raise InputError(
+            f"batch_size={run.plan.batch_size} does not fit on {len(run.devices)} x "
+            f"{run.devices[0].device_kind}: a step takes about "
+            f"{figures['device_memory'] / 1e9:,.1f} GB on each. Lower "
+            "--config.batch_size, raise --config.optimizer.accumulation, or set "
+            "--config.model.remat=True."
+        )
     return figures
 
 
@@ -89,56 +97,35 @@ def _first_dispatch(run: Experiment) -> dict:
             return next(dispatches)
 
 
-def _table(run: Experiment, workdir: Path, figures: dict[str, float]) -> str:
-    plan, keep = run.plan, run.keep
-    lines = [
-        ("model", f"{run.card.variant}, {figures['parameters']:,} parameters"),
-        (
-            "compute",
-            f"{figures['flops_per_step'] / 1e9:,.1f} GFLOPs a step, "
-            f"{figures['flops_per_step'] * run.total_steps / 1e15:,.3f} PFLOPs in all "
-            "(matrix products; the backward pass is two forward ones)",
-        ),
-        (
-            "length",
-            f"{run.total_steps:,} steps, {figures['images']:,} images seen, "
-            f"{run.total_steps / plan.steps_per_epoch:g} epochs",
-        ),
-        (
-            "device memory",
-            f"{_megabytes(figures['device_memory'])} on each of {len(run.devices)}, as "
-            "the train step is compiled",
-        ),
-        (
-            "checkpoints",
-            f"{_megabytes(figures['checkpoint'])} each, "
-            f"{_megabytes(figures['checkpoints'])} at most, keep={keep} and the one "
-            "that is being written",
-        ),
-    ]
+def _print_table(rows: dict[str, str]) -> None:
+    print("\n".join(f"{title:<15}{text}" for title, text in rows.items()))
+
+
+def _rows(run: Experiment, workdir: Path, figures: dict[str, float]) -> dict[str, str]:
+    flops, start, steps = figures["flops_per_step"], figures["start"], run.total_steps
+    rows = {
+        "model": f"{run.card.variant}, {figures['parameters']:,} parameters",
+        "compute": f"{flops / 1e9:,.1f} GFLOPs a step, {flops * steps / 1e15:,.3f} "
+        "PFLOPs in all (matrix products; the backward pass is two forward ones)",
+        "length": f"{steps:,} steps, {figures['images']:,} images seen, "
+        f"{steps / run.plan.steps_per_epoch:g} epochs",
+        "device memory": f"{_megabytes(figures['device_memory'])} on each of "
+        f"{len(run.devices)}, as the train step is compiled",
+        "checkpoints": f"{_megabytes(figures['checkpoint'])} each, "
+        f"{_megabytes(figures['checkpoints'])} at most, keep={run.keep} and the one "
+        "that is being written",
+    }
     if run.teacher is not None:
-        lines.append(
-            (
-                "teacher cache",
-                f"{_megabytes(figures['teacher_cache'])} in {run.teacher.directory}",
-            )
-        )
+        size = _megabytes(figures["teacher_cache"])
+        rows["teacher cache"] = f"{size} in {run.teacher.directory}"
     if run.live is not None:
-        lines.append(
-            (
-                "live teacher",
-                f"{figures['teacher_flops'] / 1e9:,.1f} of the GFLOPs of a step, "
-                f"{_megabytes(figures['teacher_memory'])} of the device memory",
-            )
+        rows["live teacher"] = (
+            f"{figures['teacher_flops'] / 1e9:,.1f} of the GFLOPs of a step, "
+            f"{_megabytes(figures['teacher_memory'])} of the device memory"
         )
-    left = run.total_steps - figures["start"]
-    resumed = (
-        f", resumes at step {figures['start']:,}: {left:,} steps to go"
-        if figures["start"]
-        else ", starts at step 0"
-    )
-    lines.append(("run directory", f"{workdir}{resumed}"))
-    return "\n".join(f"{title:<15}{text}" for title, text in lines)
+    resumes = f"resumes at step {start:,}: {steps - start:,} steps to go"
+    rows["run directory"] = f"{workdir}, {resumes if start else 'starts at step 0'}"
+    return rows
 
 
 def _compile(run: Experiment) -> tuple[Program | None, dict[str, float]]:
@@ -147,9 +134,7 @@ def _compile(run: Experiment) -> tuple[Program | None, dict[str, float]]:
     state_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(train_state))
     batch_size = run.plan.batch_size
     student = 3 * cost.forward_flops(run.model) * batch_size
-    teacher = 0
-    if run.live and not run.teacher:
-        teacher = run.live.flops * batch_size
+    teacher = run.live.flops * batch_size if run.live and not run.teacher else 0
     figures = {
         "parameters": count_parameters(without_projector(train_state.params)),
         "flops_per_step": student + teacher,
@@ -162,9 +147,8 @@ def _compile(run: Experiment) -> tuple[Program | None, dict[str, float]]:
         # The oldest goes when the newest is there.
         "checkpoints": state_bytes * (run.keep + 1),
     }
-    lowered = _lower(run, train_state)
     try:
-        program = targets.compile_program(lowered)
+        program = targets.compile_program(_lower(run, train_state))
     except targets.OutOfMemory as error:
         return None, figures | {"device_memory": error.memory}
     return program, figures | {"device_memory": program.memory}
@@ -183,11 +167,14 @@ def _lower(run: Experiment, train_state) -> jax.stages.Lowered:
 
 
 def _estimate(
-    run: Experiment, target: str, figures: dict[str, float], program: Program | None
-) -> str:
+    run: Experiment,
+    target: str,
+    chip: targets.Target,
+    figures: dict[str, float],
+    program: Program | None,
+) -> dict[str, str]:
     """Whether a step fits into a chip, and the least time; adds both to `figures`."""
-    chip, chips = targets.TARGETS[targets.parse(target)[0]], len(run.devices)
-    memory = figures["device_memory"]
+    chips, memory = len(run.devices), figures["device_memory"]
     # From one program: state and resident images have their size, the rest grows with
     # the batch.
     fixed = figures["checkpoint"] + figures["teacher_memory"]
@@ -196,45 +183,25 @@ def _estimate(
     unit = 2 * run.saved_config["optimizer"]["accumulation"]
     fitting = (chip.memory - fixed) / (memory - fixed) * run.plan.batch_size / chips
     figures["largest"] = largest = max(0, int(fitting // unit * unit))
-    fits = program is not None and memory <= chip.memory
-    lines = [
-        f"{'on ' + target:<15}{'fits' if fits else 'does not fit'}: {memory / 1e9:.1f} "
+    rows = {
+        f"on {target}": f"{'fits' if program else 'does not fit'}: {memory / 1e9:.1f} "
         f"of {chip.memory / 1e9:.0f} GB; about {largest:,} images a chip would fit"
-    ]
-    if fits:
+    }
+    if program:
         together = min(run.cadence.dispatch, run.total_steps)
         flops = figures["flops_per_step"] / chips
         seconds = program.roofline(chip, flops * together) / together
         figures["step_seconds"] = seconds
         hours = seconds * run.total_steps / 3600
-        rate, share = run.plan.batch_size / seconds, flops / chip.flops / seconds
-        lines += [
-            f"{'time':<15}at least {1e3 * seconds:,.3f} ms a step, {hours:,.2f} hours "
-            "in all, by the chip's data sheet; evaluations come on top",
-            f"{'speed':<15}at most {rate:,.0f} images/s; products alone are "
-            f"{100 * share:.0f} % of the time",
-        ]
-    return "\n".join(lines)
-
-
-def _check_fits(
-    run: Experiment,
-    target: str | None,
-    figures: dict[str, float],
-    program: Program | None,
-) -> None:
-    """Refuses a train step that needs more memory than a device has."""
-    limit = math.inf
-    if target is not None:
-        limit = targets.TARGETS[targets.parse(target)[0]].memory
-    if program is None or figures["device_memory"] > limit:
-        raise InputError(
-            f"batch_size={run.plan.batch_size} does not fit on {len(run.devices)} x "
-            f"{run.devices[0].device_kind}: a step takes about "
-            f"{figures['device_memory'] / 1e9:,.1f} GB on each. Lower "
-            "--config.batch_size, raise --config.optimizer.accumulation, or set "
-            "--config.model.remat=True."
+        rows["time"] = (
+            f"at least {1e3 * seconds:,.3f} ms a step, {hours:,.2f} hours in all, by "
+            "the chip's data sheet; evaluations come on top"
         )
+        rows["speed"] = (
+            f"at most {run.plan.batch_size / seconds:,.0f} images/s; products alone "
+            f"are {100 * flops / chip.flops / seconds:.0f} % of the time"
+        )
+    return rows
 
 
 def _check_room(workdir: Path, figures: dict[str, float]) -> None:

@@ -48,37 +48,11 @@ RESIDENT_BYTES = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """Built by `create`; nothing in it changes while the model is trained.
+    """Built by `create`; nothing in it changes while the model is trained."""
 
-    Attributes:
-      saved_config: The config as a nested dict, for config.json and checkpoints.
-      config_file: What followed `--config=` (`main.config_arguments`), for messages.
-      devices: The devices of all processes (`processes.devices`).
-      train_source, eval_source: The two splits.
-      student: What the student sees of an image.
-      plan: Which images make a step.
-      cadence: When the run logs, evaluates and saves.
-      card: What the checkpoints' parameters need to be used.
-      model: The student.
-      teacher: The cache of its teacher's logits, or None.
-      live: The teacher itself, which is asked in each step where there is no cache, or
-        which the cache is compared with; or None.
-      schedule: Step (from 0) -> learning rate.
-      optimizer: Follows the schedule.
-      settings: The keyword arguments of `step.train_step`.
-      start: What training starts from, or None for a random start.
-      augments_on_host: Whether images are augmented before they go to the devices.
-      resident: Whether the devices hold all training images, and batches none.
-      workers: Processes that read images.
-      eval_batch_size: Images of an evaluation step, over all devices.
-      keep: Checkpoints that stay.
-      max_consecutive_skips: Skipped steps in a row that are too many.
-      notes: Sentences about the config that the user should read.
-    """
-
-    saved_config: Mapping
-    config_file: str
-    devices: Sequence[jax.Device]
+    saved_config: Mapping  # nested, for config.json and checkpoints
+    config_file: str  # what followed `--config=` (`main.config_arguments`)
+    devices: Sequence[jax.Device]  # of all processes
     train_source: object
     eval_source: object
     student: StudentViews
@@ -87,18 +61,18 @@ class Experiment:
     card: ModelCard
     model: VisionTransformer
     teacher: TeacherCache | None
-    live: LiveTeacher | None
+    live: LiveTeacher | None  # asked in each step, or compared with the cache
     schedule: optax.Schedule
     optimizer: optax.GradientTransformation
-    settings: Mapping
-    start: pretrained.Start | None
+    settings: Mapping  # the keyword arguments of `step.train_step`
+    start: pretrained.Start | None  # None: from the seed alone
     augments_on_host: bool
-    resident: bool
-    workers: int
-    eval_batch_size: int
-    keep: int
+    resident: bool  # whether the devices hold all training images, and batches none
+    workers: int  # processes that read images
+    eval_batch_size: int  # over all devices
+    keep: int  # checkpoints that stay
     max_consecutive_skips: int
-    notes: tuple[str, ...]
+    notes: tuple[str, ...]  # on the config, for the user
 
     @property
     def total_steps(self) -> int:
@@ -150,10 +124,7 @@ class Experiment:
         )
 
     def starting_state(self) -> tuple[state.TrainState, list[str]]:
-        """The state at step 0, with the parameters of `init_from` where that is set.
-
-        Returns:
-          The state, and sentences that describe its parameters.
+        """The state at step 0, from `init_from` where that is set; and words on it.
 
         Raises:
           InputError: See `pretrained.initial_params`.
@@ -184,11 +155,9 @@ class Experiment:
         )
 
     def train_batches(self, images, start: int, stop: int) -> Iterator[dict]:
-        """The batches of steps `start` .. `stop` - 1 for this process's devices.
-
-        Args:
-          images: What `open_train_images` gives.
-        """
+        """The batches of steps `start` .. `stop` - 1 for this process's devices."""
+        unmixed = self.settings["inputs"].keywords.get("unmixed", False)
+        augment = functools.partial(self.student.augment, mixed=not unmixed)
         return batches.train_batches(
             images,
             self.plan,
@@ -198,20 +167,11 @@ class Experiment:
             local=processes.local(self.devices),
             teacher=self.teacher,
             images=not self.resident,
-            augment=self._augment if self.augments_on_host else None,
+            augment=augment if self.augments_on_host else None,
         )
 
-    @property
-    def _augment(self) -> Callable:
-        unmixed = self.settings["inputs"].keywords.get("unmixed", False)
-        return functools.partial(self.student.augment, mixed=not unmixed)
-
     def resident_arrays(self, images) -> dict:
-        """What the devices hold for the whole run (`step.pmap_train_step`).
-
-        Args:
-          images: Those of the whole source, where `resident`.
-        """
+        """What the devices hold for the whole run (`step.pmap_train_step`)."""
         held = {"images": images} if self.resident else {}
         return held | ({"teacher": self.live.params} if self.live else {})
 
@@ -229,21 +189,17 @@ class Experiment:
 
     def describe(self) -> str:
         """Data, devices, augmentation and teacher, in a few lines for the terminal."""
-        train, evaluation, config = (
-            self.train_source,
-            self.eval_source,
-            self.saved_config,
-        )
+        train, evaluation = self.train_source, self.eval_source
         count = processes.count()
-        in_processes = f" in {count} processes" if count > 1 else ""
-        names = listed(train.class_names)
         lines = [
             f"{train.name}: {len(train):,} training images ({train.split}), "
             f"{len(evaluation):,} for evaluation ({evaluation.split}), "
-            f"{train.num_classes} classes: {names}",
-            f"{len(self.devices)} x {self.devices[0].device_kind}{in_processes}, "
-            f"jax {jax.__version__}, {self.card.dtype}",
-            f"augmentation {config['augment']['recipe']}: {self.student.settings}"
+            f"{train.num_classes} classes: {listed(train.class_names)}",
+            f"{len(self.devices)} x {self.devices[0].device_kind}"
+            + (f" in {count} processes" if count > 1 else "")
+            + f", jax {jax.__version__}, {self.card.dtype}",
+            f"augmentation {self.saved_config['augment']['recipe']}: "
+            f"{self.student.settings}"
             + ("; by the host" if self.augments_on_host else ""),
         ]
         lines += dict.fromkeys((*train.notes, *evaluation.notes))
@@ -269,10 +225,7 @@ def open_run(
     *,
     devices: Sequence[jax.Device] | None = None,
 ) -> Experiment:
-    """Opens what a run in `workdir` needs; writes nothing.
-
-    Args:
-      devices: To build it for; None: those of all processes.
+    """`create` for a run in `workdir`, on the `devices` of all processes for None.
 
     Raises:
       InputError: `workdir` cannot be a run directory, the processes of the run differ,
@@ -293,20 +246,16 @@ def create(
     """Opens the data and the teacher, and builds what `config` describes.
 
     Raises:
-      InputError: A field of the config is out of range, or the config, the data and
-        the teacher do not go together.
+      InputError: The config, the data and the teacher do not go together.
     """
     recipe.check(config)
     teaching.check(config.distillation)
-    train_source, eval_source = (
-        sources.load(
-            config.dataset.name, split, data_dir=config.dataset.data_dir or None
-        )
-        for split in (config.dataset.train_split, config.dataset.eval_split)
-    )
-    run = build(
-        config, train_source, eval_source, devices=devices, config_file=config_file
-    )
+    dataset = config.dataset
+    opened = [
+        sources.load(dataset.name, split, data_dir=dataset.data_dir or None)
+        for split in (dataset.train_split, dataset.eval_split)
+    ]
+    run = build(config, *opened, devices=devices, config_file=config_file)
     if config.distillation.kind == "none":
         return run
     return teaching.open_teachers(config, run)
@@ -318,29 +267,15 @@ def build(
     eval_source,
     *,
     devices: Sequence[jax.Device],
-    teacher: TeacherCache | None = None,
     config_file: str = "<config>",
 ) -> Experiment:
     """Builds what `config` describes around sources that are open already."""
-    dataset = config.dataset
     student = recipe.student_views(config, train_source)
+    size = student.size
     plan = recipe.batch_plan(config, train_source, devices, student.settings)
     cadence = recipe.cadence(config, plan)
     model = recipe.model(config, train_source.num_classes, devices)
-    if dataset.on_device and not fit_in_memory(train_source, student.size):
-        raise InputError(
-            f"dataset.on_device=True: the images of {dataset.name} are streamed, since "
-            "they have other sizes than the model's or do not fit into memory. Leave "
-            "it out."
-        )
-    augments_on_host = recipe.augments_on_host(config, devices)
-    resident = dataset.on_device
-    if resident is None:  # a CPU would hold them twice
-        resident = (
-            devices[0].platform != "cpu"
-            and not augments_on_host
-            and fit_in_memory(train_source, student.size, limit=RESIDENT_BYTES)
-        )
+    on_host = recipe.augments_on_host(config, devices)
     schedule, notes = optimisation.create_schedule(config, plan, cadence.total_steps)
     optimizer = optimisation.create_optimizer(config, schedule, model)
     return Experiment(
@@ -352,9 +287,9 @@ def build(
         student=student,
         plan=plan,
         cadence=cadence,
-        card=recipe.model_card(config, train_source, eval_source, student.size),
+        card=recipe.model_card(config, train_source, eval_source, size),
         model=model,
-        teacher=teacher,
+        teacher=None,
         live=None,
         schedule=schedule,
         optimizer=optimizer,
@@ -362,11 +297,25 @@ def build(
             config, student, train_source, model=model, optimizer=optimizer
         ),
         start=recipe.start(config),
-        augments_on_host=augments_on_host,
-        resident=resident,
-        workers=dataset.workers,
+        augments_on_host=on_host,
+        resident=not on_host and _resident(config.dataset, train_source, devices, size),
+        workers=config.dataset.workers,
         eval_batch_size=config.eval.batch_size,
         keep=config.checkpoint.keep,
         max_consecutive_skips=config.optimizer.max_consecutive_skips,
         notes=tuple(notes),
     )
+
+
+def _resident(dataset, source, devices: Sequence[jax.Device], size: int) -> bool:
+    """Whether the devices hold all images of `source`: `dataset.on_device`."""
+    if dataset.on_device is None:  # a CPU would hold them twice
+        small = fit_in_memory(source, size, limit=RESIDENT_BYTES)
+        return small and devices[0].platform != "cpu"
+    if dataset.on_device and not fit_in_memory(source, size):
+        raise InputError(
+            f"dataset.on_device=True: the images of {dataset.name} are streamed, since "
+            "they have other sizes than the model's or do not fit into memory. Leave "
+            "it out."
+        )
+    return dataset.on_device

@@ -28,11 +28,7 @@ def replace_file(path: str | os.PathLike, content: str | bytes) -> None:
 
 @contextlib.contextmanager
 def writing(path: str | os.PathLike, flag: str = "--out") -> Iterator[None]:
-    """Turns an error of the system, while `path` is written, into a message.
-
-    Args:
-      flag: The command's flag that names `path`.
-    """
+    """Turns an error of the system, while `path` is written, into a message."""
     try:
         yield
     except OSError as error:
@@ -49,35 +45,25 @@ def check_regular(path: str | os.PathLike) -> None:
 
 
 def read_json(path: str | os.PathLike):
-    """The content of a JSON file in UTF-8.
-
-    Raises:
-      OSError: It cannot be opened.
-      ValueError: It is no regular file, or no JSON.
-    """
+    """The content of a JSON file in UTF-8; raises OSError or ValueError."""
     check_regular(path)
     return json.loads(Path(path).read_text(encoding="utf-8-sig"))
 
 
 def check(value, kind, name: str = "it") -> None:
-    """Refuses a JSON value of another kind than expected.
+    """Raises ValueError, naming the place, for a JSON value of another kind.
 
     Args:
       kind: A type or a tuple of types, where `float` takes whole numbers too and a
         bool is no number; `[kind]`, a list; `{field: kind}`, an object with these
-        fields and maybe others; `{...: kind}`, an object all of whose fields are of
-        one kind.
+        fields and maybe others; `{...: kind}`, an object with any fields of one kind.
       name: What the message calls the value.
-
-    Raises:
-      ValueError: Names the place.
     """
     if isinstance(kind, dict):
         if not isinstance(value, dict):
             raise ValueError(f"{name} is no object")
-        for field, expected in (
-            dict.fromkeys(value, kind[...]) if ... in kind else kind
-        ).items():
+        fields = dict.fromkeys(value, kind[...]) if ... in kind else kind
+        for field, expected in fields.items():
             if field not in value:
                 raise ValueError(f"{name} has no {field}")
             check(value[field], expected, f"{name}.{field}".removeprefix("it."))
@@ -101,14 +87,7 @@ def sha256(path: str | os.PathLike) -> str:
 
 @contextlib.contextmanager
 def explain_full_disk(directory: str | os.PathLike) -> Iterator[None]:
-    """Turns the errors of a full disk, from whichever library, into one message.
-
-    Args:
-      directory: Where the caller writes.
-
-    Raises:
-      InputError: No space was left, or a quota was reached.
-    """
+    """Turns the errors of a full disk, from whichever library, into one message."""
     try:
         yield
     except InputError:
@@ -126,12 +105,12 @@ def explain_full_disk(directory: str | os.PathLike) -> Iterator[None]:
 
 def is_full_disk(error: BaseException) -> bool:
     """Whether a full disk or quota caused `error`, directly or through others."""
+    # TensorFlow and tensorstore have it in their texts only.
     texts = [os.strerror(number) for number in FULL]
     seen = []
     while error is not None and error not in seen:
         if getattr(error, "errno", None) in FULL:
             return True
-        # TensorFlow and tensorstore have it in their texts only.
         if any(text in str(error) for text in texts):
             return True
         seen.append(error)

@@ -30,11 +30,7 @@ def default_workdir(config_file: str, dataset: str) -> str:
 
 
 def config_arguments(flag) -> str:
-    """What follows `--config=` in a command with the same config, for a shell.
-
-    Args:
-      flag: The flag of the config.
-    """
+    """What follows `--config=` in a command with the same config, for a shell."""
     changes = config_flags.get_override_values(flag)
     # Where another command has another default.
     changes = {"dataset.eval_split": flag.value.dataset.eval_split} | changes
@@ -66,15 +62,16 @@ def main(_) -> None:
     if target is not None and not flags.FLAGS.dry_run:
         raise InputError(
             f"--target={target} plans a run on a machine that is not there: give "
-            "--dry_run too, or leave it out"
+            "--dry_run too"
         )
     with signals.importing():
         from deit_jax import dry_run, teaching, train
         from deit_jax.training import processes
 
-    given = config_flags.get_override_values(flags.FLAGS["config"])
+    flag = flags.FLAGS["config"]
+    given = config_flags.get_override_values(flag)
     teaching.check_given(given, config.distillation.source)
-    config_file = config_flags.get_config_filename(flags.FLAGS["config"])
+    config_file = config_flags.get_config_filename(flag)
     workdir = flags.FLAGS.workdir or default_workdir(config_file, config.dataset.name)
     do, distributed = train.train_and_evaluate, config.distributed
     if flags.FLAGS.dry_run:
@@ -82,7 +79,7 @@ def main(_) -> None:
     if target is not None:  # one process compiles for all of its chips
         distributed = {"auto": False}
     with processes.joined(**distributed), command.reported():
-        do(config, workdir, config_file=config_arguments(flags.FLAGS["config"]))
+        do(config, workdir, config_file=config_arguments(flag))
 
 
 if __name__ == "__main__":

@@ -10,23 +10,14 @@ SECONDS = 30  # between two lines where there is no terminal
 
 
 class Patience:
-    """The progress of one loop.
-
-    Args:
-      what: What is under way.
-      total: Its units in all.
-      done: Units that are done already.
-    """
+    """The progress of `what`: `done` of `total` units so far."""
 
     def __init__(self, what: str, total: int, done: int = 0):
         self._what, self._total, self._done, self._first = what, total, done, done
         self._began = self._said = time.monotonic()
+        hidden = not sys.stderr.isatty()
         self._bar = tqdm(
-            desc=what,
-            total=total,
-            initial=done,
-            leave=False,
-            disable=not sys.stderr.isatty(),
+            desc=what, total=total, initial=done, leave=False, disable=hidden
         )
 
     def over(self, iterable: Iterable) -> Iterator:

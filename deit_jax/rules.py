@@ -2,47 +2,46 @@
 
 import dataclasses
 import math
+import operator
 from collections.abc import Callable, Sequence
 from numbers import Real
 
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """What a field may hold.
+    """What a field may hold."""
 
-    Attributes:
-      expected: The end of the message, "expected ...".
-      accepts: Whether a value is allowed.
-    """
-
-    expected: str
+    expected: str  # the end of a message, "expected ..."
     accepts: Callable[[object], bool]
 
 
-def number(low=-math.inf, high=math.inf, *, above=None, below=None) -> Rule:
+LIMITS = {
+    "at least": operator.ge,
+    "above": operator.gt,
+    "at most": operator.le,
+    "below": operator.lt,
+}
+
+
+def number(low=None, high=None, *, above=None, below=None) -> Rule:
     """A finite number in low .. high, or strictly `above` and `below`."""
-    finite = "" if high < math.inf or below is not None else "finite "
-    words = [
-        *([f"at least {low:g}"] if low > -math.inf else []),
-        *([f"above {above:g}"] if above is not None else []),
-        *([f"at most {high:g}"] if high < math.inf else []),
-        *([f"below {below:g}"] if below is not None else []),
-    ]
+    limits = dict(zip(LIMITS, (low, above, high, below), strict=True))
+    limits = {word: limit for word, limit in limits.items() if limit is not None}
+    finite = "" if {"at most", "below"} & limits.keys() else "finite "
+    words = " and ".join(f"{word} {limit:g}" for word, limit in limits.items())
 
     def accepts(value) -> bool:
         return (
             isinstance(value, Real)
             and not isinstance(value, bool)
             and math.isfinite(value)
-            and low <= value <= high
-            and (above is None or value > above)
-            and (below is None or value < below)
+            and all(LIMITS[word](value, limit) for word, limit in limits.items())
         )
 
-    return Rule(f"a {finite}number {' and '.join(words)}", accepts)
+    return Rule(f"a {finite}number {words}", accepts)
 
 
-def whole(low: int, high: float = math.inf) -> Rule:
+def whole(low: int, high: int | None = None) -> Rule:
     """A whole number in low .. high."""
     rule = number(low, high)
     return Rule(
@@ -57,10 +56,8 @@ def choice(names: Sequence[str]) -> Rule:
 
 def row(*rules: Rule) -> Rule:
     """A tuple with one value for each rule."""
-    same = len({rule.expected for rule in rules}) == 1
-    each = rules[0].expected if same else "; ".join(rule.expected for rule in rules)
     return Rule(
-        f"{len(rules)} values, each {each}" if same else f"{len(rules)} values: {each}",
+        f"{len(rules)} values: {'; '.join(rule.expected for rule in rules)}",
         lambda value: (
             isinstance(value, (tuple, list))
             and len(value) == len(rules)

@@ -2,10 +2,7 @@
 
 A compiled program says how many bytes it moves, what it keeps, and what its collectives
 send; it cannot be run or timed. The packages of a target stay out of the environment
-that trains, where a CUDA plugin would look for a GPU at each start: `make programs`
-installs what this prints elsewhere.
-
-    python -m deit_jax.targets
+that trains: `make programs` installs what `python -m deit_jax.targets` prints.
 """
 
 import collections
@@ -25,83 +22,47 @@ from jax.experimental import topologies
 
 from deit_jax.errors import InputError
 
-# What XLA asks of a GPU; the fields that differ are filled in.
+# What XLA asks of a GPU, beside the fields of each.
 GPU = """
 gpu_device_info {{ threads_per_block_limit: 1024 threads_per_warp: 32
- shared_memory_per_block: 49152 shared_memory_per_core: {core_memory}
- threads_per_core_limit: 2048 core_count: {cores} fpus_per_core: {units}
+ shared_memory_per_block: 49152 threads_per_core_limit: 2048
  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
- memory_bandwidth: {bandwidth} l2_cache_size: {cache} clock_rate_ghz: {clock}
- device_memory_size: {memory} shared_memory_per_block_optin: {block_memory}
- cuda_compute_capability {{ major: {capability} }}
- registers_per_core_limit: 65536 registers_per_block_limit: 65536 }}
+ registers_per_core_limit: 65536 registers_per_block_limit: 65536
+ memory_bandwidth: {bandwidth:.0f} device_memory_size: {memory:.0f} {gpu} }}
 platform_name: "CUDA" dnn_version_info {{ major: 9 minor: 10 patch: 0 }}
-device_description_str: "{kind}"
+device_description_str: "NVIDIA {name}"
 """
+H100 = """cuda_compute_capability { major: 9 } core_count: 132 fpus_per_core: 128
+ clock_rate_ghz: 1.98 l2_cache_size: 52428800 shared_memory_per_core: 233472
+ shared_memory_per_block_optin: 232448"""
+A100 = """cuda_compute_capability { major: 8 } core_count: 108 fpus_per_core: 64
+ clock_rate_ghz: 1.41 l2_cache_size: 41943040 shared_memory_per_core: 167936
+ shared_memory_per_block_optin: 166912"""
 
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """One chip by its data sheet.
+    """One chip by its data sheet."""
 
-    Attributes:
-      flops: Products of bfloat16 a second.
-      bandwidth: Bytes of its memory a second.
-      memory: Bytes.
-      topology: Of TPUs: number of chips -> XLA's name for so many.
-      gpu: Of GPUs: the fields of `GPU` that the others do not say.
-    """
-
-    flops: float
-    bandwidth: float
-    memory: float
-    topology: dict[int, str] | None = None
-    gpu: dict | None = None
+    name: str  # XLA's, of a TPU without the number of chips
+    flops: float  # products of bfloat16 a second
+    bandwidth: float  # bytes of its memory a second
+    memory: float  # bytes
+    gpu: str = ""
+    topology: tuple[str, str] = ("", "")  # of four TPUs and of eight
 
 
 TARGETS = {
-    "h100": Target(
-        989e12,
-        3.35e12,
-        80e9,
-        gpu={
-            "kind": "NVIDIA H100 80GB HBM3",
-            "capability": 9,
-            "cores": 132,
-            "units": 128,
-            "clock": 1.98,
-            "cache": 52428800,
-            "core_memory": 233472,
-            "block_memory": 232448,
-        },
-    ),
-    "a100": Target(
-        312e12,
-        2.04e12,
-        80e9,
-        gpu={
-            "kind": "NVIDIA A100-SXM4-80GB",
-            "capability": 8,
-            "cores": 108,
-            "units": 64,
-            "clock": 1.41,
-            "cache": 41943040,
-            "core_memory": 167936,
-            "block_memory": 166912,
-        },
-    ),
-    "v4": Target(275e12, 1.23e12, 32e9, {4: "v4:2x2x1", 8: "v4:2x2x2"}),
-    "v5e": Target(197e12, 0.82e12, 16e9, {4: "v5e:2x2", 8: "v5e:2x4"}),
-    "v6e": Target(918e12, 1.64e12, 32e9, {4: "v6e:2x2", 8: "v6e:2x4"}),
+    "h100": Target("H100 80GB HBM3", 989e12, 3.35e12, 80e9, H100),
+    "a100": Target("A100-SXM4-80GB", 312e12, 2.04e12, 80e9, A100),
+    "v4": Target("v4", 275e12, 1.23e12, 32e9, topology=("2x2x1", "2x2x2")),
+    "v5e": Target("v5e", 197e12, 0.82e12, 16e9, topology=("2x2", "2x4")),
+    "v6e": Target("v6e", 918e12, 1.64e12, 32e9, topology=("2x2", "2x4")),
 }
 
 
 def parse(text: str) -> tuple[str, int]:
-    """`v5e:4` to ("v5e", 4); without a number one chip.
-
-    Raises:
-      InputError: There is no such target.
-    """
+    """`v5e:4` to ("v5e", 4); without a number one chip."""
     name, _, chips = text.partition(":")
     chips = chips or "1"
     if name not in TARGETS or chips not in ("1", "4", "8"):
@@ -113,13 +74,9 @@ def parse(text: str) -> tuple[str, int]:
 
 
 def devices(name: str, chips: int = 1) -> list[jax.Device]:
-    """Devices of a target, to compile for.
+    """Devices of a target, to compile for; call it before JAX looks for devices.
 
-    Call it before JAX looks for devices: it sets what the compilers read from the
-    environment, and leaves the CPU as the only device to run on.
-
-    Raises:
-      InputError: Its compiler is not installed.
+    It leaves the CPU as the only device to run on. Without a compiler: InputError.
     """
     _check_packages(name)
     jax.config.update("jax_platforms", "cpu")
@@ -138,15 +95,16 @@ def devices(name: str, chips: int = 1) -> list[jax.Device]:
     }
     target = TARGETS[name]
     if target.gpu:
-        text = GPU.format(
-            bandwidth=int(target.bandwidth), memory=int(target.memory), **target.gpu
-        )
         topology = topologies.get_topology_desc(
-            "", platform="cuda", target_config=text, topology=f"1x1x{chips}"
+            "",
+            platform="cuda",
+            target_config=GPU.format_map(dataclasses.asdict(target)),
+            topology=f"1x1x{chips}",
         )
     else:
+        shape = target.topology[chips > 4]
         topology = topologies.get_topology_desc(
-            platform="tpu", topology_name=target.topology[max(4, chips)]
+            platform="tpu", topology_name=f"{target.name}:{shape}"
         )
     return list(topology.devices)[:chips]
 
@@ -193,24 +151,14 @@ def _cuda() -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """What a compiled program does on each chip, read from its HLO.
+    """What a compiled program does on each chip, read from its HLO."""
 
-    Attributes:
-      moved: {(kind, where): bytes read and written} of each kind of instruction, by
-        the name of the code that it came from.
-      xla_bytes: XLA's own count of the bytes, which only TPUs have.
-      temporaries: Bytes that are allocated beside arguments and results.
-      memory: Bytes of arguments, results and temporaries together.
-      collectives: {kind: [count, bytes of the results]}.
-      seconds: It took to compile.
-    """
-
-    moved: collections.Counter
-    xla_bytes: float | None
-    temporaries: int
-    memory: int
+    moved: collections.Counter  # `traffic`
+    xla_bytes: float | None  # XLA's own count, which only TPUs have
+    temporaries: int  # bytes beside arguments and results
+    memory: int  # bytes of arguments, results and temporaries
     collectives: dict[str, list[int]]
-    seconds: float
+    seconds: float  # it took to compile
 
     @property
     def bytes(self) -> float:
@@ -223,11 +171,7 @@ class Program:
 
 
 class OutOfMemory(InputError):
-    """XLA has no program that fits into the memory of the device.
-
-    Attributes:
-      memory: Bytes that it would need.
-    """
+    """XLA has no program that fits into the device; it would need `memory` bytes."""
 
     def __init__(self, message: str):
         super().__init__(textwrap.shorten(message, 200, placeholder=" ..."))
@@ -297,22 +241,16 @@ def traffic(hlo: str) -> collections.Counter:
     Args:
       hlo: The optimized program, `jax.stages.Compiled.as_text()`.
     """
-    bodies, entry = _computations(hlo)
-    moved: collections.Counter = collections.Counter()
-    _add(moved, bodies, entry, 1)
-    return moved
-
-
-def _computations(hlo: str) -> tuple[dict[str, list[str]], str]:
-    """The lines of each computation, and the name of the first to run."""
-    bodies, entry, lines = {}, "", []
+    bodies, entry, lines = {}, "", []  # lines by the name of their computation
     for line in hlo.splitlines():
         if match := COMPUTATION.match(line):
             lines = bodies[match[2]] = []
             entry = match[2] if match[1] else entry
         else:
             lines.append(line)
-    return bodies, entry
+    moved: collections.Counter = collections.Counter()
+    _add(moved, bodies, entry, 1)
+    return moved
 
 
 def _add(moved: collections.Counter, bodies: dict, name: str, times: int) -> None:

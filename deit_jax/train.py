@@ -15,7 +15,6 @@ from deit_jax.errors import InputError
 from deit_jax.experiment import Experiment
 from deit_jax.models import cost
 from deit_jax.models.params import count_parameters, parameter_names
-from deit_jax.reporting import confusion, grid
 from deit_jax.training import (
     checkpoint,
     evaluation,
@@ -39,21 +38,12 @@ ADVICE = (
 )
 
 
-class _NotFinite(Exception):
-    """Too many steps in a row are not finite; `kept`: the newest checkpoint's step."""
-
-    def __init__(self, message: str, kept: int | None):
-        super().__init__(message)
-        self.kept = kept
-
-
 def train_and_evaluate(config, workdir, *, config_file: str = "<config>") -> dict:
     """Trains the model that `config` describes in `workdir`, or resumes its training.
 
     Args:
       config: A `ConfigDict` as in configs/deit.py.
-      workdir: The run directory: config.json, metrics.jsonl, TensorBoard events,
-        checkpoints/, run.lock and, at the end, predictions.npz and summary.json.
+      workdir: The run directory.
       config_file: What followed `--config=`, for messages and the summary.
 
     Returns:
@@ -69,30 +59,28 @@ def train_and_evaluate(config, workdir, *, config_file: str = "<config>") -> dic
     run = experiment.open_run(config, workdir, config_file)
     lock = run_lock.hold(workdir) if processes.is_first() else contextlib.nullcontext()
     with files.explain_full_disk(workdir), signals.caught() as stop, lock:
-        try:
-            return _train(run, workdir, stop)
-        except _NotFinite as error:
-            if error.kept is None:
-                raise InputError(f"{error} {ADVICE} No checkpoint.") from error
-            print(
-                f"{error} Once more from the checkpoint of step {error.kept:,}.",
-                flush=True,
-            )
-        # If a device failed, the same steps succeed now. Otherwise they end as before.
-        try:
-            return _train(run, workdir, stop)
-        except _NotFinite as error:
-            raise InputError(
-                f"{error} The run has gone back once already. {ADVICE} The checkpoint "
-                f"of step {error.kept} is kept."
-            ) from error
+        for again in (True, False):
+            try:
+                return _train(run, workdir, stop)
+            except FloatingPointError as error:
+                kept = processes.broadcast_json(checkpoint.steps(workdir)[-1:])
+                if not kept:
+                    raise InputError(f"{error} {ADVICE} No checkpoint.") from error
+                if not again:
+                    raise InputError(
+                        f"{error} The run has gone back once already. {ADVICE} The "
+                        f"checkpoint of step {kept[0]} is kept."
+                    ) from error
+                # If a device failed, the same steps succeed now. Otherwise they end as
+                # before.
+                again_from = f"Once more from the checkpoint of step {kept[0]:,}."
+                print(f"{error} {again_from}", flush=True)
 
 
 def _train(run: Experiment, workdir: Path, stop: signals.Stop) -> dict:
     """Trains from the newest checkpoint, if there is one, to the end."""
     with contextlib.ExitStack() as closing:
-        checkpoints, train_state, resume_state = _start(run, workdir)
-        closing.callback(checkpoints.close)  # waits for the saves under way
+        checkpoints, train_state, resume_state = _start(run, workdir, closing)
         finished = processes.broadcast_json(summary.read(workdir))
         if int(train_state.step) >= run.total_steps and finished:
             print(
@@ -114,16 +102,15 @@ def _train(run: Experiment, workdir: Path, stop: signals.Stop) -> dict:
         return training.directory.summarise(training.facts())
 
 
-def _start(run: Experiment, workdir: Path):
+def _start(run: Experiment, workdir: Path, closing: contextlib.ExitStack):
     """Opens the checkpoints, and finds what the run goes on from.
 
     A run that has a checkpoint does not read again what it once started from; a run
     without one reads it before anything is written.
 
     Returns:
-      The checkpoints; the state (of the newest checkpoint, of `init_from`, or from the
-      seed), from whose step the data order and all randomness follow; and the
-      `Progress.resume_state` that was saved with it, or None.
+      The checkpoints; the state, from whose step the data order and all randomness
+      follow; and the `Progress.resume_state` that was saved with it, or None.
     """
     state, sentences, resume_state = run.initial_state(), [], None
     if processes.is_first() and not checkpoint.steps(workdir):
@@ -134,25 +121,15 @@ def _start(run: Experiment, workdir: Path):
     for sentence in sentences:
         print(sentence, flush=True)
     checkpoints = checkpoint.open_checkpoints(workdir, run.keep)
+    closing.callback(checkpoints.close)  # waits for the saves under way
     if checkpoints.latest_step is not None:
-        try:
-            state, resume_state = checkpoints.restore(state, run.saved_config, run.data)
-        except BaseException:
-            checkpoints.close()
-            raise
+        state, resume_state = checkpoints.restore(state, run.saved_config, run.data)
     resume_state = processes.broadcast_json(resume_state)
     return checkpoints, processes.broadcast(state), resume_state
 
 
 class Training:
-    """One start of a run: what it has open, and the state that each step replaces.
-
-    Attributes:
-      directory: The run directory.
-      state: The `TrainState` after step `done`.
-      done: Steps that are done.
-      final: The `Evaluation` after the last step.
-    """
+    """One start of a run: what it has open, and its `state` after step `done`."""
 
     def __init__(
         self, run, workdir, stop, closing, checkpoints, train_state, resume_state
@@ -165,7 +142,6 @@ class Training:
         if self.start == 0 and processes.is_first():
             self.directory.write_images(0, {"augmentation": _augmentation(run)[None]})
 
-        # Images: in memory, or read by a pipeline that has to be closed.
         opened = closing.enter_context(contextlib.ExitStack())
         images = opened.enter_context(run.open_train_images())
         self.evaluator = Evaluator(
@@ -235,10 +211,11 @@ class Training:
         except signals.Stopped as stopped:
             if self.done > self.start:
                 self._save()
-            saved = _saved_in_words(self._newest_checkpoint())
-            raise signals.Stopped(f"{stopped}; {saved}") from stopped
-        except FloatingPointError as error:
-            raise _NotFinite(str(error), self._newest_checkpoint()) from error
+            self.checkpoints.wait()
+            newest = processes.broadcast_json(self.checkpoints.latest_step)
+            raise signals.Stopped(f"{stopped}; {_saved_in_words(newest)}") from stopped
+        except FloatingPointError:
+            raise
         except Exception as error:
             self._rescue(error)
             raise
@@ -246,9 +223,7 @@ class Training:
     def _loop(self) -> None:
         """Saves before it evaluates: an evaluation that fails costs no state.
 
-        What a step logged is on disk before the checkpoint that covers it. The
-        evaluation of a step comes after its checkpoint; where it is missing, a resumed
-        run begins with it.
+        A run that resumes begins with the evaluation that its checkpoint lacks.
         """
         cadence, log = self.run.cadence, self.log
         if self.start and cadence.evaluates(self.start) and not self.evaluated:
@@ -326,15 +301,11 @@ class Training:
             self.checkpoints.wait()
         except Exception:  # the state is lost, or cannot be written: `error` says more
             return
-        # Not `_newest_checkpoint`: the other processes do not know of the error.
+        # No broadcast: the other processes do not know of the error.
         saved = _saved_in_words(self.checkpoints.latest_step)
         if isinstance(error, InputError):
             raise InputError(f"{error} {saved[0].upper()}{saved[1:]}.") from error
         print(saved, file=sys.stderr, flush=True)
-
-    def _newest_checkpoint(self) -> int | None:
-        self.checkpoints.wait()
-        return processes.broadcast_json(self.checkpoints.latest_step)
 
     def facts(self) -> dict:
         """The content of summary.json, but for the versions."""
@@ -373,6 +344,8 @@ def _saved_in_words(step: int | None) -> str:
 
 def _augmentation(run: Experiment) -> np.ndarray:
     """An image [H, W, 3] of what the augmentation does to some training images."""
+    from deit_jax.reporting import grid  # matplotlib: a resumed run needs none yet
+
     return grid.draw(
         run.student,
         run.train_source,
@@ -385,6 +358,8 @@ def _augmentation(run: Experiment) -> np.ndarray:
 
 def _confusions(tables: dict, class_names) -> dict:
     """By tag, an image [1, H, W, 3] of the head that each set of parameters uses."""
+    from deit_jax.reporting import confusion
+
     images = {}
     for name, per_head in tables.items():
         head = "mean" if "mean" in per_head else "class"

@@ -1,6 +1,7 @@
 """Commands as a user types them."""
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -8,15 +9,19 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 
 
-def run(module, *arguments, **environment):
-    """`python -m MODULE ARGUMENTS`; a variable that is None is taken away."""
+def run(module, *arguments, shell="exec {}", **environment):
+    """`python -m MODULE ARGUMENTS`, in the place of `{}` in a line of a shell.
+
+    A variable that is None is taken away.
+    """
     variables = {
         **os.environ,
         "XLA_FLAGS": "--xla_backend_optimization_level=0",
         **environment,
     }
     return subprocess.run(
-        [sys.executable, "-m", module, *map(str, arguments)],
+        shell.format(shlex.join([sys.executable, "-m", module, *map(str, arguments)])),
+        shell=True,
         cwd=ROOT,
         env={name: value for name, value in variables.items() if value is not None},
         text=True,

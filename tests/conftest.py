@@ -173,8 +173,7 @@ def folder_config(folder):
     from configs import vit
 
     config = vit.get_config("folder")
-    config.dataset.name = folder
-    config.dataset.workers = 0
+    config.dataset.update(name=folder, workers=0)
     config.model.variant = "vit_nano_patch8_32"
     config.batch_size = 8
     config.epochs = 1.0

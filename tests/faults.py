@@ -2,16 +2,11 @@
 
     python -m tests.faults --count=30 --exports=6 --seed=0
 
-A distilled run on digits, with random crops, MixUp and CutMix, dropout, stochastic
-depth and a moving average, is trained once undisturbed. Then it is started again and
+A distilled run on digits is trained once undisturbed. Then it is started again and
 again, and killed at random moments, often while it writes a checkpoint; between two
-starts the newest checkpoint is damaged now and then. Whenever a run has come to its end
-it is compared with the undisturbed one: parameters, optimizer's state, moving average,
-every row of metrics.jsonl, every point of TensorBoard and the summary have to be the
-same bits (`same_run`). Exports of a teacher's logits are killed likewise, and their
-files compared.
-
-It exits with 1 where anything differs. The counts are in docs/reliability.md.
+starts the newest checkpoint is damaged now and then. A run that has come to its end has
+the same bits as the undisturbed one (`same_run`). Exports of a teacher's logits are
+killed likewise. It exits with 1 where anything differs; docs/reliability.md has counts.
 """
 
 import argparse
@@ -70,16 +65,7 @@ PATIENCE = 900  # seconds; no start takes so long
 
 
 class Faults:
-    """Starts commands, kills them and counts.
-
-    Args:
-      directory: For logs and caches of compiled programs.
-      seed: Of what is done when.
-
-    Attributes:
-      counts: How often what was done, by name.
-      failures: What should not have been, in words.
-    """
+    """Starts commands, kills them at moments that `seed` decides, and counts."""
 
     def __init__(self, directory: Path, seed: int):
         self.random = random.Random(seed)
@@ -128,13 +114,7 @@ class Faults:
     def wait_for_line(
         self, process: subprocess.Popen, lines: list[str], pause: float
     ) -> bool:
-        """Waits until it has printed one of `lines`, and up to `pause` seconds more.
-
-        Some of the times not for a line, but from the start.
-
-        Returns:
-          Whether it is alive then.
-        """
+        """Waits for one of `lines`, or none, and up to `pause` seconds; is it alive?"""
         line = self.random.choice(lines) if self.random.random() < 0.8 else ""
         wait(process, lambda: line in self.said())
         return wait(process, lambda: False, self.random.uniform(0, pause))

@@ -7,18 +7,16 @@ Without a port (0) the environment says who is who.
 """
 
 import argparse
-import contextlib
-import itertools
-import os
 import signal
 from pathlib import Path
 
 import jax
 import numpy as np
+import steps
 
 from deit_jax import command, experiment, train
 from deit_jax.data import batches, sources
-from deit_jax.training import processes, step
+from deit_jax.training import processes
 
 STEPS = 10
 
@@ -31,27 +29,21 @@ def make_config(cache, teacher=None):
     from configs import deit
 
     config = deit.get_config("digits")
-    config.dataset.train_split = "train[:128]"
-    config.dataset.eval_split = "test[:50]"
+    config.dataset.update(train_split="train[:128]", eval_split="test[:50]")
     config.epochs = STEPS / 4
     config.model.drop_path = 0.1
-    config.augment.crop_padding = 2
-    config.augment.erase_probability = 0.25
-    config.augment.mixup = 0.8
-    config.augment.cutmix = 1.0
-    config.distillation.view = "plain"
-    config.distillation.mixing = "linear"
-    config.distillation.logits_dir = str(cache)
+    config.augment.update(crop_padding=2, erase_probability=0.25)
+    config.augment.update(mixup=0.8, cutmix=1.0)
+    config.distillation.update(view="plain", mixing="linear", logits_dir=str(cache))
     if teacher:
         config.distillation.update(source="live", view="same", teacher=str(teacher))
         config.distillation.allow_weak_teacher = True
-    config.optimizer.name = "sgd"
-    config.optimizer.learning_rate = 0.05
+    config.optimizer.update(name="sgd", learning_rate=0.05)
     config.schedule.warmup_epochs = 0.0
     config.log.every_steps = 1
     config.checkpoint.every_steps = 5
-    config.eval.every_epochs = 1.0
-    config.eval.batch_size = 16  # the last batch has two images
+    # The last batch has two images.
+    config.eval.update(every_epochs=1.0, batch_size=16)
     return config
 
 
@@ -73,26 +65,6 @@ def train_images(config, steps: int) -> np.ndarray:
     return np.concatenate(processes.gather(local), axis=1)
 
 
-@contextlib.contextmanager
-def dying_at(number: int):
-    """As if the process was killed when it dispatches step `number`, from 1."""
-    real = step.pmap_train_step
-    calls = itertools.count(1)
-
-    def make(*args, **kwargs):
-        mapped = real(*args, **kwargs)
-
-        def one(*step_args):
-            if next(calls) == number:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return mapped(*step_args)
-
-        return one
-
-    step.pmap_train_step = make
-    yield
-
-
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("number", type=int)
@@ -100,7 +72,7 @@ def main():
     parser.add_argument("cache", type=Path)
     parser.add_argument("workdir", type=Path)
     parser.add_argument("--images", type=Path)
-    parser.add_argument("--die_at", type=int, default=0)
+    parser.add_argument("--die_at", type=int, default=-1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--on_device", action="store_true")
     parser.add_argument("--teacher", type=Path)
@@ -112,13 +84,13 @@ def main():
         config.log.every_steps = 5
     config.seed = flags.seed
     if flags.port:
-        config.distributed.coordinator = f"127.0.0.1:{flags.port}"
-        config.distributed.num_processes = 2
+        first = f"127.0.0.1:{flags.port}"
+        config.distributed.update(coordinator=first, num_processes=2)
         config.distributed.process_id = flags.number
     with processes.joined(**config.distributed), command.reported():
         if flags.images:
             np.save(flags.images, train_images(config, 3))
-        with dying_at(flags.die_at):
+        with steps.stopped_after(flags.die_at, signal.SIGKILL):
             train.train_and_evaluate(config, flags.workdir)
 
 

@@ -82,6 +82,7 @@ READERS = {
         root / "cache"
     ).examples(),
     "checkpoints/3/state/_METADATA": load_checkpoint,
+    "checkpoints/3/state/manifest.ocdbt": load_checkpoint,
     "checkpoints/3/digests/metadata": load_checkpoint,
 }
 DAMAGES = {
@@ -93,51 +94,42 @@ DAMAGES = {
 }
 
 
-def change(tmp_path, whole, name, content: bytes) -> Path:
-    """A copy of the files with other content in one of them."""
-
-    root = Path(shutil.copytree(whole, tmp_path / "root"))
-    (root / name).write_bytes(content)
-    return root
+@pytest.fixture
+def copied(whole, tmp_path):
+    return Path(shutil.copytree(whole, tmp_path / "root"))
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("name", READERS)
-def test_a_damaged_file_is_refused_by_name(tmp_path, whole, name, damage):
-    READERS[name](whole)
-    root = change(tmp_path, whole, name, DAMAGES[damage]((whole / name).read_bytes()))
+def test_a_damaged_file_is_refused_by_name(copied, name, damage):
+    READERS[name](copied)
+    (copied / name).write_bytes(DAMAGES[damage]((copied / name).read_bytes()))
     with pytest.raises(InputError) as refused:
-        READERS[name](root)
+        READERS[name](copied)
     named = "checkpoints/3" if name.startswith("checkpoints") else name
     assert named in str(refused.value)
 
 
-@pytest.mark.parametrize("name", READERS)
-def test_a_directory_in_its_place_is_refused(tmp_path, whole, name):
-    if name == "a.png":
-        pytest.skip("read by its bytes here")
-    root = change(tmp_path, whole, name, b"")
-    (root / name).unlink()
-    (root / name).mkdir()
+@pytest.mark.parametrize("name", sorted(READERS.keys() - {"a.png"}))
+def test_a_directory_in_its_place_is_refused(copied, name):
+    (copied / name).unlink()
+    (copied / name).mkdir()
     with pytest.raises(InputError):
-        READERS[name](root)
+        READERS[name](copied)
 
 
-class Runs:
-    """Pickled, it calls something when it is loaded."""
-
-    def __init__(self, call, *arguments):
-        self.call = call, arguments
+class Touches(str):
+    """Pickled, it makes this file when it is loaded."""
 
     def __reduce__(self):
-        return self.call
+        return os.system, (f"touch {self}",)
 
 
 @pytest.mark.parametrize("protocol", [0, 2, 4])
 @pytest.mark.parametrize("nested", [False, True])
 def test_code_in_a_pickle_never_runs(tmp_path, protocol, nested):
     canary = tmp_path / "ran"
-    payload = Runs(os.system, f"touch {canary}")
+    payload = Touches(canary)
     content = {"model": {"head.weight": payload}} if nested else payload
     path = tmp_path / "w.pth"
     path.write_bytes(pickle.dumps(content, protocol))

@@ -33,40 +33,43 @@ def state_at(step, ema=True):
     )
 
 
+@pytest.fixture
+def opened(tmp_path):
+    """Opens the checkpoints of a run again and again."""
+    last = []
+
+    def reopen(workdir=tmp_path):
+        for checkpoints in last:
+            checkpoints.close()
+        last[:] = [Checkpoints(workdir, keep=2)]
+        return last[0]
+
+    yield reopen
+    last[0].close()
+
+
 @pytest.mark.parametrize("ema", [True, False])
-def test_what_is_saved_comes_back(tmp_path, ema):
-    first = Checkpoints(tmp_path, keep=2)
-    assert first.latest_step is None
+def test_what_is_saved_comes_back(opened, ema):
+    assert opened().latest_step is None
     progress = {"rows": [[7, {"loss": 0.1}]], "seconds": 2.5}
-    first.save(state_at(7, ema), CONFIG, progress=progress)
-    first.close()
-    second = Checkpoints(tmp_path, keep=2)
-    restored, resume_state = second.restore(state_at(0, ema), CONFIG)
-    second.close()
+    opened().save(state_at(7, ema), CONFIG, progress=progress)
+    restored, resume_state = opened().restore(state_at(0, ema), CONFIG)
     assert resume_state == progress
     assert jax.tree.structure(restored) == jax.tree.structure(state_at(7, ema))
     jax.tree.map(np.testing.assert_array_equal, restored, state_at(7, ema))
 
 
-def test_the_newest_are_kept(tmp_path):
-    checkpoints = Checkpoints(tmp_path, keep=2)
+def test_the_newest_are_kept_and_what_a_kill_cut_short_is_passed_over(opened, tmp_path):
+    checkpoints = opened()
     for step in (1, 2, 3):
         checkpoints.save(state_at(step), CONFIG)
     checkpoints.save(state_at(3), CONFIG)  # again: nothing to do
-    checkpoints.close()
+    checkpoints.wait()
     assert {p.name for p in (tmp_path / "checkpoints").iterdir()} == {"2", "3"}
-
-
-def test_a_checkpoint_that_a_kill_cut_short_is_passed_over(tmp_path):
-    checkpoints = Checkpoints(tmp_path, keep=2)
-    checkpoints.save(state_at(1), CONFIG)
-    checkpoints.close()
-    (tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp").mkdir()
-    again = Checkpoints(tmp_path, keep=2)
-    assert again.latest_step == 1
-    restored, _ = again.restore(state_at(0), CONFIG)
-    assert restored.step == 1
-    again.close()
+    (tmp_path / "checkpoints" / "4.orbax-checkpoint-tmp").mkdir()
+    assert opened().latest_step == 3
+    restored, _ = opened().restore(state_at(0), CONFIG)
+    assert restored.step == 3
 
 
 def flip(path):
@@ -108,46 +111,33 @@ def two_checkpoints(tmp_path_factory):
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
-def test_a_damaged_checkpoint_is_set_aside(two_checkpoints, tmp_path, damage, capsys):
+def test_a_damaged_checkpoint_is_set_aside(
+    two_checkpoints, opened, tmp_path, damage, capsys
+):
     original, target = two_checkpoints
     run = shutil.copytree(original, tmp_path / "run")
     damage(run / "checkpoints" / "2")
-    checkpoints = Checkpoints(run, keep=2)
+    checkpoints = opened(run)
     restored, _ = checkpoints.restore(target, CONFIG)
-    assert restored.step == 1
-    assert checkpoints.latest_step == 1
+    assert restored.step == checkpoints.latest_step == 1
     out = capsys.readouterr().out
     assert "the checkpoint of step 2 is damaged" in out
     assert "goes on from step 1" in out
     checkpoints.save(restored.replace(step=np.full((), 2, np.int32)), CONFIG)
-    checkpoints.close()
+    checkpoints.wait()
     names = {path.name for path in (run / "checkpoints").iterdir()}
     assert names == {"1", "2", "2.damaged"}
     assert checkpoint.steps(run) == [1, 2]
 
 
-def test_where_all_are_damaged_nothing_is_touched(two_checkpoints, tmp_path):
+def test_where_all_are_damaged_nothing_is_touched(two_checkpoints, opened, tmp_path):
     original, target = two_checkpoints
     run = shutil.copytree(original, tmp_path / "run")
     for step in ("1", "2"):
         flip(largest(run / "checkpoints" / step))
-    checkpoints = Checkpoints(run, keep=2)
-    with pytest.raises(InputError, match="can be read") as caught:
-        checkpoints.restore(target, CONFIG)
-    checkpoints.close()
-    assert "params.kernel" in str(caught.value)
+    with pytest.raises(InputError, match=r"can be read[^!]*params\.kernel"):
+        opened(run).restore(target, CONFIG)
     assert {path.name for path in (run / "checkpoints").iterdir()} == {"1", "2"}
-
-
-def test_checkpoints_of_older_versions_are_read(two_checkpoints, tmp_path):
-    original, target = two_checkpoints
-    run = shutil.copytree(original, tmp_path / "run")
-    for name in ("progress", "digests"):
-        shutil.rmtree(run / "checkpoints" / "2" / name)
-    checkpoints = Checkpoints(run, keep=2)
-    restored, progress = checkpoints.restore(target, CONFIG)
-    checkpoints.close()
-    assert (restored.step, progress) == (2, {})
 
 
 def changed(section, **values):
@@ -230,34 +220,19 @@ def copied(run, tmp_path):
 
 def test_parameters_of_another_model_are_refused(run):
     path, model, _ = run
-    with pytest.raises(InputError, match="another model") as refused:
+    said = r"another model .* head\.bias: \(10,\), expected \(7,\); 4 differ"
+    with pytest.raises(InputError, match=said):
         saved_params.load_params(path, model.clone(num_classes=7))
-    assert "head.kernel: (96, 10), expected (96, 7)" in str(refused.value)
     with pytest.raises(InputError, match=r"dist_token: .* no such parameter"):
         saved_params.load_params(path, model.clone(distilled=False))
 
 
 def test_a_missing_checkpoint_is_said(run, tmp_path):
     path, model, _ = run
-    with pytest.raises(InputError, match="no checkpoint of step 7"):
+    with pytest.raises(InputError, match=r"no checkpoint of step 7\. Steps there: 3"):
         saved_params.load_params(path, model, step=7)
-    with pytest.raises(InputError, match="has no checkpoint yet"):
+    with pytest.raises(InputError, match=r"has no checkpoint yet\. Steps there: none"):
         saved_params.load_params(tmp_path, model)
-    (tmp_path / "checkpoints").mkdir()
-    with pytest.raises(InputError, match="Steps there: none"):
-        saved_params.load_params(tmp_path, model)
-
-
-@pytest.mark.parametrize("name", ["_METADATA", "manifest.ocdbt", "d"])
-def test_a_damaged_checkpoint_is_named(copied, name):
-    path, model = copied
-    damaged = path / "checkpoints" / "3" / "state"
-    for file in (
-        [damaged / name] if (damaged / name).is_file() else (damaged.rglob("d/*"))
-    ):
-        os.truncate(file, 10)
-    with pytest.raises(InputError, match=r"checkpoints/3 is damaged: .* No other"):
-        saved_params.load_params(path, model)
 
 
 @pytest.mark.parametrize("name", ["²", "003", "copy_3", "9" * 19])
@@ -281,6 +256,7 @@ def test_a_pipe_in_a_checkpoint_is_not_waited_for(copied, name):
 def test_flipped_bytes_are_found(copied):
     path, model = copied
     flip(largest(path / "checkpoints" / "3"))
-    with pytest.raises(InputError, match=r"checkpoints/3 is damaged: .* not those"):
+    said = r"checkpoints/3 is damaged: .* not those .* No other"
+    with pytest.raises(InputError, match=said):
         for weights in ("raw", "ema"):  # the byte is in one of them
             saved_params.load_params(path, model, weights=weights)

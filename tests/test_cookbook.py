@@ -80,10 +80,7 @@ def test_a_task_runs(kitchen, title):
         [*program, text],
         cwd=kitchen,
         env=os.environ
-        | {
-            "PATH": f"{kitchen / 'bin'}:{os.environ['PATH']}",
-            "PYTHONPATH": str(ROOT),
-        },
+        | {"PATH": f"{kitchen}/bin:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
     )

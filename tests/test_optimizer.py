@@ -89,34 +89,12 @@ def test_steps_are_those_of_torch_and_timm(ours, torchs):
 
 def test_decay_mask_leaves_out_vectors_tokens_and_positions():
     model = variants.create("deit3_nano_distilled_patch8_32", num_classes=10)
-    params = jax.eval_shape(
-        model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3), jnp.float32)
-    )["params"]
-    mask = optimizer.decay_mask(params)
-    paths = jax.tree_util.tree_flatten_with_path(mask)[0]
-    decayed = {"/".join(k.key for k in path) for path, on in paths if on}
-    kept = {"/".join(k.key for k in path) for path, on in paths if not on}
-    assert all(path.endswith("/kernel") for path in decayed)
-    assert {"cls_token", "dist_token", "pos_embed", "norm/scale"} <= kept
-    assert "blocks_3/ls2/gamma" in kept
-    assert not any(path.endswith("/kernel") for path in kept)
+    mask = flatten_dict(optimizer.decay_mask(abstract_params(model)), sep="/")
+    decayed = {name for name, on in mask.items() if on}
+    assert decayed == {name for name in mask if name.endswith("/kernel")}
     assert {"patch_embed/proj/kernel", "head/kernel", "head_dist/kernel"} <= decayed
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    # The trust ratio of lamb divides the decay by itself.
-    {"adamw": -0.05, "sgd": -0.095, "lamb": -0.1, "lion": -0.05, "muon": -0.05}.items(),
-)
-def test_masked_parameters_do_not_decay(name, expected):
-    created = optimizer.create(name, 0.1, weight_decay=0.5)
-    params = {"blocks_0": {"kernel": jnp.ones((2, 2)), "gamma": jnp.ones(2)}}
-    updates, _ = created.update(
-        jax.tree.map(jnp.zeros_like, params), created.init(params), params
-    )
-    updates = updates["blocks_0"]
-    np.testing.assert_allclose(updates["kernel"], expected, rtol=1e-6)
-    np.testing.assert_array_equal(updates["gamma"], 0)
+    kept = {"cls_token", "dist_token", "pos_embed", "norm/scale", "blocks_3/ls2/gamma"}
+    assert kept <= mask.keys() - decayed
 
 
 def random_tree(seed):
@@ -179,11 +157,10 @@ def test_each_kind_of_parameter_has_the_step_of_optaxs_own(name):
 
 
 def test_muon_is_refused_where_no_matrix_is_trained():
-    trained, _ = trainable.split(random_tree(0), "^head")
+    heads, _ = trainable.split(random_tree(0), "^head")
     with pytest.raises(InputError, match="trainable leaves none of them"):
-        optimizer.check_trained("muon", trained)
-    for name in ("adamw", "lamb"):
-        optimizer.check_trained(name, trained)
+        optimizer.check_trained("muon", heads)
+    optimizer.check_trained("lamb", heads)
     optimizer.check_trained("muon", trainable.split(random_tree(0), "attention")[0])
 
 
@@ -197,18 +174,14 @@ def test_muon_is_refused_where_no_matrix_is_trained():
 )
 def test_layer_scales_are_timms(variant, pool):
     params = abstract_params(variants.create(variant, num_classes=10, pool=pool))
+    scales = flatten_dict(optimizer.layer_scales(params, 0.75), sep=".")
     ours = {
         re.sub("kernel$|scale$", "weight", path.replace("blocks_", "blocks.")): scale
-        for path, scale in flatten_dict(
-            optimizer.layer_scales(params, 0.75), sep="."
-        ).items()
+        for path, scale in scales.items()
     }
     with torch.device("meta"):
-        reference = timm.create_model(
-            variant,
-            num_classes=10,
-            global_pool={"token": "token", "mean": "avg"}[pool],
-        )
+        timms_pool = {"token": "token", "mean": "avg"}[pool]
+        reference = timm.create_model(variant, num_classes=10, global_pool=timms_pool)
     names = {id(parameter): name for name, parameter in reference.named_parameters()}
     timms = {
         names[id(parameter)]: group["lr_scale"]
@@ -255,12 +228,10 @@ def test_layer_decay_multiplies_the_learning_rate_of_each_layer(settings):
     assert_same_steps(created, reference, leaves, steps=5, clip_norm=clip_norm)
 
 
-@pytest.mark.parametrize(("reference", "expected"), [(0, 5e-4), (512, 1e-3)])
-def test_learning_rate_scales_with_the_batch(reference, expected):
-    got = optimizer.resolve_learning_rate(
-        5e-4, batch_size=1024, reference_batch_size=reference
-    )
-    assert got == pytest.approx(expected)
+def test_learning_rate_scales_with_the_batch():
+    rate = functools.partial(optimizer.resolve_learning_rate, 5e-4, batch_size=1024)
+    assert rate(reference_batch_size=0) == 5e-4
+    assert rate(reference_batch_size=512) == pytest.approx(1e-3)
 
 
 def test_a_decay_of_plain_adam_is_refused():

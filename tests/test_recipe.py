@@ -1,6 +1,7 @@
 """Every field of a config has a rule, and what a rule does not allow is refused."""
 
 import math
+import re
 from types import SimpleNamespace
 
 import jax
@@ -14,75 +15,54 @@ from deit_jax.data import sources
 from deit_jax.data.plan import BatchPlan
 from deit_jax.errors import InputError
 
-NO_NUMBERS = (math.nan, math.inf, "1", None)
-BAD = {
-    "seed": (-1, 2**32, 1.5),
-    "epochs": (0.0, -1.0, math.inf),
-    "batch_size": (0, 1.5),
-    "steps_per_dispatch": (0,),
-    "dataset.workers": (-1,),
-    "dataset.eval_crop_ratio": (0.0, 1.1),
-    "dataset.mean": ((0.5, 0.5), (0.1, 0.2, 1.5), 2.0, ()),
-    "dataset.std": (0.0, 1e-30, (0.2, 0.0, 0.2), (0.2, math.nan, 0.2), (0.2,) * 4),
-    "model.dtype": ("float16",),
-    "model.attention": ("flash",),
-    "model.drop_path": (1.0, -0.1),
-    "transfer.position_resize": ("bilinear",),
-    "loss.label_smoothing": (-0.1, 1.1),
-    "distillation.kind": ("sotf", None),
-    "distillation.head": ("both",),
-    "distillation.alpha": (-0.1, 1.1),
-    "distillation.tau": (0.0, -1.0),
-    "distillation.view": ("other",),
-    "distillation.mixing": ("some",),
-    "distillation.num_views": (0,),
-    "optimizer.name": ("adagrad",),
-    "optimizer.trainable": (None, 3),
-    "loss.kind": ("hinge", None),
-    "loss.bce_target_threshold": (-0.1, 1.0, "0.5"),
-    "loss.bce_reduction": ("batchmean",),
-    "loss.class_weights": ("inverse", None),
-    "schedule.name": ("exponential",),
-    "schedule.cooldown_epochs": (-1.0, math.inf),
-    "augment.mix_off_epoch": (-1, 1.5, None),
-    "optimizer.learning_rate": (-1e-3, *NO_NUMBERS),
-    "optimizer.weight_decay": (-0.1,),
-    "optimizer.layer_decay": (0.0, 1.1),
-    "optimizer.b1": (1.0, -0.1),
-    "optimizer.momentum": (1.0,),
-    "optimizer.clip_norm": (-1.0,),
-    "schedule.warmup_epochs": (-1.0, math.nan),
-    "ema.decay": (-0.1, 1.1),
-    "checkpoint.keep": (0,),
-    "checkpoint.every_steps": (-1,),
-    "eval.batch_size": (0,),
-    "log.every_steps": (0,),
-    "augment.repeats": (0,),
-    "augment.place": ("tpu", None),
-    "augment.flip": (1, "yes", 0.0),
-    "augment.three_augment": (1,),
-    "augment.crop_padding": (-1, 1.5, "4", True),
-    "augment.erase_probability": (-0.1, 1.1, math.nan, "0.5"),
-    "augment.mix_probability": (-0.1, 1.1),
-    "augment.mix_switch_probability": (-0.1, 1.1),
-    "augment.mixup": (-0.1, math.inf, math.nan, "0.8", (1.0,)),
-    "augment.cutmix": (-0.1,),
-    "augment.crop_area": ((0.5, 0.2), (0.0, 1.0), (0.5, 1.5), (0.5,), 0.5, "ab"),
-    "augment.erase_area": ((0.5, 0.2),),
-    "augment.crop_aspect": (
-        (2.0, 1.0),
-        (1e-30, 1e30),
-        (0.0, 1.0),
-        (1.0, math.inf),
-        1.0,
-        ("a", "b"),
+NO_NUMBERS = (math.nan, math.inf, "1")
+# Values that fields refuse.
+BAD = (
+    ("seed", (-1, 2**32, 1.5)),
+    ("epochs distillation.tau", (0.0, -1.0, *NO_NUMBERS, None)),
+    (
+        "batch_size steps_per_dispatch distillation.num_views checkpoint.keep "
+        "eval.batch_size log.every_steps augment.repeats",
+        (0, 1.5),
     ),
-    "augment.erase_aspect": ((2.0, 1.0), (0.01, 1.0), (1.0, 51.0), (1.0, 1.0, 1.0)),
-    "augment.color_jitter": ((0.1,) * 3, (1.1, 0, 0, 0), (0, 0, 0, 0.6), 0.4),
-    "augment.interpolation": ("nearest",),
-    "augment.erase_mode": ("const",),
-}
-CASES = [(field, value) for field, values in BAD.items() for value in values]
+    ("dataset.workers checkpoint.every_steps augment.mix_off_epoch", (-1, 1.5, None)),
+    ("augment.crop_padding", (-1, 1.5, "4", True)),
+    ("augment.flip augment.three_augment", (1, "yes", 0.0)),
+    ("dataset.eval_crop_ratio optimizer.layer_decay", (0.0, 1.1)),
+    ("dataset.mean", ((0.5, 0.5), (0.1, 0.2, 1.5), 2.0, ())),
+    ("dataset.std", (0.0, 1e-30, (0.2, 0.0, 0.2), (0.2, math.nan, 0.2), (0.2,) * 4)),
+    ("model.drop_path optimizer.b1 optimizer.momentum", (1.0, -0.1, None)),
+    ("loss.bce_target_threshold", (1.0, -0.1, "0.5")),
+    (
+        "loss.label_smoothing distillation.alpha ema.decay augment.mix_probability "
+        "augment.mix_switch_probability augment.erase_probability",
+        (-0.1, 1.1, *NO_NUMBERS),
+    ),
+    (
+        "optimizer.learning_rate optimizer.weight_decay optimizer.clip_norm "
+        "schedule.warmup_epochs schedule.cooldown_epochs augment.mixup augment.cutmix",
+        (-1e-3, (1.0,), *NO_NUMBERS),
+    ),
+    (
+        "model.dtype model.attention transfer.position_resize loss.kind "
+        "loss.bce_reduction loss.class_weights distillation.kind distillation.head "
+        "distillation.view distillation.mixing optimizer.name schedule.name "
+        "augment.place",
+        ("other", None),
+    ),
+    ("augment.interpolation augment.erase_mode", ("other", 1)),
+    ("optimizer.trainable", (None, 3)),
+    (
+        "augment.crop_area augment.erase_area",
+        ((0.5, 0.2), (0.0, 1.0), (0.5, 1.5), (0.5,), 0.5, "ab"),
+    ),
+    (
+        "augment.crop_aspect augment.erase_aspect",
+        ((2.0, 1.0), (1e-30, 1e30), (1.0, math.inf), (1.0, 51.0), 1.0, ("a", "b")),
+    ),
+    ("augment.color_jitter", ((0.1,) * 3, (1.1, 0, 0, 0), (0, 0, 0, 0.6), 0.4)),
+)
+CASES = [(name, bad) for names, bads in BAD for name in names.split() for bad in bads]
 
 
 def put(config, field, value):
@@ -91,6 +71,11 @@ def put(config, field, value):
         config = config[part]
     with config.ignore_type():
         config[name] = value
+
+
+def build(config, devices):
+    source = sources.load("digits", "train[:64]")
+    return experiment.build(config, source, source, devices=devices)
 
 
 def test_every_field_of_a_config_has_a_rule():
@@ -114,11 +99,9 @@ def test_every_field_of_a_config_has_a_rule():
 def test_a_value_out_of_its_range_is_refused_by_name(field, value):
     config = deit.get_config("digits")
     put(config, field, value)
-    with pytest.raises(InputError) as refused:
+    expected = f"{field}={value!r}: expected {recipe.RULES[field].expected}."
+    with pytest.raises(InputError, match=f"^{re.escape(expected)}$"):
         recipe.check(config)
-    assert str(refused.value) == (
-        f"{field}={value!r}: expected {recipe.RULES[field].expected}."
-    )
 
 
 @pytest.mark.parametrize(
@@ -154,23 +137,21 @@ def test_a_rule_says_in_words_what_it_allows(field, expected):
 def test_where_images_are_augmented(place, platform, on_host, resident):
     config = vit.get_config("digits")
     config.augment.place = place
-    source = sources.load("digits", "train[:64]")
     device = SimpleNamespace(
         platform=platform,
         device_kind=f"a {platform}",
         process_index=0,
         client=SimpleNamespace(platform_version=platform),
     )
-    devices = [device]
-    run = experiment.build(config, source, source, devices=devices)
+    run = build(config, [device])
     assert (run.augments_on_host, run.resident) == (on_host, resident)
     config.dataset.on_device = True
     if not on_host:
-        assert experiment.build(config, source, source, devices=devices).resident
+        assert build(config, [device]).resident
         return
     message = f"on_device=True with augment.place='{place}' on a {platform}: the host"
     with pytest.raises(InputError, match=message):
-        experiment.build(config, source, source, devices=devices)
+        build(config, [device])
 
 
 @pytest.mark.parametrize(
@@ -203,9 +184,8 @@ def test_fields_that_do_not_go_together_are_refused_in_a_line(changes, message):
     config = vit.get_config("digits")
     for field, value in changes.items():
         put(config, field, value)
-    source = sources.load("digits", "train[:64]")
     with pytest.raises(InputError) as refused:
-        experiment.build(config, source, source, devices=jax.devices()[:1])
+        build(config, jax.devices()[:1])
     assert message in str(refused.value)
     assert "\n" not in str(refused.value)
 

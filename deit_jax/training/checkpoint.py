@@ -18,14 +18,14 @@ import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict
 from orbax.checkpoint import checkpoint_managers
 
+from deit_jax import files
 from deit_jax.errors import InputError
 from deit_jax.training import data_identity, digests, processes
 from deit_jax.training.run_directory import ADDED_FIELDS
 from deit_jax.training.state import TrainState
 
 # Fields that may change between two starts: they touch neither the order of the data
-# nor, but for how sums are rounded, the parameters. A moved cache is checked by its
-# manifest, not by its path.
+# nor, but for how sums are rounded, the parameters.
 FREE_FIELDS = (
     "augment.place",
     "checkpoint.",
@@ -44,8 +44,7 @@ FREE_FIELDS = (
     "optimizer.max_consecutive_skips",
     "steps_per_dispatch",
 )
-
-# What a checkpoint holds as JSON.
+# What a checkpoint holds as JSON, beside its digests.
 PLAIN = ("config", "data", "progress")
 # The config of a checkpoint of converted weights has this field only.
 CONVERTED_FROM = "converted_from"
@@ -72,7 +71,7 @@ class Checkpoints:
         _hush_closed_event_loop()  # of a save that fails
         self._manager = ocp.CheckpointManager(
             self.directory,
-            item_names=("state", "config", "data", "progress", "digests"),
+            item_names=("state", *PLAIN, "digests"),
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=checkpoint_managers.LatestN(keep),
                 cleanup_tmp_directories=True,  # of a killed save
@@ -98,16 +97,12 @@ class Checkpoints:
     ) -> None:
         """Saves `state` under its step; a step that is there already is left alone.
 
-        Args:
-          config: The run's config as a nested dict.
-          data: `data_identity.describe`.
-          progress: `Progress.resume_state`.
+        `data` is that of `data_identity.describe`, `progress` `Progress.resume_state`.
         """
         step = int(state.step)
         if step in self._manager.all_steps():
             return
-        # On the host: the next step donates the device's buffers, and a host state can
-        # be restored to any number of devices.
+        # On the host: the next step donates the device's buffers.
         state = jax.device_get(state)
         plain = {"config": config, "data": data or {}, "progress": progress or {}}
         sums = {name: digests.of_json(value) for name, value in plain.items()}
@@ -127,9 +122,8 @@ class Checkpoints:
           A host state shaped like `state`, and the `progress` saved with it.
 
         Raises:
-          InputError: `config` differs from the checkpoint's in a field that would make
-            this another run, the data differ, or all checkpoints are damaged; they stay
-            as they are.
+          InputError: The config or the data are those of another run, or all
+            checkpoints are damaged; they stay as they are.
         """
         state = jax.device_get(state)
         damaged = {}
@@ -146,30 +140,20 @@ class Checkpoints:
             return restored
         lines = "".join(f"\n  {step}: {why}" for step, why in damaged.items())
         raise InputError(
-            f"no checkpoint in {self.directory} can be read:{lines}\nIf this program "
-            "is another version than the one that wrote them, take that one. To train "
-            f"from the start, delete {self.directory.parent} or give another "
-            "--workdir."
+            f"no checkpoint in {self.directory} can be read:{lines}\nTake the version "
+            "of this program that wrote them. To train from the start, delete "
+            f"{self.directory.parent} or give another --workdir."
         )
 
     def _read(self, step: int, state: TrainState, config: Mapping, data):
-        folder = self.directory / str(step)
-        # Those of older versions have the state and the config only.
-        names = [n for n in (*PLAIN, "digests") if (folder / n).exists()]
-        items = {name: ocp.args.JsonRestore() for name in names}
-        plain = dict(self._manager.restore(step, args=ocp.args.Composite(**items)))
-        written = plain.pop("digests", None)
-        found = {name: digests.of_json(value) for name, value in plain.items()}
-        if written is not None:
-            digests.check({name: written.get(name) for name in plain}, found)
+        plain = read_plain(self.directory / str(step))
         where = str(self.directory.parent)
-        check_resumable(plain["config"], config, plain.get("data"), data, where=where)
+        check_resumable(plain["config"], config, plain["data"], data, where=where)
         restored = self._manager.restore(
             step, args=ocp.args.Composite(state=ocp.args.StandardRestore(state))
         )["state"]
-        if written is not None:
-            digests.check(written, found | digests.of_arrays(restored))
-        return restored, plain.get("progress", {})
+        digests.check(plain["digests"], digests.of_arrays(restored))
+        return restored, plain["progress"]
 
     def _set_aside(self, damaged: Mapping[int, str], good: int) -> None:
         for step, why in damaged.items():
@@ -196,27 +180,30 @@ class Checkpoints:
         self._manager.close()
 
 
+def read_plain(folder: Path) -> dict:
+    """`PLAIN`, compared with their digests, and those of arrays; raises anything."""
+    plain = {
+        name: files.read_json(folder / name / "metadata")
+        for name in (*PLAIN, "digests")
+    }
+    files.check(plain["digests"], {...: str}, "digests")
+    sums = {name: digests.of_json(plain[name]) for name in PLAIN}
+    digests.check({name: plain["digests"].pop(name, None) for name in PLAIN}, sums)
+    return plain
+
+
 def resumable_step(
     workdir: str | os.PathLike, config: Mapping, data: Mapping | None = None
 ) -> int | None:
-    """The newest checkpoint's step, None without one; writes and moves nothing.
-
-    Raises:
-      InputError: As `Checkpoints.restore`.
-    """
+    """The newest checkpoint's step, None without one; refuses as a restore would."""
     if not steps(workdir):
         return None
     where = find(workdir, None)
     try:
-        saved, saved_data = (
-            ocp.JsonCheckpointHandler().restore(where / name)
-            if (where / name).exists()
-            else None
-            for name in ("config", "data")
-        )
+        plain = read_plain(where)
     except Exception as error:
         raise damaged_error(where, error) from error
-    check_resumable(saved, config, saved_data, data, where=str(workdir))
+    check_resumable(plain["config"], config, plain["data"], data, where=str(workdir))
     return int(where.name)
 
 
@@ -228,14 +215,7 @@ def check_resumable(
     *,
     where: str,
 ) -> None:
-    """Refuses to resume a run with another config or on other data.
-
-    Where the content of the data is known, their place is free.
-
-    Raises:
-      InputError: Names every field that differs, with both values, or what has changed
-        in the data; or `saved` is the config of converted weights.
-    """
+    """Refuses, in words, to resume a run with another config or on other data."""
     if CONVERTED_FROM in saved:
         raise InputError(
             f"{where} holds converted weights, not a training run. To train from them: "
@@ -263,30 +243,22 @@ def check_resumable(
 
 def steps(workdir: str | os.PathLike) -> list[int]:
     """The steps of a run directory's checkpoints, ascending; it may not exist."""
-    directory = Path(workdir).absolute() / "checkpoints"
-    if not directory.is_dir():
-        return []
     # What orbax names so: others, such as a copy of one, are none of a run's.
     return sorted(
         int(path.name)
-        for path in directory.iterdir()
-        if re.fullmatch(r"0|[1-9][0-9]{0,17}", path.name) and path.is_dir()
+        for path in Path(workdir).absolute().glob("checkpoints/*/")
+        if re.fullmatch(r"0|[1-9][0-9]{0,17}", path.name)
     )
 
 
 def find(workdir, step: int | None) -> Path:
     """The folder of a checkpoint, of the newest for None."""
-    directory = Path(workdir).absolute() / "checkpoints"
-    if not directory.is_dir():
-        raise InputError(
-            f"{workdir} has no checkpoint yet: there is no folder {directory}."
-        )
-    found = steps(workdir)
+    directory, found = Path(workdir).absolute() / "checkpoints", steps(workdir)
     if not found or step not in (None, *found):
+        which = f"of step {step}" if found else "yet"
         raise InputError(
-            f"{directory} has no checkpoint"
-            + (f" of step {step}" if step is not None else "")
-            + f". Steps there: {', '.join(map(str, found)) or 'none'}."
+            f"{directory} has no checkpoint {which}. Steps there: "
+            f"{', '.join(map(str, found)) or 'none'}."
         )
     return directory / str(found[-1] if step is None else step)
 

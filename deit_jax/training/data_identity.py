@@ -18,24 +18,22 @@ LIVE = "live: "  # before what a teacher is that is asked in the train step
 
 
 def describe(train_source, eval_source, teacher_digest: str | None) -> dict:
-    """The record of a run's data, for JSON.
+    """The record of a run's data, for JSON: of `train` and `eval`, and the `teacher`.
 
-    Returns:
-      `train` and `eval`, each {fingerprint, order, images, class_names, firsts}, and
-      `teacher`: the digest of its cache, `LIVE` and what a live one is, or None.
-      `firsts` has a word for each class, of its first file by name; it is empty where
-      no order is known without the contents.
+    `order` and `firsts` (a digest of each class's first file) are empty where no order
+    is known without the contents.
     """
-    record: dict = {"teacher": teacher_digest}
-    for name, source in (("train", train_source), ("eval", eval_source)):
-        record[name] = {
+    splits = {
+        name: {
             "fingerprint": source.fingerprint,
             "order": getattr(source, "order", None),
             "images": len(source),
             "class_names": list(source.class_names),
             "firsts": _firsts(source),
         }
-    return record
+        for name, source in (("train", train_source), ("eval", eval_source))
+    }
+    return {"teacher": teacher_digest, **splits}
 
 
 def _firsts(source) -> list[str]:
@@ -52,37 +50,30 @@ def _firsts(source) -> list[str]:
 
 
 def check(saved: Mapping, ours: Mapping, *, where: str) -> list[str]:
-    """Refuses to resume a run on other data.
+    """Refuses to resume a run on other data; `saved` and `ours` as of `describe`.
 
     Files that were changed in their places, such as a damaged image that was replaced,
-    shift no label: they are noted and not refused. The folders of two classes that
-    changed their names do, and images that are others in most classes.
-
-    Args:
-      saved: `describe` of the run in `where`.
-      ours: `describe` of what this start has opened.
+    shift no label: they are noted and not refused.
 
     Returns:
       Notes for the user.
-
-    Raises:
-      InputError: Says in words what has changed, and what can be done.
     """
-    repaired = [
-        split
-        for split in SPLITS
-        if saved[split]["fingerprint"] != ours[split]["fingerprint"]
-        and saved[split].get("order") == ours[split]["order"] is not None
-        and not _exchanged(saved[split], ours[split])
-    ]
-    changes = [
-        change
-        for split in SPLITS
-        if split not in repaired
-        for change in _changes(split, saved[split], ours[split])
-    ]
-    if not changes:
-        changes = _of_teacher(saved["teacher"], ours["teacher"])
+    changes, notes = [], []
+    for split, word in SPLITS.items():
+        theirs, mine = saved[split], ours[split]
+        if theirs["fingerprint"] == mine["fingerprint"]:
+            continue
+        exchanged = _exchanged(theirs, mine)
+        if theirs["order"] == mine["order"] is not None and not exchanged:
+            notes.append(
+                f"{word} images were changed in their places since the run was saved; "
+                "it goes on with them as they are"
+            )
+            continue
+        changes += [*_changes(word, theirs, mine), *exchanged] or [
+            f"{word} images: as many as before, but other files, names or labels"
+        ]
+    changes = changes or _of_teacher(saved["teacher"], ours["teacher"])
     if changes:
         raise InputError(
             f"{where} holds a run on other data:\n"
@@ -90,16 +81,12 @@ def check(saved: Mapping, ours: Mapping, *, where: str) -> list[str]:
             + "\nRestore the data to resume it. To train on these, give another "
             f"--workdir; with --config.init_from={where} it starts from this model."
         )
-    return [
-        f"{SPLITS[split]} images were changed in their places since the run was saved; "
-        "it goes on with them as they are"
-        for split in repaired
-    ]
+    return notes
 
 
 def _exchanged(theirs: Mapping, ours: Mapping) -> list[str]:
     """What is wrong where files have the names that they had, and other contents."""
-    before, now = theirs.get("firsts") or [], ours.get("firsts") or []
+    before, now = theirs["firsts"], ours["firsts"]
     if len(before) != len(now) or theirs["class_names"] != ours["class_names"]:
         return []
     changed = [c for c, (a, b) in enumerate(zip(before, now, strict=True)) if a != b]
@@ -114,16 +101,15 @@ def _exchanged(theirs: Mapping, ours: Mapping) -> list[str]:
 def _of_teacher(theirs: str | None, ours: str | None) -> list[str]:
     """What is wrong with the teacher; another kind of one is another config."""
     live = [bool(digest) and digest.startswith(LIVE) for digest in (theirs, ours)]
-    if theirs == ours or any(live) != all(live):
+    if theirs == ours or live[0] != live[1]:
         return []
-    if not any(live):
-        return ["the teacher's cache holds other logits"]
-    return [f"another live teacher: {theirs} -> {ours}".replace(LIVE, "")]
+    if live[0]:
+        return [f"another live teacher: {theirs} -> {ours}".replace(LIVE, "")]
+    return ["the teacher's cache holds other logits"]
 
 
-def _changes(split: str, theirs: Mapping, ours: Mapping) -> list[str]:
-    if theirs["fingerprint"] == ours["fingerprint"]:
-        return []
+def _changes(word: str, theirs: Mapping, ours: Mapping) -> list[str]:
+    """What has changed in classes and numbers of a split."""
     before, now = theirs["class_names"], ours["class_names"]
     removed = [name for name in before if name not in now]
     added = [name for name in now if name not in before]
@@ -135,13 +121,10 @@ def _changes(split: str, theirs: Mapping, ours: Mapping) -> list[str]:
         changes += [f"classes added: {listed(added)}"] if added else []
     if not changes and before != now:
         changes.append("the classes are in another order")
-    changes += _exchanged(theirs, ours)
     if difference := ours["images"] - theirs["images"]:
         what = "added" if difference > 0 else "removed"
         changes.append(
-            f"{SPLITS[split]} images: {theirs['images']:,} -> {ours['images']:,} "
+            f"{word} images: {theirs['images']:,} -> {ours['images']:,} "
             f"({abs(difference):,} {what})"
         )
-    return changes or [
-        f"{SPLITS[split]} images: as many as before, but other files, names or labels"
-    ]
+    return changes

@@ -42,9 +42,7 @@ def student_images(
 ) -> tuple[UInt8[Array, "b h w 3"], mix.Mix]:
     """The augmented images of a batch, see `prepare`, and how its pairs are mixed.
 
-    Args:
-      mixed: False for the images before they are mixed. Those that the host has
-        augmented are as it has left them.
+    With `mixed` False the images are those before that, where the device augments them.
     """
     if "weight" in batch:
         return batch["image"], mix.Mix(*(batch[name] for name in mix.Mix._fields))
@@ -76,10 +74,10 @@ def prepare(
         side. The augmented image is a pure function of (augment_seed, view, index).
         With the fields of `mix.Mix` [b / 2, ...] the images are augmented already.
       teacher: Parameters of a live teacher.
-      augmentation: What is done to the images; its mean and std normalise them.
-      mix_teacher: Linear mixing (`losses.mix_teacher_logits` but for its first three
-        arguments), where the teacher saw the images unmixed; features are mixed like
-        labels. None takes its answers as they are.
+      augmentation: Its mean and std normalise the images.
+      mix_teacher: `losses.mix_teacher_logits` but for its first three arguments, where
+        the teacher saw the images unmixed; features are mixed like labels. None takes
+        its answers as they are.
       unmixed: Whether images that the host has augmented are still to be mixed, and a
         live teacher sees all images before they are.
       ask: A live teacher: (`teacher`, images uint8 [b, H, W, 3]) -> `Answers`.

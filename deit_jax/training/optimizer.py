@@ -21,13 +21,9 @@ MUON_RMS = 0.2
 def resolve_learning_rate(
     learning_rate: float, *, batch_size: int, reference_batch_size: int
 ) -> float:
-    """The peak learning rate: lr * batch_size / reference, or lr with reference 0.
-
-    The one rule of this project; DeiT scales by batch_size / 512 (section 6).
-    """
-    if reference_batch_size == 0:
-        return learning_rate
-    return learning_rate * batch_size / reference_batch_size
+    """lr * batch_size / reference, which is DeiT's 512 (section 6), or 0 for lr."""
+    reference = reference_batch_size
+    return learning_rate * batch_size / reference if reference else learning_rate
 
 
 def decay_mask(params) -> dict:
@@ -46,9 +42,6 @@ def layer_scales(params, layer_decay: float) -> dict:
     layer i + 1, and the last one shares its layer with the final norm, as in timm's
     `param_groups_layer_decay`; the heads, the norm of the mean that one reads and the
     projector of `distillation.features` are the last layer, depth + 1.
-
-    Args:
-      params: Of a `VisionTransformer`.
 
     Returns:
       layer_decay ** (layers from the heads), shaped like `params`.
@@ -70,22 +63,6 @@ def layer_scales(params, layer_decay: float) -> dict:
 
 def _scale_layers(layer_decay: float, updates, _):
     return jax.tree.map(jnp.multiply, updates, layer_scales(updates, layer_decay))
-
-
-def _lamb(
-    learning_rate: optax.ScalarOrSchedule, b1: float, b2: float, decay: dict
-) -> list[optax.GradientTransformation]:
-    """`optax.lamb` (You et al. 2020, arXiv 1904.00962), but for biases and their like.
-
-    What has no weight decay has no trust ratio either, as in NVIDIA's FusedLAMB, which
-    DeiT III is trained with, and in timm: a bias that starts at 0 would hardly move.
-    """
-    return [
-        optax.scale_by_adam(b1=b1, b2=b2, eps=1e-6),
-        optax.add_decayed_weights(**decay),
-        optax.masked(optax.scale_by_trust_ratio(), decay_mask),
-        optax.scale_by_learning_rate(learning_rate),
-    ]
 
 
 def muon_labels(params) -> dict:
@@ -128,9 +105,9 @@ def create(
     Args:
       name: One of `NAMES`: `adam` (betas b1, b2), `adamw` (the same with decoupled
         decay, multiplied by the learning rate as in torch), `sgd` (Nesterov momentum,
-        L2 decay), `lamb` (adamw with a trust ratio for each matrix), `lion` (Chen et
-        al. 2023, arXiv 2302.06675) or `muon` (`momentum`; adamw for what is not in
-        `muon_labels`).
+        L2 decay), `lamb` (adamw with a trust ratio for each matrix, You et al. 2020,
+        arXiv 1904.00962), `lion` (Chen et al. 2023, arXiv 2302.06675) or `muon`
+        (`momentum`; adamw for what is not in `muon_labels`).
       weight_decay: Applied under `decay_mask`. Refused for plain Adam.
       clip_norm: Bound on the global norm of the gradient; 0 for none.
       layer_decay: Of `layer_scales`, which multiply the learning rate, and with it the
@@ -142,34 +119,45 @@ def create(
             "--config.optimizer.name=adamw, or a decay of 0."
         )
     decay = {"weight_decay": weight_decay, "mask": decay_mask}
-    adamw = functools.partial(optax.adamw, learning_rate, b1=b1, b2=b2, **decay)
-    match name:
-        case "adam":
-            steps = [optax.adam(learning_rate, b1=b1, b2=b2)]
-        case "adamw":
-            steps = [adamw()]
-        case "sgd":
-            steps = [
-                optax.add_decayed_weights(**decay),
-                optax.sgd(learning_rate, momentum=momentum, nesterov=momentum > 0),
-            ]
-        case "lamb":
-            steps = _lamb(learning_rate, b1, b2, decay)
-        case "lion":
-            steps = [optax.lion(learning_rate, b1=b1, b2=b2, **decay)]
-        case "muon":
-            muon = optax.contrib.muon(
-                learning_rate,
-                beta=momentum,
-                weight_decay=weight_decay,
-                consistent_rms=MUON_RMS,
-            )
-            steps = [optax.partition({"muon": muon, "adam": adamw()}, muon_labels)]
-        case _:
-            raise ValueError(f"unknown optimizer {name!r}; known: {NAMES}")
+    steps = _steps(name, learning_rate, {"b1": b1, "b2": b2}, momentum, decay)
     if clip_norm:
         steps.insert(0, optax.clip_by_global_norm(clip_norm))
     if layer_decay < 1:
         # Last: the updates hold learning rate and weight decay by then.
         steps.append(optax.stateless(functools.partial(_scale_layers, layer_decay)))
     return optax.chain(*steps)
+
+
+def _steps(
+    name: str, rate: optax.ScalarOrSchedule, betas: dict, momentum: float, decay: dict
+) -> list[optax.GradientTransformation]:
+    match name:
+        case "adam":
+            return [optax.adam(rate, **betas)]
+        case "adamw":
+            return [optax.adamw(rate, **betas, **decay)]
+        case "sgd":
+            nesterov = optax.sgd(rate, momentum=momentum, nesterov=momentum > 0)
+            return [optax.add_decayed_weights(**decay), nesterov]
+        case "lamb":
+            # `optax.lamb`, but that what has no weight decay has no trust ratio, as in
+            # NVIDIA's FusedLAMB (DeiT III's) and timm: a bias that starts at 0 would
+            # hardly move.
+            return [
+                optax.scale_by_adam(**betas, eps=1e-6),
+                optax.add_decayed_weights(**decay),
+                optax.masked(optax.scale_by_trust_ratio(), decay_mask),
+                optax.scale_by_learning_rate(rate),
+            ]
+        case "lion":
+            return [optax.lion(rate, **betas, **decay)]
+        case "muon":
+            muon = optax.contrib.muon(
+                rate,
+                beta=momentum,
+                weight_decay=decay["weight_decay"],
+                consistent_rms=MUON_RMS,
+            )
+            adamw = optax.adamw(rate, **betas, **decay)
+            return [optax.partition({"muon": muon, "adam": adamw}, muon_labels)]
+    raise ValueError(f"unknown optimizer {name!r}; known: {NAMES}")

@@ -2,8 +2,7 @@
 
 Every process runs the same program on its part of each batch, on its local devices.
 Only the first one writes the run directory and prints; the others receive its state
-when they start. In a single process nothing is initialised, and each function returns
-at once.
+when they start.
 """
 
 import collections
@@ -25,11 +24,10 @@ from jax.experimental import multihost_utils
 from deit_jax.errors import InputError
 
 # After so many seconds without a sign of life a process counts as dead, and JAX ends
-# the others. The signs come from a thread of C++, which no long step delays.
+# the others.
 HEARTBEAT_SECONDS = 30
-# Processes that a launcher has started, by the variables that it sets for each. Of
-# Slurm those of the step: in an interactive shell SLURM_NTASKS counts tasks that
-# nobody has started.
+# Processes that a launcher has started. Of Slurm those of the step: in an interactive
+# shell SLURM_NTASKS counts tasks that nobody has started.
 LAUNCHERS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
 TPU_HOSTS = "TPU_WORKER_HOSTNAMES"  # separated by commas; set by GKE
 # Between the end of the first process, which ends all, and the others' own message.
@@ -50,11 +48,10 @@ def joined(
     num_processes: int = 0,
     process_id: int = -1,
 ) -> Iterator[None]:
-    """Joins the processes of a run, for as long as the context lasts.
+    """Joins the processes of a run; enter it before JAX touches a device.
 
-    Enter it before JAX touches a device. Inside, only the first process prints on
-    stdout. An exception that leaves the context ends the process at once, since the
-    others would wait for it for ever: `SystemExit` with its code, others with 1. When
+    Inside, only the first process prints on stdout. An exception that leaves the
+    context ends the process at once, since the others would wait for it for ever. When
     another process dies, this one ends too, at once or after `HEARTBEAT_SECONDS`.
 
     Args:
@@ -69,21 +66,14 @@ def joined(
     """
     settings = (coordinator, num_processes, process_id)
     explicit = settings != ("", 0, -1)
-    _check(auto, *settings, explicit=explicit)
+    if explicit:
+        _check(*settings)
     if num_processes == 1 or not (explicit or auto or (auto is None and launched())):
         yield
         return
-    arguments = {}
-    if explicit:
-        arguments = {
-            "coordinator_address": coordinator,
-            "num_processes": num_processes,
-            "process_id": process_id,
-            "cluster_detection_method": "deactivate",
-        }
     child = _last_words()
     try:
-        _initialize(arguments)
+        _initialize(*settings if explicit else ())
     except InputError:
         child.communicate(TOLD)
         raise
@@ -104,8 +94,7 @@ def launched() -> int:
     """The processes that a launcher says it has started; 0 where there is none."""
     counts = [int(os.environ.get(name) or 0) for name in LAUNCHERS]
     counts.append(len(os.environ.get(TPU_HOSTS, "").split(",")))
-    several = [number for number in counts if number > 1]
-    return several[0] if several else 0
+    return next((number for number in counts if number > 1), 0)
 
 
 def refuse(command: str) -> None:
@@ -131,11 +120,7 @@ def nothing(*args, **kwargs) -> None:
 
 
 def devices() -> list[jax.Device]:
-    """The devices of all processes: those of the first, those of the second, ...
-
-    Raises:
-      InputError: The processes have different numbers of devices, or are not joined.
-    """
+    """The devices of all processes, as many in each, in the order of the processes."""
     if count() > 1 and not jax.distributed.is_initialized():
         raise InputError(
             f"this is one of {count()} processes, which are not joined yet: give all "
@@ -183,11 +168,7 @@ def gather_json(value) -> list:
 
 
 def check_same(facts: Mapping[str, object]) -> None:
-    """Refuses, in all of them, processes that would not train the same model.
-
-    Args:
-      facts: What must be the same in every process, by name, for JSON.
-    """
+    """Refuses, in all of them, processes whose `facts`, for JSON, differ."""
     first, *others = gather_json(facts)
     differences = [
         f"  {name}: {first.get(name, 'absent')!r} in process 0, "
@@ -205,29 +186,24 @@ def check_same(facts: Mapping[str, object]) -> None:
         )
 
 
-def _check(auto, coordinator, num_processes, process_id, *, explicit: bool) -> None:
-    given = (
-        f"distributed.coordinator={coordinator!r}, num_processes={num_processes}, "
-        f"process_id={process_id}"
-    )
-    if auto and explicit:
-        raise InputError(
-            f"{given}: with distributed.auto these are found. Leave them or it out."
-        )
-    if not explicit or (num_processes == 1 and process_id in (-1, 0)):
-        return
+def _check(coordinator: str, num_processes: int, process_id: int) -> None:
     host, _, port = coordinator.rpartition(":")
-    if not (host and port.isdigit() and 0 <= process_id < num_processes):
+    several = host and port.isdigit() and 0 <= process_id < num_processes
+    if not (several or (num_processes == 1 and process_id in (-1, 0))):
         raise InputError(
-            f"{given}: expected all three, the coordinator as HOST:PORT of the first "
-            "process, and process_id from 0 to num_processes - 1."
+            f"distributed.coordinator={coordinator!r}, num_processes={num_processes}, "
+            f"process_id={process_id}: expected all three, the coordinator as "
+            "HOST:PORT of the first process, and process_id from 0 to num_processes - "
+            "1; or none of them."
         )
 
 
-def _initialize(arguments: Mapping) -> None:
+def _initialize(*settings) -> None:
     try:
         jax.distributed.initialize(
-            **arguments, heartbeat_timeout_seconds=HEARTBEAT_SECONDS
+            *settings,
+            cluster_detection_method="deactivate" if settings else None,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
         )
     except Exception as error:  # each kind of cluster raises its own
         raise InputError(
@@ -253,7 +229,7 @@ def _exit_code(error: BaseException, child: subprocess.Popen) -> int:
     """Prints `error`, and returns the exit code for it."""
     code = 1
     if isinstance(error, SystemExit):  # a message has been printed
-        code = error.code if isinstance(error.code, int) else 1
+        code = error.code
         child.communicate(TOLD)
         if is_first():
             time.sleep(GRACE_SECONDS)

@@ -37,15 +37,13 @@ ADDED_FIELDS = {
 
 def check(path: str | os.PathLike) -> None:
     """Refuses, before anything is read or written, what cannot be a run directory."""
-    path = Path(path)
-    there = nearest_existing(path)
+    there, wrong = nearest_existing(Path(path)), None
     if not there.is_dir():
-        raise InputError(f"--workdir={path}: {there} is a file, not a directory.")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise InputError(
-            f"--workdir={path}: {there} cannot be written by this user. Give another "
-            "--workdir."
-        )
+        wrong = "is a file, not a directory"
+    elif not os.access(there, os.W_OK | os.X_OK):
+        wrong = "cannot be written by this user"
+    if wrong:
+        raise InputError(f"--workdir={path}: {there} {wrong}. Give another --workdir.")
 
 
 def nearest_existing(path: Path) -> Path:
@@ -83,17 +81,15 @@ class RunDirectory:
 
     @property
     def rates(self) -> list[float]:
-        """Images per second of every interval that earlier starts have written."""
+        """Images per second of the intervals of earlier starts."""
         name = "train/images_per_sec"
         return [row[name] for row in self._metrics.kept if name in row]
 
     @property
     def evaluated(self) -> bool:
         """Whether an earlier start has written the evaluation of step `start`."""
-        return any(
-            row["step"] == self._start and any(name.startswith("eval/") for name in row)
-            for row in self._metrics.kept
-        )
+        rows = (row for row in self._metrics.kept if row["step"] == self._start)
+        return any(name.startswith("eval/") for row in rows for name in row)
 
     def describe(self, config: Mapping, card: model_card.ModelCard) -> None:
         """Writes what the run is, for the commands that are given its directory."""
@@ -103,18 +99,10 @@ class RunDirectory:
         if self._start == 0:
             self._tensorboard.write_texts(0, {"config": f"```\n{text}\n```"})
 
-    def write(
-        self,
-        step: int,
-        values: Mapping[str, float],
-        *,
-        epoch: float,
-        flush: bool = False,
-    ) -> None:
+    def write(self, step: int, values: Mapping, *, epoch: float, flush=False) -> None:
         """Writes scalars of a step to TensorBoard and metrics.jsonl.
 
-        With `flush` TensorBoard has them on disk before metrics.jsonl says so: a run
-        that resumes takes `evaluated` from there.
+        With `flush` TensorBoard has them first: `evaluated` comes from metrics.jsonl.
         """
         self._tensorboard.write_scalars(step, values)
         if flush:
@@ -134,14 +122,10 @@ class RunDirectory:
         self._metrics.flush()
         self._tensorboard.flush()
 
-    def keep_predictions(
-        self, logits: Mapping[str, np.ndarray], labels: np.ndarray, *, fingerprint: str
-    ) -> None:
-        """See `predictions.write`."""
+    def keep_predictions(self, logits, labels, *, fingerprint: str) -> None:
         predictions.write(self.path, logits, labels, fingerprint=fingerprint)
 
     def summarise(self, facts: dict) -> dict:
-        """See `summary.write`."""
         return summary.write(self.path, facts)
 
     def close(self) -> None:

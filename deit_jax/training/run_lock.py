@@ -18,9 +18,8 @@ LOCK = "run.lock"
 def hold(workdir: str | os.PathLike) -> Iterator[None]:
     """Makes the run directory, and keeps other processes out of it.
 
-    The lock is the kernel's, on the file `run.lock`: it ends with the process, however
-    that ends. The file that stays only names the process and its host, for the message
-    to others. A directory that was made goes again where nothing came into it.
+    The lock is the kernel's and ends with the process. The file that stays names the
+    process to others. A directory that was made goes again where it stays empty.
 
     Raises:
       InputError: Another process has it, or the directory cannot be written.

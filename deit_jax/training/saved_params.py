@@ -1,7 +1,6 @@
 """The parameters in a checkpoint, without the optimizer's state."""
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -15,7 +14,7 @@ from deit_jax.errors import InputError
 from deit_jax.models.params import abstract_params
 from deit_jax.training import checkpoint, digests
 
-# What a checkpoint holds beside the optimizer's state, under the names of users.
+# What users call the parameters of a checkpoint.
 WEIGHTS = {"raw": "params", "ema": "ema_params"}
 
 
@@ -40,15 +39,14 @@ def load_params(
         raise InputError(f"weights={weights!r}: expected {' or '.join(WEIGHTS)}.")
     where = checkpoint.find(workdir, step)
     key = WEIGHTS[weights]
-    # Not a manager or a checkpointer: they would tell of all that is not restored.
-    reader = ocp.PyTreeCheckpointHandler()
     abstract = abstract_params(model)
     try:
         tree = _metadata(where)
         _check_params(tree[key], abstract, model, str(where))
         # NumPy arrays as targets: nothing is put on a device here.
         target = {key: jax.tree.map(lambda x: np.empty(x.shape, x.dtype), abstract)}
-        restored = reader.restore(
+        # Not a manager or a checkpointer: they would tell of all that is not restored.
+        restored = ocp.PyTreeCheckpointHandler().restore(
             where / "state",
             args=ocp.args.PyTreeRestore(
                 target,
@@ -56,7 +54,9 @@ def load_params(
                 partial_restore=True,
             ),
         )
-        _check_digests(where, restored)
+        written = checkpoint.read_plain(where)["digests"]
+        found = digests.of_arrays(restored)
+        digests.check({name: written.get(name) for name in found}, found)
     except InputError:
         raise
     except Exception as error:  # tensorstore and orbax raise anything
@@ -74,17 +74,6 @@ def weights_in(
         return tuple(name for name, key in WEIGHTS.items() if tree[key] is not None)
     except Exception as error:
         raise checkpoint.damaged_error(where, error) from error
-
-
-def _check_digests(where: Path, restored: Mapping) -> None:
-    """Raises ValueError where some of the state is not what was written."""
-    folder = where / "digests"
-    if not folder.exists():  # of an older version
-        return
-    written = files.read_json(folder / "metadata")
-    files.check(written, {...: str}, "digests")
-    found = digests.of_arrays(restored)
-    digests.check({name: written.get(name) for name in found}, found)
 
 
 def _metadata(where: Path) -> dict:
@@ -106,18 +95,12 @@ def _check_params(found, expected, model, where: str) -> None:
         {name: tuple(x.shape) for name, x in flatten_dict(tree, sep=".").items()}
         for tree in (without_projector(found), expected)
     )
-    if found == expected:
+    if not (differing := dict(found.items() ^ expected.items())):
         return
-    lines = [
-        f"  {name}: {found.get(name, 'absent')}, expected "
-        f"{expected.get(name, 'no such parameter')}"
-        for name in sorted(found.keys() | expected.keys())
-        if found.get(name) != expected.get(name)
-    ]
-    more = f"\n  ... and {len(lines) - 10} more" if len(lines) > 10 else ""
+    name = min(differing)
     raise InputError(
         f"{where} holds the parameters of another model than the one its model.json "
-        f"describes ({model.num_classes} classes, {model.image_size} px):\n"
-        + "\n".join(lines[:10])
-        + more
+        f"describes ({model.num_classes} classes, {model.image_size} px). {name}: "
+        f"{found.get(name, 'absent')}, expected "
+        f"{expected.get(name, 'no such parameter')}; {len(differing)} differ."
     )

@@ -1,8 +1,4 @@
-"""Stops a run in good order when a signal asks for it.
-
-SIGTERM comes from a scheduler, SIGINT from the keyboard, SIGHUP from an SSH session
-that closes, SIGUSR1 and SIGUSR2 from Slurm (`--signal`) before the time limit.
-"""
+"""Stops a run in good order when a signal asks for it."""
 
 import contextlib
 import os
@@ -10,25 +6,18 @@ import signal
 import threading
 from collections.abc import Iterator
 
+# From a scheduler, the keyboard, an SSH session that closes, and Slurm's `--signal`.
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class Stopped(Exception):
-    """A signal has stopped a run; the same command resumes it.
-
-    Commands print its message and exit with `command.STOPPED`.
-    """
+    """A signal has stopped a run; commands print this and exit with `STOPPED`."""
 
 
 class Stop:
-    """The request to stop, if there is one.
+    """The request to stop: the name of the first `signal`, or None."""
 
-    Attributes:
-      signal: The name of the first signal, or None.
-    """
-
-    def __init__(self):
-        self.signal: str | None = None
+    signal: str | None = None
 
     def check(self) -> None:
         """Raises `Stopped` if a signal has come."""
@@ -54,9 +43,8 @@ class Stop:
 def caught() -> Iterator[Stop]:
     """Turns the first of `SIGNALS` into a request, which the caller looks for.
 
-    A signal that the process ignores stays ignored, such as SIGINT in the background of
-    a script or SIGHUP under nohup. Outside of the main thread, where Python cannot
-    handle signals, nothing changes.
+    What the process ignores stays ignored, such as SIGHUP under nohup. Outside of the
+    main thread, where Python cannot handle signals, nothing changes.
     """
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():

@@ -22,9 +22,8 @@ def split(params, which: str) -> tuple[dict, dict]:
     """Splits parameters into the trained and the frozen ones.
 
     Args:
-      params: Of a `VisionTransformer`, or what is shaped like them.
-      which: A key of `PATTERNS`, or a regular expression that is searched for in the
-        names (`parameter_names`). A projector is always trained.
+      which: A key of `PATTERNS`, or a regular expression to search for in the names
+        (`parameter_names`). A projector is always trained.
 
     Returns:
       Two trees like `params`, each with None where the other has an array. None is no
@@ -41,30 +40,27 @@ def split(params, which: str) -> tuple[dict, dict]:
             f"one, or {', '.join(PATTERNS)}."
         ) from error
     names = parameter_names(params)
-    found = [pattern.search(name) is not None for name in names]
-    if not any(found):
+    trained = [bool(pattern.search(name)) for name in names]
+    if not any(trained):
         kinds = dict.fromkeys(re.sub(r"^blocks_\d+", "blocks_N", n) for n in names)
         raise InputError(
             f"optimizer.trainable={which!r} matches no parameter. Their names are "
             f"{', '.join(kinds)}; or give {', '.join(PATTERNS)}."
         )
-    found = [
-        f or name.startswith(PROJECTOR) for f, name in zip(found, names, strict=True)
+    trained = [
+        t or n.startswith(PROJECTOR) for t, n in zip(trained, names, strict=True)
     ]
-    leaves, tree = jax.tree.flatten(params)
-    return tuple(
-        jax.tree.unflatten(
-            tree, [x if f is on else None for x, f in zip(leaves, found, strict=True)]
-        )
-        for on in (True, False)
+    mask = jax.tree.unflatten(jax.tree.structure(params), trained)
+    return (
+        jax.tree.map(lambda x, on: x if on else None, params, mask),
+        jax.tree.map(lambda x, on: None if on else x, params, mask),
     )
 
 
 def merge(trained, frozen):
     """Puts together what `split` has taken apart."""
-    return jax.tree.map(
-        lambda one, other: other if one is None else one,
-        trained,
-        frozen,
-        is_leaf=lambda leaf: leaf is None,
-    )
+
+    def either(one, other):
+        return other if one is None else one
+
+    return jax.tree.map(either, trained, frozen, is_leaf=lambda leaf: leaf is None)
