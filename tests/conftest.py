@@ -31,7 +31,6 @@ from absl import flags
 from PIL import Image
 
 from deit_jax.data import sources
-from deit_jax.training import step
 
 if "PYTEST_XDIST_WORKER" not in os.environ:
     atexit.register(
@@ -180,27 +179,3 @@ def folder_config(folder):
     config.augment.recipe = "none"
     config.eval.batch_size = 8
     return config
-
-
-@pytest.fixture
-def dying(monkeypatch):
-    """Makes the run end, as if killed, at its n-th dispatch."""
-
-    def arm(number):
-        real = step.pmap_train_step
-
-        def make(*args, **kwargs):
-            mapped, left = real(*args, **kwargs), [None] * (number - 1)
-
-            def one(*arguments):
-                if not left:
-                    raise KeyboardInterrupt
-                left.pop()
-                return mapped(*arguments)
-
-            return one
-
-        monkeypatch.setattr(step, "pmap_train_step", make)
-        return lambda: monkeypatch.setattr(step, "pmap_train_step", real)
-
-    return arm

@@ -7,6 +7,7 @@ import pytest
 import run_directories
 import same_run
 import torch
+from steps import stopped_after
 from torch.nn import functional as F
 
 import deit_jax
@@ -140,7 +141,7 @@ def make_config(teacher, **fields):
 
 @pytest.mark.slow
 def test_a_run_learns_features_resumes_and_leaves_its_projector_behind(
-    teacher, tmp_path, dying, capsys
+    teacher, tmp_path, capsys
 ):
     config = make_config(teacher)
     summary = train_and_evaluate(config, tmp_path / "whole")
@@ -149,10 +150,8 @@ def test_a_run_learns_features_resumes_and_leaves_its_projector_behind(
     assert len(rows) == 20
     assert np.mean(rows[-4:]) < np.mean(rows[:4]) - 0.05
     assert "its 96 features too: cosine distance" in capsys.readouterr().out
-    undo = dying(7)
-    with pytest.raises(KeyboardInterrupt):
+    with stopped_after(6), pytest.raises(KeyboardInterrupt):
         train_and_evaluate(config, tmp_path / "parts")
-    undo()
     assert train_and_evaluate(config, tmp_path / "parts")["resumed_at_step"] == 4
     assert not same_run.differences(tmp_path / "whole", tmp_path / "parts")
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import run_directories
 import same_run
+from steps import stopped_after
 
 from configs import deit
 from deit_jax import dry_run, experiment, targets, teaching
@@ -164,7 +165,7 @@ class NoTorch:
 
 @pytest.mark.slow
 def test_a_killed_run_resumes_with_its_teacher_alone(
-    teachers, tmp_path, monkeypatch, dying, capsys
+    teachers, tmp_path, monkeypatch, capsys
 ):
     """To the same bits; and where torch is not installed, of a file as well."""
     for name in filter(is_torch, list(sys.modules)):
@@ -174,10 +175,8 @@ def test_a_killed_run_resumes_with_its_teacher_alone(
     config = make_config(f"{teachers / 'one'}, {file}")
     config.epochs, config.steps_per_dispatch, config.log.every_steps = 2.0, 2, 4
     summary = train_and_evaluate(config, tmp_path / "whole")
-    undo = dying(4)
-    with pytest.raises(KeyboardInterrupt):
+    with stopped_after(3), pytest.raises(KeyboardInterrupt):
         train_and_evaluate(config, tmp_path / "parts")
-    undo()
     assert train_and_evaluate(config, tmp_path / "parts")["resumed_at_step"] == 4
     assert not same_run.differences(tmp_path / "whole", tmp_path / "parts")
     about = summary["teacher"]
