@@ -1,22 +1,15 @@
 """Image files with broken metadata, written byte by byte."""
 
-import io
 import struct
 import zlib
 
 import numpy as np
-from PIL import Image
+from made_sets import encoded
 
 TILES = np.random.RandomState(0).randint(0, 256, (3, 4, 3))
 IMAGE = TILES.repeat(8, axis=0).repeat(8, axis=1).astype(np.uint8)  # 24 x 32
 XMP = '<x:xmpmeta tiff:Orientation="6" by="Å"/>'
 BOMB = zlib.compress(bytes(2**22))  # four times Pillow's limit of a text
-
-
-def encode(format, image=IMAGE, **options) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, format, **options)
-    return file.getvalue()
 
 
 def tiff(*entries, order=">") -> bytes:
@@ -41,7 +34,7 @@ def chunk(kind: bytes, body: bytes, crc: int | None = None) -> bytes:
 
 def png(*chunks: bytes, end: bytes = b"") -> bytes:
     """A PNG with chunks before its pixels and behind them."""
-    plain = encode("PNG")
+    plain = encoded(IMAGE, "PNG")
     return plain[:33] + b"".join(chunks) + plain[33:-12] + end + plain[-12:]
 
 
@@ -50,13 +43,13 @@ def segment(marker: int, body: bytes, length: int | None = None) -> bytes:
 
 
 def jpeg(*segments: bytes) -> bytes:
-    plain = encode("JPEG")
+    plain = encoded(IMAGE, "JPEG")
     return plain[:20] + b"".join(segments) + plain[20:]  # behind JFIF
 
 
 def webp(*chunks: tuple[bytes, bytes], cut: int = 0) -> bytes:
     """An extended WebP whose flags announce a profile, EXIF and XMP."""
-    plain = encode("WEBP", lossless=True)
+    plain = encoded(IMAGE, "WEBP", lossless=True)
     size = struct.pack("<L", IMAGE.shape[1] - 1)[:3]
     size += struct.pack("<L", IMAGE.shape[0] - 1)[:3]
     body = b"WEBPVP8X" + struct.pack("<LB3x", 10, 0x2C) + size + plain[12:]
@@ -68,19 +61,21 @@ def webp(*chunks: tuple[bytes, bytes], cut: int = 0) -> bytes:
 
 
 def gif(*extensions: bytes) -> bytes:
-    plain = encode("GIF")
+    plain = encoded(IMAGE, "GIF")
     start = 13 + 3 * 2 ** (1 + (plain[10] & 7))  # behind the palette
     return plain[:start] + b"".join(extensions) + plain[start:]
 
 
 def tiff_image(*broken: int) -> bytes:
     """A TIFF in which the entries of these tags point outside."""
-    encoded = bytearray(encode("TIFF", tiffinfo={271: "long maker", 305: "software"}))
-    first = struct.unpack_from("<L", encoded, 4)[0]
-    for at in range(first + 2, first + 2 + 12 * encoded[first], 12):
-        if struct.unpack_from("<H", encoded, at)[0] in broken:
-            encoded[at + 8 : at + 12] = struct.pack("<L", 2**24)
-    return bytes(encoded)
+    image = bytearray(
+        encoded(IMAGE, "TIFF", tiffinfo={271: "long maker", 305: "software"})
+    )
+    first = struct.unpack_from("<L", image, 4)[0]
+    for at in range(first + 2, first + 2 + 12 * image[first], 12):
+        if struct.unpack_from("<H", image, at)[0] in broken:
+            image[at + 8 : at + 12] = struct.pack("<L", 2**24)
+    return bytes(image)
 
 
 LATIN_XMP = XMP.encode("latin-1")

@@ -40,8 +40,9 @@ BOTH = {"cls": str, "txt": lambda label: NAMES[label]}
         ({"json": lambda label: json.dumps({"kind": NAMES[label], "label": 0})},
          ",label=json.kind", NAMES),
         ({"species": lambda label: NAMES[label]}, ",label=species", NAMES),
+        ({"cls": lambda label: ("7", "a", "b", "c")[label]}, "", ("7", "a", "b", "c")),
     ],
-    ids=["name", "number", "txt", "json", "first", "given", "field", "ending"],
+    ids=["name", "number", "txt", "json", "first", "given", "field", "ending", "mixed"],
 )  # fmt: skip
 def test_the_label_beside_the_image(tmp_path, members, option, names):
     source = sources.load(made_sets.shards(tmp_path, members) + option, "train")
@@ -83,16 +84,6 @@ def test_the_index_is_made_once_and_kept_out_of_the_folder(
         again = sources.load(name, "train")
     assert again.fingerprint == before.fingerprint
     assert again.image_shape == before.image_shape == (32, 32, 3)
-    for damage in (b"", b"no index", next(cache.iterdir()).read_bytes()[:-40]):
-        next(cache.iterdir()).write_bytes(damage)
-        assert sources.load(name, "train").fingerprint == before.fingerprint
-
-
-def test_where_the_index_cannot_be_kept_it_is_made_at_every_start(tmp_path):
-    name = made_sets.shards(tmp_path / "set")
-    (tmp_path / "file").touch()
-    [note] = sources.load(name, "train", data_dir=str(tmp_path / "file/x")).notes
-    assert "the index cannot be kept in" in note and "dataset.data_dir=DIR" in note
 
 
 def test_a_changed_shard_is_indexed_anew(tmp_path):
@@ -102,20 +93,14 @@ def test_a_changed_shard_is_indexed_anew(tmp_path):
     assert len(sources.load(f"tar:{tmp_path}/set", "train")) == 10
 
 
-@pytest.mark.parametrize("left", [-2000, 20_000, 512 * 39])
+@pytest.mark.parametrize("left", [20_000, 512 * 39, None])
 def test_a_shard_cut_short_is_named(tmp_path, left):
+    """In an image, in a header, or before its end."""
     path = make(tmp_path / "set/0.tar")
     content = path.read_bytes().rstrip(b"\0")
+    content += b"\0" * (-len(content) % 512)
     path.write_bytes(content[:left])
     with pytest.raises(InputError, match=rf"{path} is (cut short|damaged)"):
-        sources.load(f"tar:{tmp_path}/set", "train")
-
-
-def test_a_shard_without_its_end_is_cut_short(tmp_path):
-    path = make(tmp_path / "set/0.tar")
-    content = path.read_bytes().rstrip(b"\0")
-    path.write_bytes(content + b"\0" * (-len(content) % 512))
-    with pytest.raises(InputError, match=rf"{path} is cut short: [\d,]+ bytes, at lea"):
         sources.load(f"tar:{tmp_path}/set", "train")
 
 
@@ -135,22 +120,14 @@ def test_a_file_that_is_no_plain_tar(tmp_path, content, says):
 @pytest.mark.parametrize(
     ("members", "option", "says"),
     [
-        (
-            {"xml": str},
-            "",
-            r"no labelled image. Found: 20 samples of \.png \.xml\. Exp",
-        ),
+        ({"xml": str}, "", r"no labelled image. Found: 20 samples of \.png \.xml\. "),
         (made_sets.BY_NAME, ",label=txt", r"Found: 20 samples of \.cls \.png"),
         (AS_JSON, ",label=json.kind", r"20 samples of \.json \.png.*label=json.FIELD"),
         ({"json": lambda label: "{"}, "", r"0\.tar, set/00000\.json is no JSON"),
-        ({"cls": lambda label: "7"[:label] or "x"}, "", None),
     ],
 )
 def test_samples_without_a_label(tmp_path, members, option, says):
     make(tmp_path / "0.tar", **members)
-    if says is None:  # a class that is named 7 among others with names
-        assert sources.load(f"tar:{tmp_path}", "train").class_names == ("7", "x")
-        return
     with pytest.raises(InputError, match=says):
         sources.load(f"tar:{tmp_path}{option}", "train")
 

@@ -7,19 +7,15 @@ A source has `len(source)`, `source[i] -> {"image": uint8 [H, W, 3], "label": in
 differ) and `source.fingerprint`: the sha256 of everything that makes the data set what
 it is. A teacher cache belongs to one fingerprint.
 
-There are two kinds. `ArraySource` lies in memory. `EncodedSource`
-(`deit_jax.data.sources.encoded`) reads encoded images from disk, and pickles to its
-paths; `load_into_memory` makes the first of the second.
+There are two kinds. `ArraySource` (`arrays`) lies in memory. `EncodedSource`
+(`encoded`) reads encoded images from disk, and pickles to its paths;
+`load_into_memory` makes the first of the second.
 """
 
-import dataclasses
-from collections.abc import Iterator, Sequence
-
 import numpy as np
-from PIL import Image
 
 from deit_jax.data.sources import cifar, folder, tar_shards, tfds
-from deit_jax.data.sources.decode import decode_rgb
+from deit_jax.data.sources.arrays import ArraySource
 from deit_jax.data.sources.encoded import EncodedSource
 from deit_jax.data.sources.fingerprints import blocks, fingerprint
 from deit_jax.data.sources.split import parse_split
@@ -29,48 +25,6 @@ from deit_jax.errors import InputError
 PLACES = (folder.PREFIX, cifar.PREFIX, tar_shards.PREFIX, "hf:")
 DIGITS_TRAIN = 1440  # of 1,797; the rest is the test split
 DIGITS_SCALE = 4  # every pixel of the 8 x 8 original becomes 4 x 4: 32 x 32
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class ArraySource:
-    """A data set that lies in memory.
-
-    Attributes:
-      name: The name it was opened by.
-      split: The split in TFDS syntax, e.g. `train[:1200]`.
-      images: uint8 [N, H, W, 3].
-      labels: int32 [N], in 0 .. num_classes - 1.
-      class_names: One name a class, in the order of the labels.
-      fingerprint: sha256 (hex) of name, split, labels, ids and original pixels.
-      notes: What a user should be told of how the data were found.
-    """
-
-    name: str
-    split: str
-    images: np.ndarray
-    labels: np.ndarray
-    class_names: tuple[str, ...]
-    fingerprint: str
-    notes: tuple[str, ...] = ()
-
-    @property
-    def num_classes(self) -> int:
-        return len(self.class_names)
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        return self.images.shape[1:]
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> dict:
-        return {"image": self.images[index], "label": int(self.labels[index])}
-
-    def pil_images(self, indices: Sequence[int]) -> Iterator[tuple[Image.Image, int]]:
-        """Yields each image as a Pillow image, with its label."""
-        for index in indices:
-            yield Image.fromarray(self.images[index]), int(self.labels[index])
 
 
 def load(name: str, split: str, *, data_dir: str | None = None):
@@ -94,7 +48,7 @@ def load(name: str, split: str, *, data_dir: str | None = None):
         theirs; None is a default of each.
 
     Returns:
-      An `ArraySource` of `digits`, an `EncodedSource` of the others.
+      An `ArraySource` of `digits` and `cifar:`, an `EncodedSource` of the others.
 
     Raises:
       InputError: There is no such data set or split, or its labels, classes or files
@@ -133,24 +87,22 @@ def load_into_memory(source: ArraySource | EncodedSource) -> ArraySource:
     images = np.empty((len(source), *source.image_shape), np.uint8)
     labels = np.empty(len(source), np.int32)
     for block in blocks(np.arange(len(source))):
-        for index, (encoded, label) in zip(
-            block, source.records.read(block), strict=True
-        ):
-            image = decode_rgb(encoded, source.where(index))
-            if image.shape != source.image_shape:
+        read = source.pil_images(block)
+        for index, (image, label) in zip(block, read, strict=True):
+            if image.size != source.image_shape[1::-1]:
                 raise InputError(
-                    f"{source.where(index)} is {image.shape}, all images of "
-                    f"{source.name} should be {source.image_shape}."
+                    f"{source.where(index)} is {image.width} x {image.height}, all "
+                    f"images of {source.name} should be {source.image_shape}."
                 )
             images[index], labels[index] = image, label
     return ArraySource(
-        name=source.name,
-        split=source.split,
-        images=images,
-        labels=labels,
-        class_names=source.class_names,
-        fingerprint=source.fingerprint,
-        notes=source.notes,
+        source.name,
+        source.split,
+        images,
+        labels,
+        source.class_names,
+        source.fingerprint,
+        source.notes,
     )
 
 

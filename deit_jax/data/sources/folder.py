@@ -29,7 +29,7 @@ import numpy as np
 
 from deit_jax.data.sources import fingerprints, layout
 from deit_jax.data.sources.encoded import EncodedSource
-from deit_jax.data.sources.layout import is_folder, is_hidden, listing
+from deit_jax.data.sources.layout import is_hidden
 from deit_jax.data.sources.split import parse_split
 from deit_jax.errors import InputError, listed
 
@@ -92,11 +92,9 @@ def open_folder(name: str, split: str) -> EncodedSource:
     _, paths, labels, sizes = zip(*images[start:stop], strict=True)
 
     records = FolderRecords(str(found.directory), paths, np.array(labels, np.int32))
-    read = fingerprints.positions(len(paths), sum(sizes))
-    _, sums = fingerprints.scan(records, read)
-    portable = "\n".join(path.replace(os.sep, "/") for path in paths)
-    names = os.fsencode("\n".join(found.class_folders))
-    order = (found.split, names, os.fsencode(portable), records.labels)
+    _, sums = fingerprints.scan(fingerprints.sample(records, sum(sizes)))
+    names = (os.fsencode("\n".join(names)) for names in (found.class_folders, paths))
+    order = (found.split, *names, records.labels)
     return EncodedSource(
         name=name,
         split=found.split,
@@ -117,12 +115,11 @@ def _images(
     """Yields (order, relative path, label, size) of each image of a split."""
     for folder, label in found.folders:
         for path, size in find_image_files(found.directory, folder, passed_over):
-            if label is not None:
-                yield _order(path), path, label, size
-            elif (name := os.path.basename(path)) in found.annotations:
-                yield _order(path), path, found.annotations[name], size
-            else:
+            known = found.annotations.get(os.path.basename(path), label)
+            if known is None:
                 passed_over["without a class"] += 1
+            else:
+                yield hashlib.sha256(os.fsencode(path)).digest(), path, known, size
 
 
 def _check_classes(found: layout.Layout, images: list, passed_over) -> list[str]:
@@ -131,21 +128,23 @@ def _check_classes(found: layout.Layout, images: list, passed_over) -> list[str]
     empty = [c for label, c in enumerate(found.class_names) if label not in present]
     if not empty:
         return []
-    where, training = found.directory, found.split.startswith("train")
-    if images and not training:
+    where = found.directory
+    if found.split.startswith("train"):
+        label = found.class_names.index(empty[0])
+        where /= next(f for f, its_label in found.folders if its_label == label)
+    elif images:
         return [
             f"{where} holds no image of {len(empty)} of {len(found.class_names)} "
             f"classes, left out of F1 and AUC: {listed(empty)}"
         ]
-    if training:
-        label = found.class_names.index(empty[0])
-        where /= next(f for f, its_label in found.folders if its_label == label)
+    raise no_images(where, passed_over)
+
+
+def no_images(folder: Path, passed_over: collections.Counter) -> InputError:
     others = ", ".join(f"{n} {ending}" for ending, n in passed_over.most_common(5))
-    raise InputError(
-        f"{'the class folder' if training else 'the split'} {where} holds no image "
-        f"({', '.join(sorted(ENDINGS))}). "
-        + (f"Passed over so far: {others}. " if others else "")
-        + "Give it images in one of these formats."
+    return InputError(
+        f"the folder {folder} holds no image ({', '.join(sorted(ENDINGS))}); passed "
+        f"over so far: {others or 'nothing'}."
     )
 
 
@@ -163,32 +162,29 @@ def find_image_files(
     Yields:
       (path relative to `directory`, size in bytes); those of one folder by name.
     """
-    folders, seen = [relative], set()
-    while folders:
-        relative = folders.pop()
-        with listing(directory / relative) as entries:
-            about = os.stat(directory / relative)
-            entries = sorted(entries, key=lambda entry: entry.name)
-        if (about.st_dev, about.st_ino) in seen:
+    seen = set()
+    start = os.path.join(directory, relative)
+    walk = os.walk(start, onerror=layout.refuse_listing, followlinks=True)
+    for folder, folders, files in walk:
+        if os.path.realpath(folder) in seen:
+            folders.clear()
             continue
-        seen.add((about.st_dev, about.st_ino))
-        below = []
-        for entry in entries:
-            path = os.path.join(relative, entry.name)
-            ending = os.path.splitext(entry.name)[1].lower()
-            if is_hidden(entry):
-                passed_over["hidden"] += 1
-            elif is_folder(entry):
-                below.append(path)
-            elif ending in ENDINGS:
-                about = _stat(entry)
-                if stat.S_ISREG(about.st_mode):
-                    yield path, about.st_size
-                else:  # a pipe or a device, which may never end
-                    passed_over["no file"] += 1
-            else:
+        seen.add(os.path.realpath(folder))
+        inside = os.path.relpath(folder, directory).removeprefix(".")
+        shown = [name for name in folders + files if not is_hidden(name)]
+        if hidden := len(folders + files) - len(shown):
+            passed_over["hidden"] += hidden
+        folders[:] = sorted(set(folders) & set(shown))
+        for name in sorted(set(files) & set(shown)):
+            ending = os.path.splitext(name)[1].lower()
+            if ending not in ENDINGS:
                 passed_over[ending or "no ending"] += 1
-        folders += reversed(below)
+                continue
+            about = _stat(os.path.join(folder, name))
+            if stat.S_ISREG(about.st_mode):
+                yield os.path.join(inside, name), about.st_size
+            else:  # a pipe or a device, which may never end
+                passed_over["no file"] += 1
 
 
 def read_image_file(path: str | os.PathLike) -> bytes:
@@ -220,16 +216,11 @@ def _read_once(path: str | os.PathLike) -> bytes:
         return file.read()
 
 
-def _stat(entry: os.DirEntry) -> os.stat_result:
+def _stat(path: str) -> os.stat_result:
     try:
-        return entry.stat()
+        return os.stat(path)
     except OSError as error:
         raise InputError(
-            f"{entry.path} cannot be read: {error.strerror}. If it is a link, what it "
-            "points to is gone."
+            f"{path} cannot be read: {error.strerror}. If it is a link, what it points "
+            "to is gone."
         ) from error
-
-
-def _order(path: str) -> bytes:
-    name = os.fsencode(path.replace(os.sep, "/"))
-    return hashlib.sha256(name).digest()

@@ -1,9 +1,10 @@
 """Where what was made of a user's files is kept: their folder is never written to."""
 
+import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from deit_jax.errors import InputError
@@ -13,10 +14,8 @@ FORMAT = 1
 
 def directory(data_dir: str | None) -> Path:
     """`data_dir`, else `$XDG_CACHE_HOME/deit_jax/images`, `~/.cache` by default."""
-    if data_dir:
-        return Path(data_dir).expanduser()
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(cache).expanduser() / "deit_jax" / "images"
+    return Path(data_dir or f"{cache}/deit_jax/images").expanduser()
 
 
 def path(data_dir: str | None, files: Sequence[str], *about: str, ending: str) -> Path:
@@ -38,3 +37,29 @@ def path(data_dir: str | None, files: Sequence[str], *about: str, ending: str) -
     facts = [[f, s.st_size, s.st_mtime_ns] for f, s in zip(real, states, strict=True)]
     key = hashlib.sha256(json.dumps([FORMAT, facts, about]).encode()).hexdigest()
     return directory(data_dir) / f"{key[:32]}{ending}"
+
+
+@contextlib.contextmanager
+def writing(path: Path, name: str) -> Iterator[Path]:
+    """A file to write, which becomes `path` once it is whole.
+
+    Args:
+      name: The data set's.
+
+    Raises:
+      InputError: The disk is full or cannot be written.
+    """
+    partial = path.with_suffix(f".{os.getpid()}{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        os.replace(partial, path)
+    except OSError as error:
+        raise InputError(
+            f"what is made of {name} cannot be written into {path.parent}: "
+            f"{error.strerror or error}. Give another folder: "
+            "--config.dataset.data_dir=DIR."
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink()

@@ -1,0 +1,49 @@
+"""Labelled images that lie in memory."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from PIL import Image
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ArraySource:
+    """A data set that lies in memory.
+
+    Attributes:
+      name: The name it was opened by.
+      split: The split in TFDS syntax, e.g. `train[:1200]`.
+      images: uint8 [N, H, W, 3].
+      labels: int32 [N], in 0 .. num_classes - 1.
+      class_names: One name a class, in the order of the labels.
+      fingerprint: sha256 (hex) of name, split, labels, ids and original pixels.
+      notes: What a user should be told of how the data were found.
+    """
+
+    name: str
+    split: str
+    images: np.ndarray
+    labels: np.ndarray
+    class_names: tuple[str, ...]
+    fingerprint: str
+    notes: tuple[str, ...] = ()
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return self.images.shape[1:]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> dict:
+        return {"image": self.images[index], "label": int(self.labels[index])}
+
+    def pil_images(self, indices: Sequence[int]) -> Iterator[tuple[Image.Image, int]]:
+        """Yields each image as a Pillow image, with its label."""
+        for index in indices:
+            yield Image.fromarray(self.images[index]), int(self.labels[index])
