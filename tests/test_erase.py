@@ -174,12 +174,6 @@ def test_only_the_rectangle_changes(mode):
     assert areas.max() > 0.3 * 24 * 40
 
 
-def test_the_mean_colour_is_timms():
-    for mean in (MEAN, (0.0, 1.0, 0.5), (0.4914, 0.4822, 0.4465), (1.2, 0.1, 0.9)):
-        timms = tuple([min(255, round(255 * x)) for x in mean])
-        assert erase.mean_colour(mean) == timms
-
-
 def noise_pixels(mean, std):
     """uint8 [images, 30, 30, 3], erased nearly whole."""
     settings = {"area": (0.9, 0.9), "aspect": (1.0, 1.0), "mode": "pixel"}

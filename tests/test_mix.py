@@ -1,7 +1,6 @@
 """MixUp and CutMix: how often, how much, which pixels, and what the labels weigh."""
 
 import functools
-import math
 
 import jax
 import numpy as np
@@ -189,17 +188,3 @@ def test_mixup_rounds_exactly():
     for share, image in zip(shares.tolist(), np.asarray(mixed), strict=True):
         exact = (share * own + (LAMBDA - share) * other) / LAMBDA
         np.testing.assert_array_equal(image, np.floor(exact + 0.5))
-
-
-def test_an_image_that_is_its_own_partner_is_unchanged():
-    image = noise(32, 0)
-    drawn = mix.Mix(*(part[:200] for part in draws(32)))
-    assert (np.asarray(apply_all(image, image, drawn)) == image).all()
-
-
-def test_sides_of_boxes_are_floors_of_the_exact_root():
-    for size in (31, 32, 224, 384):
-        for k, side in enumerate(mix._cut_sides(size).tolist()):
-            assert side**2 * LAMBDA <= size**2 * (LAMBDA - k)
-            assert (side + 1) ** 2 * LAMBDA > size**2 * (LAMBDA - k)
-            assert side == int(size * math.sqrt(1 - k / LAMBDA))
