@@ -170,28 +170,17 @@ def test_endings_in_any_case_and_pictures_further_down(pets):
     assert [found[name]["label"] for name in formats] == [1] * len(formats)
 
 
-def test_links_are_followed_but_not_in_circles(pets, tmp_path):
-    before = load(pets).fingerprint
-    elsewhere = tmp_path / "elsewhere"
-    shutil.move(pets / "train" / "dogs", elsewhere)
-    (pets / "train" / "dogs").symlink_to(elsewhere, target_is_directory=True)
-    (elsewhere / "again").symlink_to(elsewhere, target_is_directory=True)
-    (elsewhere / "itself").symlink_to("itself")
-    assert load(pets).fingerprint == before
-
-
-def test_what_many_links_lead_to_counts_once(pets, tmp_path):
+def test_links_are_followed_and_what_many_lead_to_counts_once(pets, tmp_path):
     """Thirty levels of two links each are a billion paths to one image."""
     levels = [tmp_path / f"level{n}" for n in range(31)]
-    for one, next_one in itertools.pairwise(levels):
+    for one, next_one in itertools.pairwise([*levels, levels[0]]):
         one.mkdir()
         for name in ("a", "b"):
             (one / name).symlink_to(next_one, target_is_directory=True)
-    levels[-1].mkdir()
     (levels[-1] / "x.png").write_bytes(encode(99))
-    before = len(load(pets))
+    (levels[-1] / "itself").symlink_to("itself")
     (pets / "train" / "cats" / "more").symlink_to(levels[0], target_is_directory=True)
-    assert len(load(pets)) == before + 1
+    assert len(load(pets)) == 20 + 1
 
 
 def test_pipes_and_devices_are_passed_over(pets):
@@ -201,19 +190,10 @@ def test_pipes_and_devices_are_passed_over(pets):
     source = load(pets)
     assert source.fingerprint == before
     assert source.passed_over["no file"] == 2
-
-
-def test_a_file_that_becomes_a_pipe_is_not_waited_for(pets):
-    source = load(pets)
     path = Path(source.where(0))
     path.unlink()
-    os.mkfifo(path)
+    os.mkfifo(path)  # it is not waited for
     with pytest.raises(InputError, match=f"{path.name} is no regular file"):
-        source[0]
-    path.unlink()
-    path.touch()
-    os.truncate(path, 2**31)
-    with pytest.raises(InputError, match=r"2,147,483,648 bytes, more than 1,073,741,8"):
         source[0]
 
 
@@ -300,27 +280,16 @@ def test_a_source_pickles_to_its_paths(pets):
         sources.load_into_memory(source)
 
 
-@pytest.mark.parametrize(
-    ("content", "says"),
-    [
-        (b"", "is empty"),
-        (b"no picture", "is not an image"),
-        (encode(0)[:90], "cannot be decoded"),
-        (None, "cannot be read: No such file"),
-    ],
-    ids=["empty", "foreign", "truncated", "gone"],
-)
-def test_a_bad_file_is_named_when_it_is_read(pets, content, says):
-    path = pets / "train" / "dogs" / "002.png"
-    if content is not None:
-        path.write_bytes(content)
+def test_a_bad_file_is_named_when_it_is_read(pets):
     source = load(pets)
-    if content is None:
-        path.unlink()
-    index = [source.where(i) for i in range(20)].index(str(path))
-    with pytest.raises(InputError, match=rf"train/dogs/002\.png {says}"):
-        source[index]
-    assert source[index - 1]["image"].shape == (5, 6, 3)  # the others are fine
+    cut, gone = Path(source.where(3)), Path(source.where(7))
+    cut.write_bytes(cut.read_bytes()[:90])
+    gone.unlink()
+    with pytest.raises(InputError, match=f"{cut} cannot be decoded"):
+        source[3]
+    with pytest.raises(InputError, match=f"{gone} cannot be read: No such file"):
+        source[7]
+    assert source[4]["image"].shape == (5, 6, 3)  # the others are fine
 
 
 def clear(folder, left=()):
@@ -452,9 +421,9 @@ def test_a_tfds_slice_is_what_tfds_gives(tiny):
 def test_tfds_into_memory(tiny):
     source = load_tiny(tiny)
     memory = sources.load_into_memory(source)
-    assert memory.images.shape == (20, 5, 6, 3)
     np.testing.assert_array_equal(memory.labels, source.labels)
-    np.testing.assert_array_equal(memory[11]["image"], source[11]["image"])
+    for index in range(20):
+        np.testing.assert_array_equal(memory.images[index], source[index]["image"])
     for field in ("name", "split", "class_names", "fingerprint", "num_classes"):
         assert getattr(memory, field) == getattr(source, field)
 

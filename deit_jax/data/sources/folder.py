@@ -37,8 +37,6 @@ PREFIX = layout.PREFIX
 ENDINGS = frozenset(
     [".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff"]
 )
-# Of an encoded image: Pillow's limit of pixels, uncompressed, takes 0.5 GB.
-MAX_BYTES = 2**30
 # What a network disk says that is away for a moment, and a file that is not there yet.
 TRANSIENT = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOENT)
 RETRY_SECONDS = (0.3, 0.6, 1.2)
@@ -191,29 +189,18 @@ def read_image_file(path: str | os.PathLike) -> bytes:
     """The bytes of an encoded image; a disk that is away for a moment is waited for.
 
     Raises:
-      InputError: It cannot be read, is no regular file, or has more than `MAX_BYTES`.
+      InputError: It cannot be read, or is no regular file.
     """
     for pause in (*RETRY_SECONDS, None):
         try:
-            return _read_once(path)
+            if not stat.S_ISREG(os.stat(path).st_mode):
+                raise InputError(f"{path} is no regular file. Replace or remove it.")
+            return Path(path).read_bytes()
         except OSError as error:
             if pause is None or error.errno not in TRANSIENT:
                 raise InputError(f"{path} cannot be read: {error.strerror}.") from error
             time.sleep(pause)
     raise AssertionError  # the last pause is None
-
-
-def _read_once(path: str | os.PathLike) -> bytes:
-    about = os.stat(path)
-    if not stat.S_ISREG(about.st_mode):
-        raise InputError(f"{path} is no regular file. Replace or remove it.")
-    if about.st_size > MAX_BYTES:
-        raise InputError(
-            f"{path} has {about.st_size:,} bytes, more than {MAX_BYTES:,}. Scale it "
-            "down, compress or remove it."
-        )
-    with open(path, "rb") as file:
-        return file.read()
 
 
 def _stat(path: str) -> os.stat_result:
