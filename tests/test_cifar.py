@@ -118,9 +118,3 @@ def test_a_label_that_no_class_has(tmp_path):
     path.write_bytes(b"\x09" + path.read_bytes()[1:])
     with pytest.raises(InputError, match=r"image 0 has label 9, expected 0 \.\. 3"):
         load(folder)
-
-
-@pytest.mark.parametrize("place", ["", "/no/such"])
-def test_a_place_that_is_none(place):
-    with pytest.raises(InputError, match=r"does not exist\. Expected cifar:/path"):
-        load(place)

@@ -15,7 +15,6 @@ import pytest
 from huggingface_hub import errors
 
 from deit_jax.data import sources
-from deit_jax.data.sources import parquet
 from deit_jax.errors import InputError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -23,9 +22,8 @@ IMAGE = made_sets.encoded(np.zeros((4, 4, 3), np.uint8))
 
 
 @pytest.fixture(autouse=True)
-def cache(monkeypatch, tmp_path):
+def _cache(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache/deit_jax/images"
 
 
 def write(path: Path, rows: int = 4, **columns) -> str:
@@ -149,30 +147,6 @@ def test_another_number_of_classes_for_evaluation(tmp_path):
 # What is kept
 
 
-def test_images_are_unpacked_once(tmp_path, cache, monkeypatch):
-    name = made_sets.hub(tmp_path / "set")
-    before = sources.load(name, "train")
-    [kept] = cache.iterdir()
-    monkeypatch.setattr(parquet, "_batches", None)
-    again = sources.load(name, "train")
-    assert again.fingerprint == before.fingerprint
-    assert [*cache.iterdir()] == [kept]
-    monkeypatch.undo()
-    elsewhere = sources.load(name, "train", data_dir=str(tmp_path / "mine"))
-    assert len(list((tmp_path / "mine").iterdir())) == 1
-    assert elsewhere.fingerprint == before.fingerprint
-
-
-def test_changed_files_are_unpacked_anew(tmp_path, cache):
-    path = made_sets.parquet(tmp_path / "set/train.parquet")
-    before = sources.load(f"hf:{tmp_path}/set", "train")
-    made_sets.parquet(path, rows=slice(0, 15))
-    os.utime(path, ns=(1, 1))
-    after = sources.load(f"hf:{tmp_path}/set", "train")
-    assert (len(before), len(after)) == (20, 15)
-    assert len(list(cache.iterdir())) == 2
-
-
 def test_a_place_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").touch()
     for name in (made_sets.hub(tmp_path / "a"), made_sets.shards(tmp_path / "b")):
@@ -197,17 +171,6 @@ def test_a_damaged_image_is_named_by_its_row(tmp_path):
     row = np.random.RandomState(0).permutation(4).tolist().index(1)
     with pytest.raises(InputError, match=r"train.parquet, row 1 (cannot|is not)"):
         source[row]
-
-
-@pytest.mark.parametrize(
-    ("place", "says"),
-    [("", "expected hf:org/name"), ("/no/such", "no/such does not exist"),
-     ("./", r"holds no \*\.parquet")],
-)  # fmt: skip
-def test_a_folder_that_is_none(tmp_path, monkeypatch, place, says):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match=says):
-        sources.load(f"hf:{place}", "train")
 
 
 # The Hub

@@ -9,14 +9,12 @@ import pytest
 from made_sets import NAMES
 
 from deit_jax.data import sources
-from deit_jax.data.sources import tar_shards
 from deit_jax.errors import InputError
 
 
 @pytest.fixture(autouse=True)
-def cache(monkeypatch, tmp_path):
+def _cache(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache/deit_jax/images"
 
 
 def make(path: Path, rows=slice(None), split="train", **members) -> Path:
@@ -69,28 +67,6 @@ def test_a_missing_shard_is_named(tmp_path):
     says = r"2 of the 3 files of .* are missing: .*/01.tar, .*/02.tar"
     with pytest.raises(InputError, match=says):
         sources.load(f"tar:{tmp_path}/{{00..02}}.tar", "train")
-
-
-def test_the_index_is_made_once_and_kept_out_of_the_folder(
-    tmp_path, cache, monkeypatch
-):
-    name = made_sets.shards(tmp_path / "set")
-    files = sorted((tmp_path / "set").rglob("*"))
-    before = sources.load(name, "train")
-    assert sorted((tmp_path / "set").rglob("*")) == files
-    assert len(list(cache.iterdir())) == 1
-    with monkeypatch.context() as patch:
-        patch.setattr(tar_shards, "_make", None)
-        again = sources.load(name, "train")
-    assert again.fingerprint == before.fingerprint
-    assert again.image_shape == before.image_shape == (32, 32, 3)
-
-
-def test_a_changed_shard_is_indexed_anew(tmp_path):
-    path = make(tmp_path / "set/0.tar")
-    assert len(sources.load(f"tar:{tmp_path}/set", "train")) == 20
-    make(path, slice(0, 10))
-    assert len(sources.load(f"tar:{tmp_path}/set", "train")) == 10
 
 
 @pytest.mark.parametrize("left", [20_000, 512 * 39, None])
@@ -159,14 +135,3 @@ def test_a_shard_that_has_gone_is_named(tmp_path):
     path.symlink_to(tmp_path / "nowhere.tar")
     with pytest.raises(InputError, match=r"nowhere\.tar cannot be read: No such file"):
         sources.load(f"tar:{tmp_path}/set", "train")
-
-
-@pytest.mark.parametrize(
-    ("name", "says"),
-    [("", "expected tar:/path"), ("/no/such/{0..1}.tar", "2 of the 2 files"),
-     (".", r"holds no \*\.tar")],
-)  # fmt: skip
-def test_a_place_that_is_none(tmp_path, monkeypatch, name, says):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match=says):
-        sources.load(f"tar:{name}", "train")

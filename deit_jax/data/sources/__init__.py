@@ -42,8 +42,9 @@ def load(name: str, split: str, *, data_dir: str | None = None):
           (`deit_jax.data.sources.hub`);
         - `tar:/path/{000..099}.tar`: shards of webdataset
           (`deit_jax.data.sources.tar_shards`).
-      split: `train` or `test`, or a slice in TFDS syntax: `train[:1200]`,
-        `train[80%:]`.
+      split: `train`, `val`, `test` or another that there is, or a slice in TFDS syntax:
+        `train[:1200]`, `train[80%:]`. Where there is only one of `val` and `test`, it
+        serves for both, and the source's `split` says which it is.
       data_dir: Where TFDS keeps its sets, and `hf:` and `tar:` what they make of
         theirs; None is a default of each.
 
@@ -51,8 +52,9 @@ def load(name: str, split: str, *, data_dir: str | None = None):
       An `ArraySource` of `digits` and `cifar:`, an `EncodedSource` of the others.
 
     Raises:
-      InputError: There is no such data set or split, or its labels, classes or files
-        are not as they should be.
+      InputError: There is no such data set or split, it cannot be downloaded or
+        prepared, it has fewer than two classes, a class has no training image, a split
+        has a class that `train` lacks, or files are missing or damaged.
     """
     if name == "digits":
         return _digits(split)

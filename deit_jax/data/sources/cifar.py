@@ -75,15 +75,7 @@ class CifarSource(ArraySource):
 
 
 def open_cifar(name: str, split: str) -> CifarSource:
-    """Opens a split of CIFAR-10 or CIFAR-100 (its 100 fine labels).
-
-    Args:
-      name: `cifar:` and a path, see the module.
-      split: `train` or `test`, or a slice.
-
-    Raises:
-      InputError: The files are missing, cut short or something else.
-    """
+    """Opens a split of CIFAR-10 or CIFAR-100 (its 100 fine labels)."""
     place, layout, files = _find(name)
     base, split, notes = choose_split(split, layout.splits, name)
     class_names = _class_names(place, layout, files)

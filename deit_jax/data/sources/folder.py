@@ -68,19 +68,7 @@ class FolderRecords:
 
 
 def open_folder(name: str, split: str) -> EncodedSource:
-    """Opens a split of a folder of images.
-
-    Args:
-      name: `folder:` and the path of the root; a relative one starts at the working
-        directory.
-      split: `train`, `val` or `test`, or a slice: `train[:90%]`. Where the folder has
-        only one of `val` and `test`, it serves for both; the source's `split` says
-        which it is.
-
-    Raises:
-      InputError: The root or the split is missing, there are fewer than two classes,
-        a class has no training image, or the split has a class that `train` lacks.
-    """
+    """Opens a split of a folder of images; a relative path starts where we are."""
     found = layout.find(name, split)
     passed_over = collections.Counter()
     images = sorted(_images(found, passed_over))

@@ -42,15 +42,8 @@ IMAGES = ("image", "img")  # columns, the first counts
 def open_hub(name: str, split: str, data_dir: str | None = None) -> EncodedSource:
     """Opens a split of Parquet files.
 
-    Args:
-      name: See the module.
-      split: `train`, `val`, `test` or another that the files' names say, or a slice.
-      data_dir: Where the images are unpacked to, see `parquet`; a folder in the user's
-        cache by default. Downloads go where huggingface_hub keeps them.
-
-    Raises:
-      InputError: The data set, the split or a column is missing, the data set is gated,
-        the Hub cannot be reached, or the files are damaged or no image classification.
+    Images are unpacked to `data_dir`, see `parquet`. Downloads go where huggingface_hub
+    keeps them.
     """
     place, options = parse(name)
     files, fetch = _local(place) if place[0] in "/.~" else _remote(place, options)

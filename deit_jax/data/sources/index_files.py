@@ -12,20 +12,14 @@ from deit_jax.errors import InputError
 FORMAT = 1
 
 
-def directory(data_dir: str | None) -> Path:
-    """`data_dir`, else `$XDG_CACHE_HOME/deit_jax/images`, `~/.cache` by default."""
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(data_dir or f"{cache}/deit_jax/images").expanduser()
-
-
 def path(data_dir: str | None, files: Sequence[str], *about: str, ending: str) -> Path:
     """The file that is kept of `files` as they are: another size or date is another.
 
+    It lies in `data_dir`, else in `$XDG_CACHE_HOME/deit_jax/images`, `~/.cache` by
+    default.
+
     Args:
       about: What else it depends on.
-
-    Raises:
-      InputError: A file is not there.
     """
     real = [os.path.realpath(file) for file in files]
     try:
@@ -36,19 +30,14 @@ def path(data_dir: str | None, files: Sequence[str], *about: str, ending: str) -
         ) from error
     facts = [[f, s.st_size, s.st_mtime_ns] for f, s in zip(real, states, strict=True)]
     key = hashlib.sha256(json.dumps([FORMAT, facts, about]).encode()).hexdigest()
-    return directory(data_dir) / f"{key[:32]}{ending}"
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    directory = Path(data_dir or f"{cache}/deit_jax/images").expanduser()
+    return directory / f"{key[:32]}{ending}"
 
 
 @contextlib.contextmanager
 def writing(path: Path, name: str) -> Iterator[Path]:
-    """A file to write, which becomes `path` once it is whole.
-
-    Args:
-      name: The data set's.
-
-    Raises:
-      InputError: The disk is full or cannot be written.
-    """
+    """A file to write of the data set `name`, which becomes `path` once it is whole."""
     partial = path.with_suffix(f".{os.getpid()}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

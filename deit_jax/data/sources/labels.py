@@ -18,14 +18,7 @@ MANY_NAMES = 100
 
 
 def class_names(labels: np.ndarray, name: str) -> tuple[str, ...]:
-    """The classes of `labels`, int [N] or str (objects) [N].
-
-    Args:
-      name: What an error message calls the data set.
-
-    Raises:
-      InputError: There are fewer than two, or they look like texts.
-    """
+    """The classes of `labels`, int [N] or str (objects) [N], of the data set `name`."""
     if labels.dtype.kind == "i":
         found = tuple(map(str, range(labels.max(initial=-1) + 1)))
     else:
@@ -52,9 +45,6 @@ def numbers(
     Args:
       labels: int [N], or names, str (objects) [N].
       where: What an error message calls an image.
-
-    Raises:
-      InputError: A label is none of the classes.
     """
     if labels.dtype.kind == "i":
         result, shown = labels, f"0 .. {len(classes) - 1}"

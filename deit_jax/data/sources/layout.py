@@ -63,17 +63,11 @@ class Layout:
 
 
 def find(name: str, split: str) -> Layout:
-    """Finds a split and its classes.
-
-    Args:
-      name: `folder:` and the path of the root.
-      split: A name in `SPLITS`, or a slice: `train[:90%]`.
-
-    Raises:
-      InputError: The root or the split is missing, there are fewer than two classes,
-        or the split's classes are not those of `train`.
-    """
-    given = _given_root(name)
+    """Finds a split and its classes."""
+    given = Path(name.removeprefix(PREFIX)).expanduser()
+    if not given.is_dir():
+        what = "is a file; unpack it" if given.exists() else "does not exist"
+        raise InputError(f"{name!r}: the folder {given.absolute()} {what}. {EXPECTED}.")
     root, splits = _find_root(given)
     notes = [] if root == given else [f"{root} is taken for {given}"]
     if splits["train"] == ["."]:
@@ -110,14 +104,6 @@ def find(name: str, split: str) -> Layout:
 def plain_name(name: str) -> str:
     """The name of a class as it is compared and shown."""
     return unicodedata.normalize("NFC", name).strip() or name
-
-
-def _given_root(name: str) -> Path:
-    root = Path(name.removeprefix(PREFIX)).expanduser()
-    if not root.is_dir():
-        what = "is a file; unpack it" if root.exists() else "does not exist"
-        raise InputError(f"{name!r}: the folder {root.absolute()} {what}. {EXPECTED}.")
-    return root
 
 
 def _find_root(root: Path, depth: int = DEPTH) -> tuple[Path, dict[str, list[str]]]:

@@ -91,9 +91,6 @@ def read_labels(files: Sequence[str], column: str) -> tuple[np.ndarray, np.ndarr
 
     Returns:
       int64 [N], or str (objects) [N]; and the rows up to the end of each file.
-
-    Raises:
-      InputError: A file is damaged or has no such column, or there is no label.
     """
     labels, ends = [], []
     for file in files:
@@ -127,12 +124,7 @@ def is_image(kind: pa.DataType) -> bool:
 
 
 def unpack(name: str, files: Sequence[str], column: str, data_dir: str | None) -> Path:
-    """The Arrow file of the images of `files`, which is made where there is none.
-
-    Raises:
-      InputError: A file is damaged, a row has no image, or the disk is full or cannot
-        be written.
-    """
+    """The Arrow file of the images of `files`, which is made where there is none."""
     path = index_files.path(data_dir, files, column, ending=".arrow")
     if path.exists():
         return path

@@ -19,14 +19,10 @@ BRACES = re.compile(r"\{([^{}]*)\}")
 
 
 def by_split(paths: Iterable[str], name: str) -> dict[str, list[str]]:
-    """The files of each split, in the order of their names.
+    """The files of each split of the data set `name`, in the order of their names.
 
     Args:
       paths: Relative to the data set's folder: what lies above says nothing of it.
-      name: The data set's, for messages.
-
-    Raises:
-      InputError: A file that a name like `train-00000-of-00004` announces is missing.
     """
     found: dict[str, list[str]] = {}
     series, there = set(), set()
@@ -61,11 +57,7 @@ def split_of(path: str) -> str:
 
 
 def expand(pattern: str) -> list[str]:
-    """The files that `{000..099}`, `{a,b}` and wildcards in a path stand for.
-
-    Raises:
-      InputError: A file that braces name is missing, or there is none at all.
-    """
+    """The files that `{000..099}`, `{a,b}` and wildcards in a path stand for."""
     paths = [""]
     for text, braces in itertools.zip_longest(*[iter(BRACES.split(pattern))] * 2):
         words = _words(braces) if braces is not None else [""]

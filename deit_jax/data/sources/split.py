@@ -42,9 +42,6 @@ def choose_split(
 
     Returns:
       The split in `found`; it with the slice; notes.
-
-    Raises:
-      InputError: There is none, and none that could stand in for it.
     """
     base = split.partition("[")[0]
     asked = base if base in found else kind_of(base)

@@ -76,17 +76,7 @@ class TarRecords:
 
 
 def open_tar(name: str, split: str, data_dir: str | None = None) -> EncodedSource:
-    """Opens a split of webdataset shards.
-
-    Args:
-      name: See the module.
-      split: `train`, `val`, `test` or another that the shards' names say, or a slice.
-      data_dir: Where the index is kept, see `index_files`.
-
-    Raises:
-      InputError: Shards are missing, damaged or compressed, they hold no labelled
-        images, or the split has other classes than `train`.
-    """
+    """Opens a split of webdataset shards, whose index is kept in `data_dir`."""
     pattern, _, label = name.removeprefix(PREFIX).partition(",label=")
     root, paths = _find(name, pattern)
     found = shards.by_split(paths, name)

@@ -112,13 +112,7 @@ def open_tfds(name: str, split: str, data_dir: str | None = None) -> EncodedSour
       name: As in the TFDS catalogue, with config and version if wanted:
         `imagenet_resized/32x32`, `cifar10:3.0.2`. Without a version, the newest one
         that is prepared; else the newest that TFDS can make.
-      split: A split of the set, or a slice of one.
-      data_dir: Where TFDS keeps its sets; by default `$TFDS_DATA_DIR`, else
-        `~/tensorflow_datasets`.
-
-    Raises:
-      InputError: The name or split is unknown, the set is no image classification set,
-        it cannot be prepared, or its files are damaged.
+      data_dir: By default `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
     """
     builder = _builder(name, data_dir)
     info, directory = builder.info, str(builder.data_dir)
