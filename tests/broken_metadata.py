@@ -56,31 +56,22 @@ UPRIGHT = {
     "png eXIf is no EXIF": png(chunk(b"eXIf", b"no exif at all")),
     "png eXIf is empty": png(chunk(b"eXIf", b"")),
     "png eXIf is cut": png(chunk(b"eXIf", EXIF[:11])),
-    "png eXIf points outside": png(chunk(b"eXIf", b"MM\0*\xff\xff\xff\xff")),
     "png eXIf behind the pixels": png(end=chunk(b"eXIf", b"II")),
     "png exif as a text": png(chunk(b"tEXt", b"exif\0none")),
-    "png exif as a packed text": png(chunk(b"zTXt", b"exif\0\0" + BOMB[:30])),
     "png raw profile": png(chunk(b"tEXt", b"Raw profile type exif\0\n\n\n\nzz")),
-    "png xmp as a text": png(chunk(b"tEXt", b"xmp\0none")),
     "png zTXt too large": png(chunk(b"zTXt", b"Comment\0\0" + BOMB)),
     "png zTXt too large at the end": png(end=chunk(b"zTXt", b"Comment\0\0" + BOMB)),
-    "png zTXt packed unknown": png(chunk(b"zTXt", b"Comment\0\x07abc")),
     "png iTXt too large": png(chunk(b"iTXt", b"Comment\0\1\0\0\0" + BOMB)),
     "png ICC too large": png(chunk(b"iCCP", b"icc\0\0" + BOMB)),
     "png ICC cut": png(chunk(b"iCCP", b"icc\0\0" + BOMB[:9])),
-    "png ICC without an end": png(chunk(b"iCCP", b"icc")),
-    "png ICC packed unknown": png(chunk(b"iCCP", b"icc\0\x07abc")),
     "png checksum of a text": png(chunk(b"tEXt", b"Comment\0x", crc=1)),
     "png checksum of gamma": png(chunk(b"gAMA", b"\0\1\x86\xa0", crc=1)),
     "png checksum of transparency": png(chunk(b"tRNS", bytes(6), crc=1)),
     "png short gamma": png(chunk(b"gAMA", b"\0")),
-    "png short size": png(chunk(b"pHYs", b"\0\0")),
-    "png short sRGB": png(chunk(b"sRGB", b"")),
     "png short chromaticity": png(chunk(b"cHRM", b"\0\0")),
     "png short animation": png(chunk(b"acTL", b"\0\0"), chunk(b"fcTL", b"\0")),
     "png cut in a text at the end": png(end=chunk(b"tEXt", b"k\0" + bytes(99)))[:-40],
     "jpeg EXIF is none": jpeg(segment(0xE1, b"Exif\0\0no exif at all")),
-    "jpeg EXIF is empty": jpeg(segment(0xE1, b"Exif\0\0")),
     "jpeg EXIF counts too far": jpeg(segment(0xE1, b"Exif\0\0MM\0*\0\0\0\x08\xff\xff")),
     "jpeg turned by a text": jpeg(
         segment(0xE1, b"Exif\0\0" + tiff((0x0112, 2, 2, 0x3600)))
@@ -93,7 +84,6 @@ UPRIGHT = {
     "jpeg Adobe short": jpeg(segment(0xEE, b"Adobe")),
     "jpeg ICC without a number": jpeg(segment(0xE2, ICC)),
     "jpeg ICC one of three": jpeg(segment(0xE2, ICC + b"\1\3profile")),
-    "jpeg Photoshop cut": jpeg(segment(0xED, b"Photoshop 3.0\0" + b"8BIM\3\xed")),
     "jpeg Photoshop cut in a size": jpeg(
         segment(0xED, b"Photoshop 3.0\0" + b"8BIM\3\xed\0\0\0\0\0\x02ab")
     ),
@@ -101,7 +91,6 @@ UPRIGHT = {
     "jpeg MPF of two that are not there": jpeg(
         segment(0xE2, b"MPF\0" + tiff((0xB001, 4, 1, 2), (0xB002, 7, 32, 8)))
     ),
-    "jpeg MPF without entries": jpeg(segment(0xE2, b"MPF\0" + tiff((0xB001, 4, 1, 2)))),
     "jpeg comment too long by two": jpeg(segment(0xFE, b"note", 8), b"\0\0"),
     "jpeg comment too short": jpeg(segment(0xFE, b"a longer note", 4)),
 }

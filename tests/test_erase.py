@@ -207,25 +207,6 @@ def test_noise_has_the_mean_and_std_of_the_data(mean, std):
         assert np.abs(cumulated / len(pixels) - exact).max() < 0.007
 
 
-def test_noise_is_independent():
-    pixels = noise_pixels(MEAN, STD)
-    pairs = [(pixels[..., m], pixels[..., n]) for m in range(3) for n in range(3)]
-    del pairs[::4]  # a channel and itself
-    for n in range(3):  # of one channel: in the next column, row and image
-        channel = pixels[..., n]
-        pairs += [
-            (channel[:, :, 1:], channel[:, :, :-1]),
-            (channel[:, 1:], channel[:, :-1]),
-            (channel[1:], channel[:-1]),
-        ]
-    for a, b in pairs:
-        # Eight groups of levels against every single level, so every bit is seen.
-        edges = np.quantile(a, np.arange(1, 8) / 8)
-        table = np.zeros((8, 256))
-        np.add.at(table, (np.searchsorted(edges, a.ravel()), b.ravel()), 1)
-        assert stats.chi2_contingency(table[:, table.any(0)]).pvalue > LEAST_P
-
-
 @pytest.mark.parametrize(
     ("area", "aspect"),
     [((0.5, 0.5), (50.0, 50.0)), ((0.5, 0.5), (0.02, 0.02)), ((1.0, 1.0), (1.0, 1.0))],

@@ -1,6 +1,5 @@
 """Sources: the embedded digits, sets of TFDS, and folders of images."""
 
-import io
 import itertools
 import os
 import pickle
@@ -9,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import made_sets
 import numpy as np
 import pytest
 from PIL import Image
@@ -26,9 +26,7 @@ DATA_DIR = Path(
 
 def encode(seed: int, format: str = "PNG") -> bytes:
     pixels = np.random.RandomState(seed).randint(0, 256, (5, 6, 3)).astype(np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, format)
-    return file.getvalue()
+    return made_sets.encoded(pixels, format)
 
 
 SPLITS = ("train", "val")

@@ -2,10 +2,12 @@
 
 A source has `len(source)`, `source[i] -> {"image": uint8 [H, W, 3], "label": int}`,
 `source.pil_images(indices)` (yields Pillow images, RGB and upright, with their labels),
-`source.name`, `source.split`, `source.num_classes`, `source.class_names`,
-`source.labels` (int32 [N]), `source.image_shape` ((H, W, 3), or None where sizes
-differ) and `source.fingerprint`: the sha256 of everything that makes the data set what
-it is. A teacher cache belongs to one fingerprint.
+`source.name` and `source.split` (what was opened), `source.num_classes`,
+`source.class_names` (in the order of the labels), `source.labels` (int32 [N], from 0),
+`source.image_shape` ((H, W, 3), or None where sizes differ), `source.notes` (what a
+user should be told of how the data were found) and `source.fingerprint`: the sha256
+(hex) of everything that makes the data set what it is. A teacher cache belongs to one
+fingerprint.
 
 There are two kinds. `ArraySource` (`arrays`) lies in memory. `EncodedSource`
 (`encoded`) reads encoded images from disk, and pickles to its paths;
@@ -126,10 +128,10 @@ def _digits(split: str) -> ArraySource:
     grey = (raw.astype(np.int32) * 255 // 16).astype(np.uint8)
     grey = grey.repeat(DIGITS_SCALE, axis=1).repeat(DIGITS_SCALE, axis=2)
     return ArraySource(
-        name="digits",
-        split=split,
-        images=np.repeat(grey[..., None], 3, axis=-1),
-        labels=labels,
-        class_names=tuple(str(name) for name in data.target_names),
-        fingerprint=fingerprint("digits", "1", split, labels, ids, raw),
+        "digits",
+        split,
+        np.repeat(grey[..., None], 3, axis=-1),
+        labels,
+        tuple(map(str, data.target_names)),
+        fingerprint("digits", "1", split, labels, ids, raw),
     )

@@ -9,17 +9,7 @@ from PIL import Image
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ArraySource:
-    """A data set that lies in memory.
-
-    Attributes:
-      name: The name it was opened by.
-      split: The split in TFDS syntax, e.g. `train[:1200]`.
-      images: uint8 [N, H, W, 3].
-      labels: int32 [N], in 0 .. num_classes - 1.
-      class_names: One name a class, in the order of the labels.
-      fingerprint: sha256 (hex) of name, split, labels, ids and original pixels.
-      notes: What a user should be told of how the data were found.
-    """
+    """A source (see `deit_jax.data.sources`) whose images are uint8 [N, H, W, 3]."""
 
     name: str
     split: str

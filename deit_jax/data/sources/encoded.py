@@ -18,20 +18,13 @@ class EncodedSource:
     itself.
 
     Attributes:
-      name: The name it was opened by.
-      split: The split that was opened, in TFDS syntax.
-      class_names: One name a class, in the order of the labels.
       records: Where the images lie: `len(records)`; `records.labels`, int32 [N];
         `records.read(indices)`, of each (encoded bytes, label), from any thread;
         `records.where(index)`, what an error message calls the image.
-      fingerprint: sha256 (hex); see `deit_jax.data.sources.tfds`, `folder`
-        and, of the others, `open_records`.
       order: sha256 (hex) of class names, files and labels, but for what is in the
         files; None where only `fingerprint` says so.
-      image_shape: (H, W, 3) where the data set fixes it, None where sizes differ.
       passed_over: How many files were not taken for images, by ending (`.heic`) or
         as `hidden`.
-      notes: What a user should be told of how the data were found.
     """
 
     name: str

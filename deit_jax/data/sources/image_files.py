@@ -17,15 +17,11 @@ from deit_jax.errors import InputError
 
 
 def find(paths: Sequence[str | os.PathLike]) -> tuple[list[str], dict[str, int]]:
-    """The images at `paths`, sorted, each once.
+    """The images at `paths`, sorted, each once; how many were passed over, by ending.
 
     Args:
       paths: Files, taken whatever their names, and folders, in which the images
-        (`folder.ENDINGS`) are found at any depth; hidden and foreign files in
-        them are passed over.
-
-    Returns:
-      The files, and how many were passed over, by ending.
+        (`folder.ENDINGS`) are found at any depth.
 
     Raises:
       InputError: A path does not exist, or a folder holds no image.

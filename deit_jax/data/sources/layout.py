@@ -45,8 +45,7 @@ class Layout:
     Attributes:
       split: `train`, `val` or `test`, whatever its folder's name, and its slice.
       directory: The split's folder.
-      class_names: In the order of the labels.
-      class_folders: Of `train`, in the same order; one class can have several.
+      class_folders: Of `train`, in the order of the labels; a class can have several.
       folders: (path relative to `directory`, label) of each folder with images; the
         label is None where `annotations` has those of the files.
       annotations: The label of a file by its name.
