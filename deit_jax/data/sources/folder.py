@@ -166,7 +166,14 @@ def find_image_files(
             if ending not in ENDINGS:
                 passed_over[ending or "no ending"] += 1
                 continue
-            about = _stat(os.path.join(folder, name))
+            path = os.path.join(folder, name)
+            try:
+                about = os.stat(path)
+            except OSError as error:
+                raise InputError(
+                    f"{path} cannot be read: {error.strerror}. If it is a link, what "
+                    "it points to is gone."
+                ) from error
             if stat.S_ISREG(about.st_mode):
                 yield os.path.join(inside, name), about.st_size
             else:  # a pipe or a device, which may never end
@@ -189,13 +196,3 @@ def read_image_file(path: str | os.PathLike) -> bytes:
                 raise InputError(f"{path} cannot be read: {error.strerror}.") from error
             time.sleep(pause)
     raise AssertionError  # the last pause is None
-
-
-def _stat(path: str) -> os.stat_result:
-    try:
-        return os.stat(path)
-    except OSError as error:
-        raise InputError(
-            f"{path} cannot be read: {error.strerror}. If it is a link, what it points "
-            "to is gone."
-        ) from error

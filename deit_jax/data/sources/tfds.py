@@ -183,10 +183,7 @@ def _keys(name: str, features) -> tuple[str, str]:
             f"{name} is no image classification set: expected one Image and one "
             f"ClassLabel, its features are {shown or features}."
         )
-    image = np.dtype(found[keys[0]].np_dtype)
-    if image not in (np.uint8, np.uint16):
-        raise InputError(f"the images of {name} are {image}, expected uint8 or uint16.")
-    return keys[0], keys[1]
+    return tuple(keys)
 
 
 def _prepare(name: str, builder) -> None:
@@ -197,28 +194,23 @@ def _prepare(name: str, builder) -> None:
             f"{where}, and preparing it needs TensorFlow (reading does not): pip "
             f"install tensorflow-cpu. {EMBEDDED}"
         )
-    cannot = f"{where} and cannot be downloaded:"
-    other = (
-        f"Point --config.dataset.data_dir at the folder that holds {name}. {EMBEDDED}"
-    )
-    if unreachable := _unreachable(builder):
-        raise InputError(f"{cannot} {unreachable}. {other}")
-    import tensorflow as tf
-
-    # TensorFlow would take all memory of a GPU that JAX is about to use.
-    with contextlib.suppress(RuntimeError):  # it has them already
-        tf.config.set_visible_devices([], "GPU")
     try:
+        _check_network(builder)
+        import tensorflow as tf
+
+        # TensorFlow would take all memory of a GPU that JAX is about to use.
+        with contextlib.suppress(RuntimeError):  # it has them already
+            tf.config.set_visible_devices([], "GPU")
         builder.download_and_prepare(file_format="array_record")
     except Exception as error:  # network, disk, checksums, manual downloads, Kaggle ...
-        raise InputError(f"{cannot} {_short(error)}. {other}") from error
+        raise InputError(
+            f"{where} and cannot be downloaded: {_short(error)}. Point "
+            f"--config.dataset.data_dir at the folder that holds {name}. {EMBEDDED}"
+        ) from error
 
 
-def _unreachable(builder) -> str:
-    """Why the download cannot even begin, or an empty string.
-
-    Without a network TFDS itself retries for more than three minutes.
-    """
+def _check_network(builder) -> None:
+    """Without one TFDS itself retries for more than three minutes."""
     import requests
 
     downloads = Path(builder.data_path).parents[builder.info.full_name.count("/")]
@@ -226,13 +218,14 @@ def _unreachable(builder) -> str:
     downloads /= "downloads"
     downloaded = [*downloads.glob("*.INFO"), *downloads.glob("*/*.INFO")]
     if not urls or downloaded or builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
-        return ""
+        return
     try:
         requests.head(urls[0], timeout=CONNECT_SECONDS)
     except requests.RequestException as error:
         host = urllib.parse.urlsplit(urls[0]).hostname
-        return f"{host} cannot be reached ({type(error).__name__})"
-    return ""
+        raise InputError(
+            f"{host} cannot be reached ({type(error).__name__})"
+        ) from error
 
 
 def _check_format(name: str, builder) -> None:
