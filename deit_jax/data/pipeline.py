@@ -53,9 +53,9 @@ class ImageReader:
 
     source: object
     size: int
-    area: tuple[float, float]
-    aspect: tuple[float, float]
-    crop_ratio: float
+    area: tuple[float, float] = (0.08, 1.0)
+    aspect: tuple[float, float] = (3 / 4, 4 / 3)
+    crop_ratio: float = CROP_RATIO
 
     def read(
         self, indices: np.ndarray, draws: np.ndarray | None
@@ -83,24 +83,15 @@ class HostPipeline:
     Args:
       source: A source (`deit_jax.data.sources`). It is pickled to the workers.
       workers: Processes; with 0 the images are read in a thread of this one.
-      size, area, aspect, crop_ratio: See `ImageReader`.
+      size, crops: Fields of `ImageReader`.
 
     Attributes:
       workers: Processes that there are: 0 where the machine has no semaphores for them.
     """
 
-    def __init__(
-        self,
-        source,
-        *,
-        size: int,
-        workers: int,
-        area: tuple[float, float] = (0.08, 1.0),
-        aspect: tuple[float, float] = (3 / 4, 4 / 3),
-        crop_ratio: float = CROP_RATIO,
-    ):
+    def __init__(self, source, *, size: int, workers: int, **crops):
         self.source = source
-        reader = ImageReader(source, size, tuple(area), tuple(aspect), crop_ratio)
+        reader = ImageReader(source, size, **crops)
         self._pool = _start_processes(workers, reader) if workers else None
         self.workers, self._read = workers, _read_in_worker
         if self._pool is None:
