@@ -320,7 +320,9 @@ def define_flags() -> None:
     flags.DEFINE_string("split", None, "In TFDS syntax; the run's own if not given.")
     flags.DEFINE_string("data_dir", None, "Where TFDS keeps its sets.")
     flags.DEFINE_integer("batch_size", 256, "Images at once, over all devices.")
-    flags.DEFINE_integer("workers", 4, "Processes that read streamed images.")
+    flags.DEFINE_integer(
+        "workers", 4, "Processes that read streamed images.", lower_bound=0
+    )
     flags.DEFINE_integer("bootstrap", 0, "Resamples for confidence intervals: 1000.")
     flags.DEFINE_enum("tta", None, ["flip"], "The mean over an image and its mirror.")
     flags.DEFINE_integer("knn", None, "Measure features by so many neighbours: 20.")

@@ -1,22 +1,15 @@
 """Image files with broken metadata, written byte by byte."""
 
-import io
 import struct
 import zlib
 
 import numpy as np
-from PIL import Image
+from made_sets import encoded
 
 TILES = np.random.RandomState(0).randint(0, 256, (3, 4, 3))
 IMAGE = TILES.repeat(8, axis=0).repeat(8, axis=1).astype(np.uint8)  # 24 x 32
 XMP = '<x:xmpmeta tiff:Orientation="6" by="Å"/>'
 BOMB = zlib.compress(bytes(2**22))  # four times Pillow's limit of a text
-
-
-def encode(format, image=IMAGE, **options) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, format, **options)
-    return file.getvalue()
 
 
 def tiff(*entries, order=">") -> bytes:
@@ -41,7 +34,7 @@ def chunk(kind: bytes, body: bytes, crc: int | None = None) -> bytes:
 
 def png(*chunks: bytes, end: bytes = b"") -> bytes:
     """A PNG with chunks before its pixels and behind them."""
-    plain = encode("PNG")
+    plain = encoded(IMAGE, "PNG")
     return plain[:33] + b"".join(chunks) + plain[33:-12] + end + plain[-12:]
 
 
@@ -50,37 +43,8 @@ def segment(marker: int, body: bytes, length: int | None = None) -> bytes:
 
 
 def jpeg(*segments: bytes) -> bytes:
-    plain = encode("JPEG")
+    plain = encoded(IMAGE, "JPEG")
     return plain[:20] + b"".join(segments) + plain[20:]  # behind JFIF
-
-
-def webp(*chunks: tuple[bytes, bytes], cut: int = 0) -> bytes:
-    """An extended WebP whose flags announce a profile, EXIF and XMP."""
-    plain = encode("WEBP", lossless=True)
-    size = struct.pack("<L", IMAGE.shape[1] - 1)[:3]
-    size += struct.pack("<L", IMAGE.shape[0] - 1)[:3]
-    body = b"WEBPVP8X" + struct.pack("<LB3x", 10, 0x2C) + size + plain[12:]
-    for kind, content in chunks:
-        body += kind + struct.pack("<L", len(content)) + content
-        body += bytes(len(content) % 2)
-    whole = b"RIFF" + struct.pack("<L", len(body)) + body
-    return whole[: len(whole) - cut]
-
-
-def gif(*extensions: bytes) -> bytes:
-    plain = encode("GIF")
-    start = 13 + 3 * 2 ** (1 + (plain[10] & 7))  # behind the palette
-    return plain[:start] + b"".join(extensions) + plain[start:]
-
-
-def tiff_image(*broken: int) -> bytes:
-    """A TIFF in which the entries of these tags point outside."""
-    encoded = bytearray(encode("TIFF", tiffinfo={271: "long maker", 305: "software"}))
-    first = struct.unpack_from("<L", encoded, 4)[0]
-    for at in range(first + 2, first + 2 + 12 * encoded[first], 12):
-        if struct.unpack_from("<H", encoded, at)[0] in broken:
-            encoded[at + 8 : at + 12] = struct.pack("<L", 2**24)
-    return bytes(encoded)
 
 
 LATIN_XMP = XMP.encode("latin-1")
@@ -92,31 +56,22 @@ UPRIGHT = {
     "png eXIf is no EXIF": png(chunk(b"eXIf", b"no exif at all")),
     "png eXIf is empty": png(chunk(b"eXIf", b"")),
     "png eXIf is cut": png(chunk(b"eXIf", EXIF[:11])),
-    "png eXIf points outside": png(chunk(b"eXIf", b"MM\0*\xff\xff\xff\xff")),
     "png eXIf behind the pixels": png(end=chunk(b"eXIf", b"II")),
     "png exif as a text": png(chunk(b"tEXt", b"exif\0none")),
-    "png exif as a packed text": png(chunk(b"zTXt", b"exif\0\0" + BOMB[:30])),
     "png raw profile": png(chunk(b"tEXt", b"Raw profile type exif\0\n\n\n\nzz")),
-    "png xmp as a text": png(chunk(b"tEXt", b"xmp\0none")),
     "png zTXt too large": png(chunk(b"zTXt", b"Comment\0\0" + BOMB)),
     "png zTXt too large at the end": png(end=chunk(b"zTXt", b"Comment\0\0" + BOMB)),
-    "png zTXt packed unknown": png(chunk(b"zTXt", b"Comment\0\x07abc")),
     "png iTXt too large": png(chunk(b"iTXt", b"Comment\0\1\0\0\0" + BOMB)),
     "png ICC too large": png(chunk(b"iCCP", b"icc\0\0" + BOMB)),
     "png ICC cut": png(chunk(b"iCCP", b"icc\0\0" + BOMB[:9])),
-    "png ICC without an end": png(chunk(b"iCCP", b"icc")),
-    "png ICC packed unknown": png(chunk(b"iCCP", b"icc\0\x07abc")),
     "png checksum of a text": png(chunk(b"tEXt", b"Comment\0x", crc=1)),
     "png checksum of gamma": png(chunk(b"gAMA", b"\0\1\x86\xa0", crc=1)),
     "png checksum of transparency": png(chunk(b"tRNS", bytes(6), crc=1)),
     "png short gamma": png(chunk(b"gAMA", b"\0")),
-    "png short size": png(chunk(b"pHYs", b"\0\0")),
-    "png short sRGB": png(chunk(b"sRGB", b"")),
     "png short chromaticity": png(chunk(b"cHRM", b"\0\0")),
     "png short animation": png(chunk(b"acTL", b"\0\0"), chunk(b"fcTL", b"\0")),
     "png cut in a text at the end": png(end=chunk(b"tEXt", b"k\0" + bytes(99)))[:-40],
     "jpeg EXIF is none": jpeg(segment(0xE1, b"Exif\0\0no exif at all")),
-    "jpeg EXIF is empty": jpeg(segment(0xE1, b"Exif\0\0")),
     "jpeg EXIF counts too far": jpeg(segment(0xE1, b"Exif\0\0MM\0*\0\0\0\x08\xff\xff")),
     "jpeg turned by a text": jpeg(
         segment(0xE1, b"Exif\0\0" + tiff((0x0112, 2, 2, 0x3600)))
@@ -129,7 +84,6 @@ UPRIGHT = {
     "jpeg Adobe short": jpeg(segment(0xEE, b"Adobe")),
     "jpeg ICC without a number": jpeg(segment(0xE2, ICC)),
     "jpeg ICC one of three": jpeg(segment(0xE2, ICC + b"\1\3profile")),
-    "jpeg Photoshop cut": jpeg(segment(0xED, b"Photoshop 3.0\0" + b"8BIM\3\xed")),
     "jpeg Photoshop cut in a size": jpeg(
         segment(0xED, b"Photoshop 3.0\0" + b"8BIM\3\xed\0\0\0\0\0\x02ab")
     ),
@@ -137,20 +91,8 @@ UPRIGHT = {
     "jpeg MPF of two that are not there": jpeg(
         segment(0xE2, b"MPF\0" + tiff((0xB001, 4, 1, 2), (0xB002, 7, 32, 8)))
     ),
-    "jpeg MPF without entries": jpeg(segment(0xE2, b"MPF\0" + tiff((0xB001, 4, 1, 2)))),
     "jpeg comment too long by two": jpeg(segment(0xFE, b"note", 8), b"\0\0"),
     "jpeg comment too short": jpeg(segment(0xFE, b"a longer note", 4)),
-    "webp EXIF is none": webp((b"EXIF", b"none")),
-    "webp cut in XMP": webp((b"XMP ", bytes(90)), cut=50),
-    "webp profile is none": webp((b"ICCP", b"none")),
-    "webp chunk unknown": webp((b"\xff\xfe\0\0", b"none")),
-    "gif comment": gif(b"\x21\xfe\x03abc\0"),
-    "gif comment of bytes": gif(b"\x21\xfe\x03\xff\xfe\xfd\0"),
-    "gif application short": gif(b"\x21\xff\x0bNETSCAPE2.0\x01\x01\0"),
-    "gif XMP": gif(b"\x21\xff\x0bXMP DataXMP" + bytes(range(255, -1, -1)) + b"\0"),
-    "gif extension unknown": gif(b"\x21\x77\x02ab\0"),
-    "tiff maker outside": tiff_image(271),
-    "tiff maker and software outside": tiff_image(271, 305),
 }
 # These say that they lie on their side, and can be understood.
 TURNED = {
@@ -183,5 +125,4 @@ TURNED = {
         segment(0xE1, b"Exif\0\0none"),
         segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0" + LATIN_XMP),
     ),
-    "webp EXIF, then cut": webp((b"EXIF", EXIF), (b"XMP ", bytes(90)), cut=50),
 }

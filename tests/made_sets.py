@@ -24,9 +24,10 @@ def images(split: str) -> tuple[np.ndarray, np.ndarray]:
     return pixels, np.arange(count) * len(NAMES) // count
 
 
-def encoded(pixels: np.ndarray, format: str = "PNG", **options) -> bytes:
+def encoded(image: np.ndarray | Image.Image, format: str = "PNG", **options) -> bytes:
+    image = Image.fromarray(image) if isinstance(image, np.ndarray) else image
     file = io.BytesIO()
-    Image.fromarray(pixels).save(file, format, **options)
+    image.save(file, format, **options)
     return file.getvalue()
 
 

@@ -22,21 +22,13 @@ def test_images_keep_the_authors_order(tmp_path):
     source = load(made_sets.cifar(tmp_path, "10-py"), "train[5:]")
     assert source.labels.tolist() == labels[5:].tolist()
     np.testing.assert_array_equal(source[2]["image"], pixels[7])
-    assert source.where(2).endswith("cifar-10-batches-py train, image 7")
 
 
-def test_another_number_of_images_than_the_original_is_noted(tmp_path):
-    [note] = load(made_sets.cifar(tmp_path, "10-bin"), "test").notes
-    assert note.endswith("test has 8 images, the original 10,000")
-
-
-@pytest.mark.parametrize("form", ["python", "folder", "parent", "archive", "beside"])
+@pytest.mark.parametrize("form", ["folder", "parent", "archive", "beside"])
 def test_where_it_may_lie(tmp_path, form):
     folder = made_sets.cifar(tmp_path / "set", "100-py")
-    place = {"python": folder, "folder": f"{folder}/", "parent": folder.parent}.get(
-        form
-    )
-    if place is None:
+    place = {"parent": folder.parent}.get(form, folder)
+    if form in ("archive", "beside"):
         place = made_sets.archive(folder)
         shutil.rmtree(folder)
     source = load(place.parent if form == "beside" else place)
@@ -94,30 +86,27 @@ def cut(path):
     path.write_bytes(path.read_bytes()[:-100])
 
 
-def grown(path):
-    path.write_bytes(path.read_bytes() + b"\0")
-
-
 @pytest.mark.parametrize(
     ("version", "file", "damage", "says"),
     [
         ("10-bin", "data_batch_2.bin", cut, r"data_batch_2\.bin has 12,192 bytes, exp"),
-        ("10-bin", "data_batch_2.bin", grown, "expected a multiple of 3,073"),
         ("100-bin", "train.bin", cut, "expected a multiple of 3,074"),
         ("10-py", "data_batch_5", cut, "data_batch_5 is no batch of the original"),
-        ("10-py", "data_batch_5", os.remove, "data_batch_5 cannot be read: No such"),
+        (
+            "10-py",
+            "data_batch_5",
+            os.remove,
+            "data_batch_5 cannot be read: it is missing",
+        ),
         ("10-py", "batches.meta", cut, "batches.meta is no batch of the original"),
         ("10-py", "batches.meta", os.remove, "holds no CIFAR. Expected.*Found: data_b"),
-        ("archive", "", cut, r"tar\.gz is damaged, cut short or no archive"),
+        ("archive of 10-bin", "", cut, r"tar\.gz is damaged, cut short or no archive"),
     ],
 )
 def test_damaged_files_are_named(tmp_path, version, file, damage, says):
-    if version == "archive":
-        path = made_sets.archive(made_sets.cifar(tmp_path, "10-bin"))
-        damage(path)
-    else:
-        path = made_sets.cifar(tmp_path, version)
-        damage(path / file)
+    path = made_sets.cifar(tmp_path, version.removeprefix("archive of "))
+    path = made_sets.archive(path) if version.startswith("archive") else path
+    damage(path / file)
     with pytest.raises(InputError, match=says) as raised:
         load(path)
     assert len(str(raised.value)) < 500
@@ -129,9 +118,3 @@ def test_a_label_that_no_class_has(tmp_path):
     path.write_bytes(b"\x09" + path.read_bytes()[1:])
     with pytest.raises(InputError, match=r"image 0 has label 9, expected 0 \.\. 3"):
         load(folder)
-
-
-@pytest.mark.parametrize("place", ["", "/no/such"])
-def test_a_place_that_is_none(place):
-    with pytest.raises(InputError, match=r"does not exist\. Expected cifar:/path"):
-        load(place)

@@ -1,5 +1,7 @@
 """Operations on colours, pixel by pixel equal to Pillow's."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -40,21 +42,85 @@ on_all_pictures = pytest.mark.parametrize(
 )
 
 
-def table_of(operation, *args, of_image=False):
+def table_of(operation, of_image=False):
     """The operation as a function of an image, its table looked up."""
     if of_image:
         return lambda image, *rest: colour.look_up(image, operation(image, *rest))
     return lambda image, *rest: colour.look_up(image, operation(*rest))
 
 
-def assert_equal(ours, expected, images, parameters=None):
+@functools.partial(jax.jit, static_argnums=0)
+def over_parameters(operation, images, parameters):
+    """uint8 [images, parameters, h, w, 3]"""
+    return jax.lax.map(
+        lambda image: jax.lax.map(lambda p: operation(image, p), parameters), images
+    )
+
+
+def without(operation):
+    """As a function of a parameter that is no matter."""
+    return lambda image, _: operation(image)
+
+
+def enhance(kind):
+    return lambda image, factor: kind(image).enhance(factor / FACTOR)
+
+
+def posterize(image, bits):
+    if bits:
+        return ImageOps.posterize(image, bits)
+    return Image.new("RGB", image.size)  # Pillow 13 refuses it
+
+
+def adjust_hue(image, shift):
+    # Half a level more: torchvision truncates towards zero what float has rounded.
+    return functional.adjust_hue(image, (shift + np.sign(shift) / 2) / 255)
+
+
+def greyscale(image):
+    return functional.rgb_to_grayscale(image, num_output_channels=3)
+
+
+EQUAL = {
+    "invert": (without(table_of(colour.invert)), without(ImageOps.invert), [0]),
+    "equalize": (
+        without(table_of(colour.equalize, of_image=True)),
+        without(ImageOps.equalize),
+        [0],
+    ),
+    "posterize": (table_of(colour.posterize), posterize, range(9)),
+    "solarize": (table_of(colour.solarize), ImageOps.solarize, range(0, 257, 4)),
+    "solarize_add": (
+        table_of(colour.solarize_add),
+        auto_augment.solarize_add,
+        range(129),
+    ),
+    "brightness": (
+        table_of(colour.brightness),
+        enhance(ImageEnhance.Brightness),
+        FACTORS,
+    ),
+    "contrast": (
+        table_of(colour.contrast, of_image=True),
+        enhance(ImageEnhance.Contrast),
+        FACTORS,
+    ),
+    "greyscale": (without(colour.greyscale), without(greyscale), [0]),
+    "saturation": (colour.saturation, enhance(ImageEnhance.Color), FACTORS),
+    "sharpness": (colour.sharpness, enhance(ImageEnhance.Sharpness), FACTORS),
+    "hue": (colour.shift_hue, adjust_hue, range(-127, 128)),
+}
+
+
+@on_all_pictures
+@pytest.mark.parametrize("name", EQUAL)
+def test_every_pixel_is_pillows_or_torchvisions(images, name):
+    assert_equal(*EQUAL[name], images)
+
+
+def assert_equal(ours, expected, parameters, images):
     """`expected` of each Pillow image and parameter is the same in all pixels."""
-    if parameters is None:
-        got = jax.jit(lambda x: jax.lax.map(ours, x))(images)[:, None]
-        expected, parameters = (lambda f: lambda x, _: f(x))(expected), [None]
-    else:
-        got = over_parameters(ours)(images, np.asarray(parameters))
-    got = np.asarray(got)
+    got = np.asarray(over_parameters(ours, images, np.asarray(parameters)))
     assert got.dtype == np.uint8
     for image, of_image in zip(images, got, strict=True):
         pillow = Image.fromarray(image)
@@ -64,76 +130,11 @@ def assert_equal(ours, expected, images, parameters=None):
             )
 
 
-def over_parameters(operation):
-    @jax.jit
-    def run(images, parameters):
-        return jax.lax.map(
-            lambda image: jax.lax.map(lambda p: operation(image, p), parameters), images
-        )
-
-    return run
-
-
-# Tables. ----------------------------------------------------------------------------
-
-
-@on_all_pictures
-def test_invert(images):
-    assert_equal(table_of(colour.invert), ImageOps.invert, images)
-
-
-@on_all_pictures
-def test_equalize(images):
-    assert_equal(table_of(colour.equalize, of_image=True), ImageOps.equalize, images)
-
-
 @on_all_pictures
 def test_histogram(images):
     counted = np.asarray(jax.jit(jax.vmap(colour.histogram))(images))
     for image, counts in zip(images, counted, strict=True):
         assert counts.ravel().tolist() == Image.fromarray(image).histogram()
-
-
-@on_all_pictures
-def test_posterize(images):
-    def expected(pillow, bits):
-        if bits:
-            return ImageOps.posterize(pillow, bits)
-        return Image.new("RGB", pillow.size)  # Pillow 13 refuses it
-
-    assert_equal(table_of(colour.posterize), expected, images, range(9))
-
-
-@on_all_pictures
-def test_solarize(images):
-    assert_equal(table_of(colour.solarize), ImageOps.solarize, images, range(0, 257, 4))
-
-
-@on_all_pictures
-def test_solarize_add(images):
-    assert_equal(
-        table_of(colour.solarize_add), auto_augment.solarize_add, images, range(129)
-    )
-
-
-@on_all_pictures
-def test_brightness(images):
-    assert_equal(
-        table_of(colour.brightness),
-        lambda x, factor: ImageEnhance.Brightness(x).enhance(factor / FACTOR),
-        images,
-        FACTORS,
-    )
-
-
-@on_all_pictures
-def test_contrast(images):
-    assert_equal(
-        table_of(colour.contrast, of_image=True),
-        lambda x, factor: ImageEnhance.Contrast(x).enhance(factor / FACTOR),
-        images,
-        FACTORS,
-    )
 
 
 def test_autocontrast_is_pillows_or_one_level_higher():
@@ -159,43 +160,11 @@ def test_autocontrast_of_pictures(images):
     assert np.abs(np.asarray(ours).astype(int) - np.stack(expected)).max() <= 1
 
 
-# What does not work level by level. -------------------------------------------------
-
-
-@on_all_pictures
-def test_greyscale(images):
-    assert_equal(
-        colour.greyscale,
-        lambda x: functional.rgb_to_grayscale(x, num_output_channels=3),
-        images,
-    )
-
-
-@on_all_pictures
-def test_saturation(images):
-    assert_equal(
-        colour.saturation,
-        lambda x, factor: ImageEnhance.Color(x).enhance(factor / FACTOR),
-        images,
-        FACTORS,
-    )
-
-
-@on_all_pictures
-def test_sharpness(images):
-    assert_equal(
-        colour.sharpness,
-        lambda x, factor: ImageEnhance.Sharpness(x).enhance(factor / FACTOR),
-        images,
-        FACTORS,
-    )
-
-
 @on_all_pictures
 def test_blur(images):
     radii = np.linspace(0.1, 2.0, 300).tolist()
     weights = np.array([colour.blur_weights(radius) for radius in radii])
-    blurred = over_parameters(colour.blur)(images, weights.astype(np.uint32))
+    blurred = over_parameters(colour.blur, images, weights.astype(np.uint32))
     for image, of_image in zip(images, np.asarray(blurred), strict=True):
         pillow = Image.fromarray(image)
         for radius, one in zip(radii, of_image, strict=True):
@@ -208,16 +177,6 @@ def test_a_blur_that_is_too_wide_is_refused():
         colour.blur_weights(3)
 
 
-def adjust_hue(pillow, shift):
-    # Half a level more: torchvision truncates towards zero what float has rounded.
-    return functional.adjust_hue(pillow, (shift + np.sign(shift) / 2) / 255)
-
-
-@on_all_pictures
-def test_every_shift_of_the_hue(images):
-    assert_equal(colour.shift_hue, adjust_hue, images, range(-127, 128))
-
-
 def test_shift_hue_of_all_hues_and_all_saturations():
     # Hue and saturation depend on the ratios of the largest, the middle and the least
     # of three: all triples with the largest 255, and all pairs of largest and least.
@@ -227,9 +186,5 @@ def test_shift_hue_of_all_hues_and_all_saturations():
     hues = [(largest, a, b), (a, largest, b), (a, b, largest)]
     saturations = [(a, np.minimum(a, b), np.minimum(a, b))]
     image = np.concatenate([np.stack(x, axis=-1) for x in hues + saturations])
-    assert_equal(
-        colour.shift_hue,
-        adjust_hue,
-        image[None].astype(np.uint8),
-        [-127, -85, -43, -13, -1, 0, 2, 27, 64, 100, 127],
-    )
+    shifts = [-127, -85, -43, -13, -1, 0, 2, 27, 64, 100, 127]
+    assert_equal(colour.shift_hue, adjust_hue, shifts, image[None].astype(np.uint8))

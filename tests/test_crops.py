@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import stats
 
 from deit_jax.data import crops
 
@@ -63,34 +64,21 @@ def test_boxes_are_distributed_as_torchvisions(width, height, bounds):
         slack = np.maximum(width - w, 1), np.maximum(height - h, 1)
         return w * h, w / h, left, top, left / slack[0], top / slack[1], w, h
 
-    for ours_part, theirs_part in zip(
-        statistics(ours), statistics(theirs), strict=True
-    ):
-        values = np.unique(np.concatenate([ours_part, theirs_part]))
-        cumulated = [
-            np.searchsorted(np.sort(part), values, side="right") / count
-            for part in (ours_part, theirs_part)
-        ]
-        # Kolmogorov-Smirnov: exceeded by equal distributions once in 10 million.
-        assert np.abs(cumulated[0] - cumulated[1]).max() < 2.9 * np.sqrt(2 / count)
+    for parts in zip(statistics(ours), statistics(theirs), strict=True):
+        # Equal distributions differ by less, but for once in 10 million.
+        assert stats.ks_2samp(*parts, method="asymp").pvalue > 1e-7
 
 
 @pytest.mark.parametrize(
     ("width", "height"),
-    [(1, 1), (1, 9), (2, 3), (7, 5), (32, 32), (1, 5000), (5000, 3)],
+    [(1, 1), (1, 9), (2, 3), (7, 5), (401, 299), (1, 5000), (5000, 3)],
 )
 def test_boxes_lie_inside_and_are_not_empty(width, height):
-    left, top, right, bottom = boxes(300, width, height).T
+    rows = [*draws(300), *np.full((2, crops.CROP_WORDS), [[0], [2**32 - 1]], np.uint32)]
+    found = [crops.random_resized_crop_box(row, width, height) for row in rows]
+    left, top, right, bottom = np.array(found).T
     assert (left >= 0).all() and (right <= width).all() and (left < right).all()
     assert (top >= 0).all() and (bottom <= height).all() and (top < bottom).all()
-
-
-@pytest.mark.parametrize("word", [0, 2**32 - 1])
-def test_the_extreme_draws_give_boxes_inside(word):
-    row = np.full(crops.CROP_WORDS, word, np.uint32)
-    left, top, right, bottom = crops.random_resized_crop_box(row, 401, 299)
-    assert 0 <= left < right <= 401
-    assert 0 <= top < bottom <= 299
 
 
 @pytest.mark.parametrize(
@@ -144,14 +132,16 @@ def test_crop_and_resize_equals_torchvision(width, height, box, size):
     np.testing.assert_array_equal(ours, np.asarray(expected))
 
 
-@pytest.mark.parametrize(
-    ("width", "height"),
-    [(500, 375), (375, 500), (333, 333), (251, 640), (17, 13), (248, 249), (4001, 301)],
-)
+SHAPES = [(500, 375), (375, 500), (333, 333), (251, 640), (17, 13), (248, 249)]
+STRIPES = [(900, 20), (20, 900), (8, 700), (4000, 101), (101, 4000)]
+
+
+@pytest.mark.parametrize(("width", "height"), [*SHAPES, (4001, 301), *STRIPES])
 @pytest.mark.parametrize(
     ("size", "ratio"), [(224, 0.9), (224, 0.875), (32, 1.0), (33, 0.7)]
 )
-def test_the_centre_view_equals_torchvision(width, height, size, ratio):
+def test_the_centre_view_is_torchvisions(width, height, size, ratio):
+    """Of a stripe, a level off at most."""
     image = picture(width, height)
     expected = transforms.Compose(
         [
@@ -161,24 +151,8 @@ def test_the_centre_view_equals_torchvision(width, height, size, ratio):
     )(image)
     ours = crops.centre_view(image, size, ratio)
     assert ours.shape == (size, size, 3)
-    np.testing.assert_array_equal(ours, np.asarray(expected))
-
-
-@pytest.mark.parametrize(
-    ("width", "height"), [(900, 20), (20, 900), (8, 700), (4000, 101), (101, 4000)]
-)
-@pytest.mark.parametrize(("size", "ratio"), [(224, 0.9), (33, 0.7)])
-def test_the_centre_view_of_a_stripe_is_a_level_off_at_most(width, height, size, ratio):
-    assert max(width, height) > crops.LONGEST * min(width, height)
-    image = picture(width, height)
-    expected = transforms.Compose(
-        [
-            transforms.Resize(int(size / ratio), interpolation=BICUBIC),
-            transforms.CenterCrop(size),
-        ]
-    )(image)
-    ours = crops.centre_view(image, size, ratio).astype(int)
-    assert np.abs(ours - np.asarray(expected)).max() <= 1
+    difference = np.abs(ours.astype(int) - np.asarray(expected)).max()
+    assert difference <= (max(width, height) > crops.LONGEST * min(width, height))
 
 
 @pytest.mark.parametrize(("width", "height"), [(100_000, 1), (3, 30_000)])

@@ -174,12 +174,6 @@ def test_only_the_rectangle_changes(mode):
     assert areas.max() > 0.3 * 24 * 40
 
 
-def test_the_mean_colour_is_timms():
-    for mean in (MEAN, (0.0, 1.0, 0.5), (0.4914, 0.4822, 0.4465), (1.2, 0.1, 0.9)):
-        timms = tuple([min(255, round(255 * x)) for x in mean])
-        assert erase.mean_colour(mean) == timms
-
-
 def noise_pixels(mean, std):
     """uint8 [images, 30, 30, 3], erased nearly whole."""
     settings = {"area": (0.9, 0.9), "aspect": (1.0, 1.0), "mode": "pixel"}
@@ -211,25 +205,6 @@ def test_noise_has_the_mean_and_std_of_the_data(mean, std):
         exact[-1] = 1
         # A step of the table is 1 / 256.
         assert np.abs(cumulated / len(pixels) - exact).max() < 0.007
-
-
-def test_noise_is_independent():
-    pixels = noise_pixels(MEAN, STD)
-    pairs = [(pixels[..., m], pixels[..., n]) for m in range(3) for n in range(3)]
-    del pairs[::4]  # a channel and itself
-    for n in range(3):  # of one channel: in the next column, row and image
-        channel = pixels[..., n]
-        pairs += [
-            (channel[:, :, 1:], channel[:, :, :-1]),
-            (channel[:, 1:], channel[:, :-1]),
-            (channel[1:], channel[:-1]),
-        ]
-    for a, b in pairs:
-        # Eight groups of levels against every single level, so every bit is seen.
-        edges = np.quantile(a, np.arange(1, 8) / 8)
-        table = np.zeros((8, 256))
-        np.add.at(table, (np.searchsorted(edges, a.ravel()), b.ravel()), 1)
-        assert stats.chi2_contingency(table[:, table.any(0)]).pvalue > LEAST_P
 
 
 @pytest.mark.parametrize(

@@ -178,28 +178,22 @@ def test_warp_is_pillows_rotate(height, width, interpolation):
 def test_the_identity_changes_nothing(height, width, interpolation):
     images = pictures(height, width)
     identity = np.array([[ONE, 0, 0, 0, ONE, 0]], np.int32)
-    unturned = rotations([0.0], height, width)
-    for matrices in (identity, unturned):
+    for matrices in (identity, rotations([0.0], height, width)):
         warped = warp_all(images, matrices, interpolation)
         np.testing.assert_array_equal(warped[0], images)
 
 
 @interpolated
-def test_quarter_turns_only_move_pixels(interpolation):
+def test_quarter_turns_and_whole_shifts_only_move_pixels(interpolation):
     images = pictures(32, 32)
-    warped = warp_all(images, rotations([90, 180, 270], 32, 32), interpolation)
-    for turns, ours in enumerate(warped, start=1):
+    shift = np.array([[ONE, 0, 5 * ONE, 0, ONE, -3 * ONE]], np.int32)
+    matrices = np.concatenate([rotations([90, 180, 270], 32, 32), shift])
+    *turned, shifted = np.asarray(warp_all(images, matrices, interpolation))
+    for turns, ours in enumerate(turned, start=1):
         np.testing.assert_array_equal(ours, np.rot90(images, turns, axes=(1, 2)))
-
-
-@interpolated
-def test_whole_shifts_only_move_pixels(interpolation):
-    images = pictures(32, 32)
-    matrix = np.array([[ONE, 0, 5 * ONE, 0, ONE, -3 * ONE]], np.int32)
-    warped = np.asarray(warp_all(images, matrix, interpolation)[0])
-    np.testing.assert_array_equal(warped[:, 3:, :-5], images[:, :-3, 5:])
-    assert (warped[:, :3] == FILL).all()
-    assert (warped[:, :, -5:] == FILL).all()
+    np.testing.assert_array_equal(shifted[:, 3:, :-5], images[:, :-3, 5:])
+    assert (shifted[:, :3] == FILL).all()
+    assert (shifted[:, :, -5:] == FILL).all()
 
 
 def test_large_images_do_not_overflow():

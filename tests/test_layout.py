@@ -35,21 +35,17 @@ def load(root: Path, split: str):
     ("folders", "split", "taken"),
     [
         (both("train", "valid", "test"), "val", "valid"),
-        (both("train", "valid", "test"), "test", "test"),
         (both("train", "valid", "test"), "valid[:2]", "valid"),
         (both("train", "validation"), "val", "validation"),
-        (both("train", "validation"), "test", "validation"),
-        (both("train", "dev", "test"), "val", "dev"),
+        (both("train", "dev"), "test", "dev"),
         (both("train", "eval"), "val", "eval"),
         (both("train", "val"), "validation", "val"),
         (both("train", "val", "valid"), "val", "val"),
         (both("train", "val", "valid"), "valid", "valid"),
-        (both("Train", "Val"), "val", "Val"),
         (both("TRAIN", "TEST"), "val", "TEST"),
         (both("train", "Train"), "train", "train"),
         (both("Training", "Testing"), "train", "Training"),
         (both("training_set", "test_set"), "test", "test_set"),
-        (both("train", "val", "__MACOSX/train", "__MACOSX/val"), "val", "val"),
         (both("pets/train", "pets/val"), "val", "pets/val"),
         (both("a/b/Train", "a/b/Valid", "__MACOSX/a/b/Train"), "val", "a/b/Valid"),
         ([*both("pets/train", "pets/val"), "docs"], "train", "pets/train"),
@@ -74,14 +70,6 @@ def test_what_can_mean_one_thing_is_taken(tmp_path, folders, split, taken):
     assert all(str(tmp_path) in note for note in source.notes)
 
 
-def test_the_name_of_a_folder_does_not_make_other_data(tmp_path):
-    one = load(make(tmp_path / "a", *both("train", "val")), "val")
-    two = make(tmp_path / "b", *both("train", "val"))
-    (two / "val").rename(two / "Validation")
-    assert load(two, "val").fingerprint == one.fingerprint
-    assert load(two, "val").split == "val"
-
-
 @pytest.mark.parametrize("given", ["train", "Train", "train/"])
 def test_a_split_that_is_given_stands_for_its_data_set(tmp_path, given):
     root = make(tmp_path, *both(given.strip("/"), "valid"))
@@ -95,18 +83,22 @@ def test_a_split_that_is_given_stands_for_its_data_set(tmp_path, given):
 @pytest.mark.parametrize(
     ("folders", "split", "says"),
     [
-        ([*CLASSES], "val", f"neither val nor test.*cats/, dogs/.*{SLICE}"),
-        (both("train"), "val", f"neither val nor test.*Found there: train/.*{SLICE}"),
+        ([*CLASSES], "val", f"found there: cats/, dogs/.*neither val nor test{SLICE}"),
+        (both("train"), "val", f"found there: train/.*neither val nor test{SLICE}"),
         (both("val", "test"), "train", f"no folder named train.*test/, val/.*{SLICE}"),
         (both("a/train", "b/train"), "train", "several data sets: give one of folder:"),
-        ([*both("train"), "test"], "test", f"holds no class folder.*3 files.*{SLICE}"),
+        (
+            [*both("train"), "test"],
+            "test",
+            f"not the classes of .*found there: 3 files{SLICE}",
+        ),
         (
             [*both("train"), "test/images"],
             "val",
             f"but not in .*train: images.*{SLICE}",
         ),
         (["cats"], "train", "only one class, 'cats'"),
-        (["."], "train", "no folder named train.*Found there: 3 files"),
+        (["."], "train", "no folder named train .found there: 3 files"),
     ],
     ids=lambda value: ",".join(value) if isinstance(value, list) else None,
 )
@@ -114,15 +106,6 @@ def test_what_was_found_and_what_would_work_is_said(tmp_path, folders, split, sa
     with pytest.raises(InputError, match=f"(?s){says.replace('(?s)', '')}") as raised:
         load(make(tmp_path, *folders), split)
     assert not {"mv", "move", "rm", "delete"} & set(str(raised.value).lower().split())
-
-
-def test_a_class_that_is_a_link_is_followed_and_missed(tmp_path):
-    root = make(tmp_path, *both("train", "elsewhere"))
-    (root / "train/emu").symlink_to(root / "elsewhere/cats")
-    assert load(root, "train").class_names == ("cats", "dogs", "emu")
-    (root / "elsewhere").rename(root / "moved")
-    with pytest.raises(InputError, match="train/emu: what the link points to is gone"):
-        load(root, "train")
 
 
 @pytest.mark.parametrize(
@@ -201,4 +184,6 @@ def test_the_fingerprint_of_a_folder_never_changes(tmp_path, split, fingerprint)
     """Caches of teacher logits out there belong to it: also with odd names."""
     names = ("cats", NFD, "dogs ", "10", "9")
     root = make(tmp_path, *both("train", "val", classes=names))
+    assert load(root, split).fingerprint[:16] == fingerprint
+    (root / "val").rename(root / "Validation")
     assert load(root, split).fingerprint[:16] == fingerprint

@@ -1,7 +1,6 @@
 """MixUp and CutMix: how often, how much, which pixels, and what the labels weigh."""
 
 import functools
-import math
 
 import jax
 import numpy as np
@@ -70,11 +69,6 @@ def test_lambda_of_mixup_is_drawn_from_the_table():
     counts = np.bincount(share, minlength=LAMBDA + 1)
     expected = np.bincount(mix.beta_table(0.8), minlength=LAMBDA + 1)
     assert stats.chisquare(counts, expected * COUNT / QUANTILES).pvalue > LEAST_P
-    exact = stats.beta(0.8, 0.8).cdf
-    # Spread over the step that each was rounded to.
-    spread = share + np.random.default_rng(0).uniform(-0.5, 0.5, COUNT)
-    spread = np.abs(spread) / LAMBDA
-    assert stats.kstest(np.where(spread > 1, 2 - spread, spread), exact).pvalue > 1e-4
 
 
 @pytest.mark.parametrize("size", [32, 224, 225])
@@ -189,17 +183,3 @@ def test_mixup_rounds_exactly():
     for share, image in zip(shares.tolist(), np.asarray(mixed), strict=True):
         exact = (share * own + (LAMBDA - share) * other) / LAMBDA
         np.testing.assert_array_equal(image, np.floor(exact + 0.5))
-
-
-def test_an_image_that_is_its_own_partner_is_unchanged():
-    image = noise(32, 0)
-    drawn = mix.Mix(*(part[:200] for part in draws(32)))
-    assert (np.asarray(apply_all(image, image, drawn)) == image).all()
-
-
-def test_sides_of_boxes_are_floors_of_the_exact_root():
-    for size in (31, 32, 224, 384):
-        for k, side in enumerate(mix._cut_sides(size).tolist()):
-            assert side**2 * LAMBDA <= size**2 * (LAMBDA - k)
-            assert (side + 1) ** 2 * LAMBDA > size**2 * (LAMBDA - k)
-            assert side == int(size * math.sqrt(1 - k / LAMBDA))

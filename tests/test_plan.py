@@ -21,14 +21,6 @@ def epoch(a_plan, number):
     return tuple(np.concatenate(parts) for parts in zip(*batches, strict=True))
 
 
-@pytest.mark.parametrize("length", [2, 7, 100, 101])
-def test_pairs_are_a_perfect_matching(length):
-    indices = plan.pairs(0, 3, length)
-    assert indices.shape == (length // 2, 2)
-    assert len(set(indices.ravel())) == length // 2 * 2
-    assert set(indices.ravel()) <= set(range(length))
-
-
 def test_with_an_odd_length_another_index_rests_in_each_view():
     resting = {
         (set(range(101)) - set(plan.pairs(0, view, 101).ravel())).pop()
@@ -38,6 +30,10 @@ def test_with_an_odd_length_another_index_rests_in_each_view():
 
 
 def test_epoch_shows_every_image_once_but_for_the_last_part_of_a_batch():
+    """In another order each epoch, and for each seed."""
+    first = epoch(batch_plan(), 0)[0]
+    assert (first != epoch(batch_plan(seed=9), 0)[0]).any()
+    assert (first != epoch(batch_plan(), 1)[0]).any()
     for number in range(3):
         index, view = epoch(batch_plan(), number)
         assert len(index) == 96 == len(set(index))
@@ -59,12 +55,6 @@ def test_pairs_do_not_depend_on_the_order_seed_nor_the_batch_size():
     base = all_pairs(batch_plan(batch_size=4, length=100))
     assert base == all_pairs(batch_plan(batch_size=20, length=100, seed=9))
     assert base != all_pairs(batch_plan(batch_size=4, length=100, augment_seed=9))
-
-
-def test_orders_differ_between_epochs_and_seeds():
-    first = epoch(batch_plan(length=100), 0)[0]
-    assert (first != epoch(batch_plan(length=100, seed=9), 0)[0]).any()
-    assert (first != epoch(batch_plan(length=100), 1)[0]).any()
 
 
 def test_views_cycle_and_bring_their_pairs_back():
@@ -122,13 +112,6 @@ def test_repeats_use_every_cache_row_once_a_block():
         assert len(rows) == len(set(rows)) == 3 * 96
 
 
-def test_repeats_keep_partners_in_one_view():
-    index, view = batch_plan(length=96, repeats=3).batch(5)
-    assert (view.reshape(-1, 2)[:, 0] == view.reshape(-1, 2)[:, 1]).all()
-    # Three views of a pair follow each other.
-    assert (index[0:2] == index[2:4]).all() or (index[2:4] == index[4:6]).all()
-
-
 def test_golden_order():
     """The same on every JAX version: caches and resumed runs depend on it."""
     a_plan = batch_plan(length=1001, batch_size=50, num_views=4, repeats=2)
@@ -137,10 +120,7 @@ def test_golden_order():
         for step in range(60)
         for part in a_plan.batch(step)
     )
-    assert hashlib.sha256(data).hexdigest()[:16] == GOLDEN
-
-
-GOLDEN = "d4412e0206fc10f5"
+    assert hashlib.sha256(data).hexdigest()[:16] == "d4412e0206fc10f5"
 
 
 def test_crop_draws_follow_from_seed_view_and_index_alone():
@@ -162,10 +142,10 @@ def test_golden_crop_draws():
     """The same on every JAX version: a teacher's cache depends on it."""
     index = np.arange(100, dtype=np.int32)
     draws = rng.crop_draws(2, index % 7, index)
-    assert hashlib.sha256(draws.astype("<u4").tobytes()).hexdigest()[:16] == CROPS
-
-
-CROPS = "7ae2bd61ca729000"
+    assert (
+        hashlib.sha256(draws.astype("<u4").tobytes()).hexdigest()[:16]
+        == "7ae2bd61ca729000"
+    )
 
 
 def test_streams_have_their_own_constants():
@@ -177,10 +157,7 @@ def test_streams_have_their_own_constants():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"batch_size": 7}, "batch_size=7"),
-        ({"batch_size": 0}, "batch_size=0"),
         ({"batch_size": 102}, "larger than an epoch"),
-        ({"repeats": 0}, "repeats=0"),
         ({"repeats": 2, "num_views": 3}, "repeats=2"),
     ],
 )
@@ -192,14 +169,15 @@ def test_impossible_plans(changes, message):
 # The pairs that a teacher sees --------------------------------------------------------
 
 
-@pytest.mark.parametrize(("length", "repeats"), [(100, 1), (101, 1), (101, 2)])
+@pytest.mark.parametrize(("length", "repeats"), [(4, 1), (100, 1), (101, 1), (101, 2)])
 def test_partners_of_a_view_are_those_of_the_batches(length, repeats):
     a_plan = batch_plan(length=length, batch_size=4, num_views=4, repeats=repeats)
     seen = {view: set() for view in range(4)}
     for step in range(4 * a_plan.steps_per_epoch):
         index, view = (x.reshape(-1, 2) for x in a_plan.batch(step))
-        for pair, (of_view, _) in zip(index.tolist(), view.tolist(), strict=True):
-            seen[of_view].add(tuple(pair))
+        for pair, views in zip(index.tolist(), view.tolist(), strict=True):
+            assert views[0] == views[1]
+            seen[views[0]].add(tuple(pair))
     for view in range(4):
         exported = plan.view_pairs(2, view, length, repeats)
         assert seen[view] <= {tuple(pair) for pair in exported.tolist()}

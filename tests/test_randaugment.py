@@ -159,23 +159,6 @@ def test_signs_and_magnitudes_are_equally_frequent():
     assert stats.chisquare(counts).pvalue > LEAST_P
 
 
-def test_layers_operations_signs_and_magnitudes_are_independent():
-    operation, bits, sign = draws()
-    octile = bits >> 29
-    for a, b in [
-        (operation[:, 0] + 1, operation[:, 1] + 1),
-        (octile[:, 0], octile[:, 1]),
-        (sign[:, 0] + 1, sign[:, 1] + 1),
-        (operation.ravel() + 1, octile.ravel()),
-        (operation.ravel() + 1, sign.ravel() + 1),
-        (octile.ravel(), sign.ravel() + 1),
-    ]:
-        table = np.zeros((a.max() + 1, b.max() + 1))
-        np.add.at(table, (a, b), 1)
-        table = table[table.any(1)][:, table.any(0)]  # there is no sign of 0
-        assert stats.chi2_contingency(table).pvalue > LEAST_P
-
-
 @pytest.mark.parametrize("layers", [1, 2])
 def test_layers_are_applied_one_after_the_other(layers):
     policy = Policy(layers, 9.0, 0.5)

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 
+import numpy as np
 import pytest
 from timm.data import Mixup, create_transform
 from timm.data.auto_augment import RandAugment
@@ -22,25 +23,11 @@ def resolve(recipe="none", **overrides):
     return recipes.resolve(recipe, overrides, mean=MEAN, std=STD)
 
 
-def test_the_recipes():
-    assert set(recipes.RECIPES) == {
-        "none",
-        "crop_flip",
-        "seed_study",
-        "deit",
-        "three_augment",
-    }
-    assert resolve("none") == Augmentation(mean=MEAN, std=STD)
-
-
 @pytest.mark.parametrize("recipe", recipes.RECIPES)
 def test_every_recipe_says_what_is_done(recipe):
     settings = resolve(recipe)
-    for field in dataclasses.fields(Augmentation):
-        expected = recipes.RECIPES[recipe].get(field.name, field.default)
-        if field.name in ("mean", "std"):
-            expected = {"mean": MEAN, "std": STD}[field.name]
-        assert getattr(settings, field.name) == expected
+    expected = Augmentation(**recipes.RECIPES[recipe] | {"mean": MEAN, "std": STD})
+    assert settings == expected == resolve(recipe, **dict.fromkeys(recipes.FIELDS))
     assert settings.mixes == (recipe not in ("none", "crop_flip"))
     assert not settings.unmixed().mixes
     assert hash(settings) == hash(resolve(recipe)), "a static argument of jit"
@@ -107,38 +94,16 @@ def test_deit_is_timms_defaults_of_deit():
     assert deit.crop_padding == 4
 
 
-OVERRIDES = {
-    "crop_area": (0.2, 0.9),
-    "crop_aspect": (1.0, 2.0),
-    "crop_padding": 3,
-    "flip": True,
-    "color_jitter": (0.1, 0.2, 0.3, 0.4),
-    "randaugment": "rand-m5-inc1",
-    "three_augment": True,
-    "interpolation": "bilinear",
-    "erase_probability": 0.5,
-    "erase_area": (0.1, 0.2),
-    "erase_aspect": (0.5, 2.0),
-    "erase_mode": "constant",
-    "mixup": 0.3,
-    "cutmix": 0.4,
-    "mix_probability": 0.6,
-    "mix_switch_probability": 0.7,
-}
-
-
-def test_every_field_can_be_replaced():
-    assert set(OVERRIDES) == set(recipes.FIELDS)
-    for name, value in OVERRIDES.items():
-        settings = resolve(**{name: value})
-        assert settings == dataclasses.replace(resolve(), **{name: value})
-        assert settings != resolve()
-
-
-@pytest.mark.parametrize("recipe", recipes.RECIPES)
-def test_none_leaves_a_field_to_the_recipe(recipe):
-    nothing = dict.fromkeys(recipes.FIELDS)
-    assert resolve(recipe, **nothing) == resolve(recipe)
+@pytest.mark.parametrize("name", recipes.FIELDS)
+def test_every_field_can_be_replaced(name):
+    default = getattr(Augmentation, name)
+    value = {
+        bool: True,
+        str: {"randaugment": "rand-m5-inc1"}.get(name, "another"),
+        tuple: (0.5,) * np.size(default),
+    }.get(type(default), 3)
+    settings = resolve(**{name: value})
+    assert settings == dataclasses.replace(resolve(), **{name: value}) != resolve()
 
 
 def test_what_switches_off_is_no_none():
@@ -168,11 +133,6 @@ def test_three_augment_and_randaugment_exclude_one_another():
 
 
 def test_an_unknown_recipe_lists_the_known():
-    with pytest.raises(InputError) as raised:
+    says = "unknown augment.recipe='diet'. Known: none, crop_flip, .*mean deit"
+    with pytest.raises(InputError, match=says):
         resolve("diet")
-    assert str(raised.value) == (
-        "unknown augment.recipe='diet'. Known: none, crop_flip, seed_study, deit, "
-        "three_augment. Did you mean deit?"
-    )
-    with pytest.raises(InputError, match=r"three_augment\.$"):
-        resolve("xyz")

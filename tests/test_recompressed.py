@@ -25,7 +25,7 @@ def photographs():
 
 def jpeg(images, quality):
     files = [made_sets.encoded(image, "JPEG", quality=quality) for image in images]
-    return np.stack([decode.decode_rgb(file, "") for file in files])
+    return np.stack([np.asarray(decode.open_rgb(file, "")) for file in files])
 
 
 @pytest.mark.parametrize("quality", [50, 75, 90, 95])

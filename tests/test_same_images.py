@@ -116,6 +116,24 @@ def test_batches_do_not_depend_on_the_workers(tmp_path, kind):
             np.testing.assert_array_equal(value, theirs[field])
 
 
+@pytest.mark.parametrize("kind", ["hf", "tar"])
+def test_what_is_made_of_the_files_is_kept_beside_them(tmp_path, kind):
+    name = MAKERS[kind](tmp_path / "set")
+    files = sorted((tmp_path / "set").rglob("*"))
+    cache, mine = tmp_path / "cache/deit_jax/images", tmp_path / "mine"
+    found, times = set(), set()
+    for data_dir in (None, None, str(mine)):
+        source = sources.load(name, "train", data_dir=data_dir)
+        found.add((source.fingerprint, source.image_shape))
+        [kept] = cache.iterdir()
+        times.add(kept.stat().st_mtime_ns)
+    assert len(found) == len(times) == len(list(mine.iterdir())) == 1
+    assert sorted((tmp_path / "set").rglob("*")) == files
+    os.utime(next(path for path in files if "train" in path.name), ns=(1, 1))
+    sources.load(name, "train")
+    assert len(list(cache.iterdir())) == 2
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["hf", "tar", "cifar-10 python"])
 def test_a_stopped_run_goes_on_to_the_same_bits_from_a_copy(
@@ -163,6 +181,25 @@ def test_a_stopped_run_goes_on_to_the_same_bits_from_a_copy(
 def test_a_split_that_is_not_there(tmp_path, kind, split, says):
     with pytest.raises(InputError, match=says):
         sources.load(MAKERS[kind](tmp_path / "set"), split)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("hf:", "expected hf:org/name"),
+        ("hf:/no/such", "no/such does not exist"),
+        ("hf:./", r"holds no \*\.parquet"),
+        ("tar:", "expected tar:/path"),
+        ("tar:/no/such/{0..1}.tar", "2 of the 2 files"),
+        ("tar:.", r"holds no \*\.tar"),
+        ("cifar:", r"does not exist\. Expected cifar:/path"),
+        ("cifar:/no/such", r"does not exist\. Expected cifar:/path"),
+    ],
+)
+def test_a_place_that_is_none(tmp_path, monkeypatch, name, says):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=says):
+        sources.load(name, "train")
 
 
 @pytest.mark.parametrize("kind", ["hf", "tar", "cifar-10 python"])

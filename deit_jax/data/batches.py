@@ -22,12 +22,11 @@ def check_batch_size(batch_size: int, *, devices: int, accumulation: int) -> Non
     """Refuses a global batch that does not split into whole pairs everywhere."""
     unit = 2 * devices * accumulation
     if batch_size < unit or batch_size % unit:
-        below, above = batch_size // unit * unit, -(-batch_size // unit) * unit
-        nearest = " or ".join(str(n) for n in sorted({below, above}) if n > 0)
+        nearest = max(round(batch_size / unit), 1) * unit
         raise InputError(
             f"batch_size={batch_size} is not a multiple of {unit} = 2 (pairs) x "
-            f"{devices} (devices) x {accumulation} (optimizer.accumulation). "
-            f"Nearest: {nearest}."
+            f"{devices} (devices) x {accumulation} (optimizer.accumulation): take "
+            f"{nearest}."
         )
 
 
@@ -108,10 +107,9 @@ def train_batches(
 
 
 def together(stream: Generator[dict], numbers: Iterable[int]) -> Iterator[dict]:
-    """Batches [d, b, ...] of `stream` by the dispatch: [d, k, b, ...] for k > 1.
+    """Batches of `stream` by the dispatch, for each k in `numbers`.
 
-    Args:
-      numbers: k of each dispatch; together the batches that there are.
+    [d, b, ...] for k = 1, else [d, k, b, ...].
     """
     with contextlib.closing(stream):
         for number in numbers:
@@ -135,8 +133,7 @@ def eval_batches(
     Args:
       source: An `ArraySource`, or a `HostPipeline`, which takes the centre.
       batch_size: Global, rounded up to a multiple of `devices`.
-      devices: Of all processes; each has batch_size / devices images of a batch.
-      local: Which of the devices are this process's; None: all.
+      devices, local: See `train_batches`.
       index: int [N], the images in place of all.
 
     Yields:
@@ -184,24 +181,21 @@ def prefetch(iterator: Iterator, size: int = 2) -> Iterator:
     """Runs `iterator` in a thread, `size` items ahead; its errors are raised here."""
     items: queue.Queue = queue.Queue(maxsize=size)
     stopped = threading.Event()
-    end = object()
 
-    def put(item) -> None:
+    def put(item, error=None, last=False) -> None:
         while not stopped.is_set():
-            try:
-                return items.put(item, timeout=0.1)
-            except queue.Full:
-                continue
+            with contextlib.suppress(queue.Full):
+                return items.put((item, error, last), timeout=0.1)
 
     def work() -> None:
         try:
             for item in iterator:
-                put((item, None))
+                put(item)
                 if stopped.is_set():
                     return
-            put((end, None))
+            put(None, last=True)
         except BaseException as error:  # handed over, not swallowed
-            put((end, error))
+            put(None, error)
         finally:
             if hasattr(iterator, "close"):  # a generator's own `finally` runs here
                 iterator.close()
@@ -210,10 +204,10 @@ def prefetch(iterator: Iterator, size: int = 2) -> Iterator:
     thread.start()
     try:
         while True:
-            item, error = items.get()
+            item, error, last = items.get()
             if error is not None:
                 raise error
-            if item is end:
+            if last:
                 return
             yield item
     finally:

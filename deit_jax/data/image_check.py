@@ -26,6 +26,14 @@ def check_images(source, *, seconds: float | None = None) -> int:
     Raises:
       InputError: Lists the images that cannot be read.
     """
+
+    def damage(index: int) -> str | None:
+        try:
+            list(source.pil_images([index]))
+        except InputError as error:
+            return str(error)
+        return None
+
     damaged, began = [], time.monotonic()
     progress = Patience(f"{source.split} images decoded", len(source))
     done = 0
@@ -34,8 +42,7 @@ def check_images(source, *, seconds: float | None = None) -> int:
             if seconds is not None and time.monotonic() - began > seconds:
                 break
             block = range(first, min(first + CHUNK, len(source)))
-            for error in pool.map(lambda index: _damage(source, index), block):
-                damaged += [error] if error else []
+            damaged += filter(None, pool.map(damage, block))
             done += len(block)
             progress.update(len(block))
     progress.close()
@@ -47,14 +54,6 @@ def check_images(source, *, seconds: float | None = None) -> int:
             + more
         )
     return done
-
-
-def _damage(source, index: int) -> str | None:
-    try:
-        list(source.pil_images([index]))
-    except InputError as error:
-        return str(error)
-    return None
 
 
 def describe_classes(source) -> str:

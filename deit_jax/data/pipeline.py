@@ -47,16 +47,15 @@ class ImageReader:
     Attributes:
       source: Has `pil_images(indices)` and `image_shape` (`deit_jax.data.sources`).
       size: Pixels a side.
-      area: Of `random_resized_crop_box`, as `aspect`.
-      aspect: See `area`.
-      crop_ratio: Of `centre_view`.
+      area, aspect: Of `crops.random_resized_crop_box`.
+      crop_ratio: Of `crops.centre_view`.
     """
 
     source: object
     size: int
-    area: tuple[float, float]
-    aspect: tuple[float, float]
-    crop_ratio: float
+    area: tuple[float, float] = (0.08, 1.0)
+    aspect: tuple[float, float] = (3 / 4, 4 / 3)
+    crop_ratio: float = CROP_RATIO
 
     def read(
         self, indices: np.ndarray, draws: np.ndarray | None
@@ -83,46 +82,16 @@ class HostPipeline:
 
     Args:
       source: A source (`deit_jax.data.sources`). It is pickled to the workers.
-      size: Pixels a side of the images.
       workers: Processes; with 0 the images are read in a thread of this one.
-      area: Bounds of a random crop's share of the image.
-      aspect: Bounds of its width / height.
-      crop_ratio: The share of the centre view, see `deit_jax.data.crops.centre_view`.
+      size, crops: Fields of `ImageReader`.
 
     Attributes:
       workers: Processes that there are: 0 where the machine has no semaphores for them.
-
-    Raises:
-      InputError: A setting is out of its range.
     """
 
-    def __init__(
-        self,
-        source,
-        *,
-        size: int,
-        workers: int,
-        area: tuple[float, float] = (0.08, 1.0),
-        aspect: tuple[float, float] = (3 / 4, 4 / 3),
-        crop_ratio: float = CROP_RATIO,
-    ):
-        if workers < 0:
-            raise InputError(f"dataset.workers={workers} is less than 0.")
-        if not 0 < crop_ratio <= 1:
-            raise InputError(
-                f"dataset.eval_crop_ratio={crop_ratio} is not above 0 and at most 1."
-            )
-        for name, (low, high), limit in (
-            ("crop_area", area, 1),
-            ("crop_aspect", aspect, np.inf),
-        ):
-            if not 0 < low <= high <= limit:
-                raise InputError(
-                    f"augment.{name}=({low}, {high}): expected two ascending positive "
-                    "numbers" + (", at most 1." if limit == 1 else ".")
-                )
+    def __init__(self, source, *, size: int, workers: int, **crops):
         self.source = source
-        reader = ImageReader(source, size, tuple(area), tuple(aspect), crop_ratio)
+        reader = ImageReader(source, size, **crops)
         self._pool = _start_processes(workers, reader) if workers else None
         self.workers, self._read = workers, _read_in_worker
         if self._pool is None:
@@ -132,7 +101,7 @@ class HostPipeline:
     def __len__(self) -> int:
         return len(self.source)
 
-    def __enter__(self) -> "HostPipeline":
+    def __enter__(self):
         return self
 
     def __exit__(self, *_) -> None:
@@ -165,10 +134,9 @@ class HostPipeline:
                 yield _collect(ahead.popleft())
         except BrokenProcessPool as error:
             raise InputError(
-                f"a process that read images of {self.source.name} has died. If the "
-                "memory ran out, lower --config.dataset.workers or "
-                "--config.batch_size; with --config.dataset.workers=0 the images are "
-                "read without other processes."
+                f"a process that read images of {self.source.name} has died: lower "
+                "--config.dataset.workers (0 reads in this process) or "
+                "--config.batch_size if the memory ran out."
             ) from error
         finally:
             for chunks in ahead:
@@ -196,11 +164,7 @@ _NOT_FOR_WORKERS = {signal.SIGINT, signal.SIGTERM}
 
 
 class _Worker(multiprocessing.context.SpawnProcess):
-    """A process that only SIGKILL ends, which is what its pool ends it with.
-
-    A pool of which one worker has died calls `terminate` on the others. They hold
-    nothing that a kill could damage.
-    """
+    """A process that only SIGKILL ends: so its pool ends it where another has died."""
 
     def terminate(self) -> None:
         self.kill()
@@ -227,8 +191,7 @@ def _start_processes(
             raise
         _say_once(
             f"no worker processes ({getattr(error, 'strerror', None) or error}: they "
-            "need a /dev/shm that can be written): the images are read in this one, "
-            "as with dataset.workers=0"
+            "need a writable /dev/shm), as with dataset.workers=0"
         )
         return None
 

@@ -107,8 +107,8 @@ class BatchPlan:
         each epoch shows its part under all views of the block.
 
     Raises:
-      InputError: The batch is odd or does not fit the source, or `num_views` is not
-        a multiple of `repeats`.
+      InputError: The batch does not fit the source, or `num_views` is not a multiple
+        of `repeats`.
     """
 
     length: int
@@ -121,22 +121,16 @@ class BatchPlan:
     repeats: int = 1
 
     def __post_init__(self):
-        if self.batch_size < 2 or self.batch_size % 2:
+        if self.num_views % self.repeats:
             raise InputError(
-                f"batch_size={self.batch_size} is not a positive even number: a batch "
-                "is made of whole pairs."
-            )
-        if self.repeats < 1 or self.num_views % self.repeats:
-            raise InputError(
-                f"augment.repeats={self.repeats} must be at least 1 and divide the "
-                f"number of views ({self.num_views})."
+                f"augment.repeats={self.repeats} must divide the number of views "
+                f"({self.num_views})."
             )
         if self.steps_per_epoch == 0:
             raise InputError(
                 f"batch_size={self.batch_size} is larger than an epoch of the "
-                f"{self.length} training images"
-                + (f" under {self.repeats} repeats" if self.repeats > 1 else "")
-                + ": lower --config.batch_size."
+                f"{self.length} training images (augment.repeats={self.repeats}): "
+                "lower --config.batch_size."
             )
 
     @property

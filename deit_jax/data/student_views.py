@@ -48,25 +48,18 @@ class StudentViews:
         """
         return dataclasses.replace(self, repeats=1, settings=self.settings.unmixed())
 
+    @property
+    def _reading(self) -> dict:
+        area, aspect = self.settings.crop_area, self.settings.crop_aspect
+        return {"size": self.size, "area": area, "aspect": aspect}
+
     def open_images(self, source, *, workers: int):
         """A context manager, see `pipeline.open_images`."""
-        return pipeline.open_images(
-            source,
-            size=self.size,
-            workers=workers,
-            area=self.settings.crop_area,
-            aspect=self.settings.crop_aspect,
-        )
+        return pipeline.open_images(source, workers=workers, **self._reading)
 
     def read_few(self, source) -> HostPipeline:
         """Reads single images of a source that may be large; a context manager."""
-        return HostPipeline(
-            source,
-            size=self.size,
-            workers=0,
-            area=self.settings.crop_area,
-            aspect=self.settings.crop_aspect,
-        )
+        return HostPipeline(source, workers=0, **self._reading)
 
     def augment(
         self,
@@ -86,11 +79,8 @@ class StudentViews:
         Returns:
           uint8 [B, S, S, 3], and how each pair [B / 2] was mixed, as NumPy arrays.
         """
-        count = len(images)
-        size = min(CHUNK, count)
-        program = _compiled(
-            self.augment_seed, self.settings, size, images.shape[1], mixed
-        )
+        count, size = len(images), min(CHUNK, len(images))
+        program = _compiled(self, size, mixed)
         chunks = [
             batches.pad(rows, -count % size).reshape(-1, size, *rows.shape[1:])
             for rows in (images, index, view)
@@ -118,15 +108,16 @@ class StudentViews:
 
 
 @functools.lru_cache(maxsize=4)
-def _compiled(
-    augment_seed: int, settings: Augmentation, count: int, size: int, mixed: bool
-):
+def _compiled(seen: StudentViews, count: int, mixed: bool):
     """One program for all calls: a compilation takes seconds."""
     augment = functools.partial(
-        augment_batch, augment_seed=augment_seed, settings=settings, mixed=mixed
+        augment_batch,
+        augment_seed=seen.augment_seed,
+        settings=seen.settings,
+        mixed=mixed,
     )
     rows = jax.ShapeDtypeStruct((count,), np.int32)
-    images = jax.ShapeDtypeStruct((count, size, size, 3), np.uint8)
+    images = jax.ShapeDtypeStruct((count, seen.size, seen.size, 3), np.uint8)
     with jax.default_device(host_device()):
         # Not in threads of its own: it is the chunks that run side by side.
         return (

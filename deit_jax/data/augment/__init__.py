@@ -69,18 +69,6 @@ def augment(
     return image
 
 
-def draw_mix(key: Key[Array, ""], size: int, settings: Augmentation) -> mix.Mix:
-    """How a pair is mixed; `key` is that of its image with the smaller index."""
-    return mix.draw(
-        jax.random.fold_in(key, MIX),
-        size,
-        mixup=settings.mixup,
-        cutmix=settings.cutmix,
-        probability=settings.mix_probability,
-        switch_probability=settings.mix_switch_probability,
-    )
-
-
 def augment_pair(
     keys: Key[Array, "2"],
     index: Int32[Array, "2"],
@@ -92,7 +80,14 @@ def augment_pair(
     """Two partners, augmented and, where the settings say so, mixed."""
     pair = jnp.stack([augment(keys[n], images[n], settings) for n in range(2)])
     pair_key = jnp.where(index[0] <= index[1], keys[0], keys[1])
-    drawn = draw_mix(pair_key, images.shape[1], settings)
+    drawn = mix.draw(
+        jax.random.fold_in(pair_key, MIX),
+        images.shape[1],
+        mixup=settings.mixup,
+        cutmix=settings.cutmix,
+        probability=settings.mix_probability,
+        switch_probability=settings.mix_switch_probability,
+    )
     if settings.mix_off_view:
         drawn = mix.unless(view[0] >= settings.mix_off_view, drawn)
     if mixed and settings.mixes:

@@ -124,15 +124,9 @@ def randaugment(
       interpolation: Of the warps, see `geometry.warp`.
     """
     for layer_bits in jax.random.bits(key, (policy.layers, 4)):
-        operation, quantile_bits, sign = draw(layer_bits)
+        drawn = draw(layer_bits)
         image = apply(
-            image,
-            operation,
-            quantile_bits,
-            sign,
-            policy=policy,
-            fill=fill,
-            interpolation=interpolation,
+            image, *drawn, policy=policy, fill=fill, interpolation=interpolation
         )
     return image
 

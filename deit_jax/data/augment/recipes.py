@@ -177,24 +177,9 @@ def resolve(
         )
     given = {name: value for name, value in overrides.items() if value is not None}
     fields = RECIPES[recipe] | given | {"mean": mean, "std": std}
-    settings = Augmentation(**fields)
-    _check(settings)
-    return Augmentation(
-        **{
-            field.name: _uniform(getattr(settings, field.name), field.default)
-            for field in dataclasses.fields(Augmentation)
-        }
+    settings = Augmentation(
+        **{k: _uniform(v, getattr(Augmentation, k)) for k, v in fields.items()}
     )
-
-
-def _uniform(value, default):
-    """1 and 1.0, a list and a tuple: the same in every description of a cache."""
-    if isinstance(default, tuple):
-        return tuple(map(float, value))
-    return float(value) if isinstance(default, float) else value
-
-
-def _check(settings: Augmentation) -> None:
     if settings.randaugment != "":
         randaugment.parse(settings.randaugment)
     if settings.three_augment and settings.randaugment:
@@ -202,3 +187,11 @@ def _check(settings: Augmentation) -> None:
             "augment.three_augment and augment.randaugment are both on: 3-Augment is "
             "what DeiT III takes instead of RandAugment. Switch one off."
         )
+    return settings
+
+
+def _uniform(value, default):
+    """1 and 1.0, a list and a tuple: the same in every description of a cache."""
+    if isinstance(default, tuple):
+        return tuple(map(float, value))
+    return float(value) if isinstance(default, float) else value

@@ -2,24 +2,22 @@
 
 A source has `len(source)`, `source[i] -> {"image": uint8 [H, W, 3], "label": int}`,
 `source.pil_images(indices)` (yields Pillow images, RGB and upright, with their labels),
-`source.name`, `source.split`, `source.num_classes`, `source.class_names`,
-`source.labels` (int32 [N]), `source.image_shape` ((H, W, 3), or None where sizes
-differ) and `source.fingerprint`: the sha256 of everything that makes the data set what
-it is. A teacher cache belongs to one fingerprint.
+`source.name` and `source.split` (what was opened), `source.num_classes`,
+`source.class_names` (in the order of the labels), `source.labels` (int32 [N], from 0),
+`source.image_shape` ((H, W, 3), or None where sizes differ), `source.notes` (what a
+user should be told of how the data were found) and `source.fingerprint`: the sha256
+(hex) of everything that makes the data set what it is. A teacher cache belongs to one
+fingerprint.
 
-There are two kinds. `ArraySource` lies in memory. `EncodedSource`
-(`deit_jax.data.sources.encoded`) reads encoded images from disk, and pickles to its
-paths; `load_into_memory` makes the first of the second.
+There are two kinds. `ArraySource` (`arrays`) lies in memory. `EncodedSource`
+(`encoded`) reads encoded images from disk, and pickles to its paths;
+`load_into_memory` makes the first of the second.
 """
 
-import dataclasses
-from collections.abc import Iterator, Sequence
-
 import numpy as np
-from PIL import Image
 
 from deit_jax.data.sources import cifar, folder, tar_shards, tfds
-from deit_jax.data.sources.decode import decode_rgb
+from deit_jax.data.sources.arrays import ArraySource
 from deit_jax.data.sources.encoded import EncodedSource
 from deit_jax.data.sources.fingerprints import blocks, fingerprint
 from deit_jax.data.sources.split import parse_split
@@ -29,48 +27,6 @@ from deit_jax.errors import InputError
 PLACES = (folder.PREFIX, cifar.PREFIX, tar_shards.PREFIX, "hf:")
 DIGITS_TRAIN = 1440  # of 1,797; the rest is the test split
 DIGITS_SCALE = 4  # every pixel of the 8 x 8 original becomes 4 x 4: 32 x 32
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class ArraySource:
-    """A data set that lies in memory.
-
-    Attributes:
-      name: The name it was opened by.
-      split: The split in TFDS syntax, e.g. `train[:1200]`.
-      images: uint8 [N, H, W, 3].
-      labels: int32 [N], in 0 .. num_classes - 1.
-      class_names: One name a class, in the order of the labels.
-      fingerprint: sha256 (hex) of name, split, labels, ids and original pixels.
-      notes: What a user should be told of how the data were found.
-    """
-
-    name: str
-    split: str
-    images: np.ndarray
-    labels: np.ndarray
-    class_names: tuple[str, ...]
-    fingerprint: str
-    notes: tuple[str, ...] = ()
-
-    @property
-    def num_classes(self) -> int:
-        return len(self.class_names)
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        return self.images.shape[1:]
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> dict:
-        return {"image": self.images[index], "label": int(self.labels[index])}
-
-    def pil_images(self, indices: Sequence[int]) -> Iterator[tuple[Image.Image, int]]:
-        """Yields each image as a Pillow image, with its label."""
-        for index in indices:
-            yield Image.fromarray(self.images[index]), int(self.labels[index])
 
 
 def load(name: str, split: str, *, data_dir: str | None = None):
@@ -88,17 +44,19 @@ def load(name: str, split: str, *, data_dir: str | None = None):
           (`deit_jax.data.sources.hub`);
         - `tar:/path/{000..099}.tar`: shards of webdataset
           (`deit_jax.data.sources.tar_shards`).
-      split: `train` or `test`, or a slice in TFDS syntax: `train[:1200]`,
-        `train[80%:]`.
+      split: `train`, `val`, `test` or another that there is, or a slice in TFDS syntax:
+        `train[:1200]`, `train[80%:]`. Where there is only one of `val` and `test`, it
+        serves for both, and the source's `split` says which it is.
       data_dir: Where TFDS keeps its sets, and `hf:` and `tar:` what they make of
         theirs; None is a default of each.
 
     Returns:
-      An `ArraySource` of `digits`, an `EncodedSource` of the others.
+      An `ArraySource` of `digits` and `cifar:`, an `EncodedSource` of the others.
 
     Raises:
-      InputError: There is no such data set or split, or its labels, classes or files
-        are not as they should be.
+      InputError: There is no such data set or split, it cannot be downloaded or
+        prepared, it has fewer than two classes, a class has no training image, a split
+        has a class that `train` lacks, or files are missing or damaged.
     """
     if name == "digits":
         return _digits(split)
@@ -133,24 +91,22 @@ def load_into_memory(source: ArraySource | EncodedSource) -> ArraySource:
     images = np.empty((len(source), *source.image_shape), np.uint8)
     labels = np.empty(len(source), np.int32)
     for block in blocks(np.arange(len(source))):
-        for index, (encoded, label) in zip(
-            block, source.records.read(block), strict=True
-        ):
-            image = decode_rgb(encoded, source.where(index))
-            if image.shape != source.image_shape:
+        read = source.pil_images(block)
+        for index, (image, label) in zip(block, read, strict=True):
+            if image.size != source.image_shape[1::-1]:
                 raise InputError(
-                    f"{source.where(index)} is {image.shape}, all images of "
-                    f"{source.name} should be {source.image_shape}."
+                    f"{source.where(index)} is {image.width} x {image.height}, all "
+                    f"images of {source.name} should be {source.image_shape}."
                 )
             images[index], labels[index] = image, label
     return ArraySource(
-        name=source.name,
-        split=source.split,
-        images=images,
-        labels=labels,
-        class_names=source.class_names,
-        fingerprint=source.fingerprint,
-        notes=source.notes,
+        source.name,
+        source.split,
+        images,
+        labels,
+        source.class_names,
+        source.fingerprint,
+        source.notes,
     )
 
 
@@ -172,10 +128,10 @@ def _digits(split: str) -> ArraySource:
     grey = (raw.astype(np.int32) * 255 // 16).astype(np.uint8)
     grey = grey.repeat(DIGITS_SCALE, axis=1).repeat(DIGITS_SCALE, axis=2)
     return ArraySource(
-        name="digits",
-        split=split,
-        images=np.repeat(grey[..., None], 3, axis=-1),
-        labels=labels,
-        class_names=tuple(str(name) for name in data.target_names),
-        fingerprint=fingerprint("digits", "1", split, labels, ids, raw),
+        "digits",
+        split,
+        np.repeat(grey[..., None], 3, axis=-1),
+        labels,
+        tuple(map(str, data.target_names)),
+        fingerprint("digits", "1", split, labels, ids, raw),
     )

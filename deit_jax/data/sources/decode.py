@@ -61,8 +61,8 @@ def open_rgb(encoded: bytes | Image.Image, where: str) -> Image.Image:
     if not encoded:
         raise InputError(f"{where} is empty (0 bytes). Replace or remove it.")
     try:
-        opened = isinstance(encoded, Image.Image)
-        return _rgb(_upright(encoded if opened else _load(encoded)))
+        image = encoded if isinstance(encoded, Image.Image) else _load(encoded)
+        return _rgb(_upright(image))
     except UnidentifiedImageError as error:
         raise InputError(
             f"{where} is not an image ({FORMATS_NAMED}), or its beginning is damaged. "
@@ -75,11 +75,6 @@ def open_rgb(encoded: bytes | Image.Image, where: str) -> Image.Image:
             f"{where} cannot be decoded: {error or type(error).__name__}. Replace or "
             "remove it."
         ) from error
-
-
-def decode_rgb(encoded: bytes, where: str) -> np.ndarray:
-    """The image in `encoded` as uint8 [H, W, 3]; see `open_rgb`."""
-    return np.array(open_rgb(encoded, where))
 
 
 def square_side(encoded: bytes) -> int:

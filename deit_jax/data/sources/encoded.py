@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from types import MappingProxyType
 
 import numpy as np
 from PIL import Image
@@ -19,20 +18,13 @@ class EncodedSource:
     itself.
 
     Attributes:
-      name: The name it was opened by.
-      split: The split that was opened, in TFDS syntax.
-      class_names: One name a class, in the order of the labels.
       records: Where the images lie: `len(records)`; `records.labels`, int32 [N];
         `records.read(indices)`, of each (encoded bytes, label), from any thread;
         `records.where(index)`, what an error message calls the image.
-      fingerprint: sha256 (hex); see `deit_jax.data.sources.tfds`, `folder`
-        and, of the others, `open_records`.
       order: sha256 (hex) of class names, files and labels, but for what is in the
         files; None where only `fingerprint` says so.
-      image_shape: (H, W, 3) where the data set fixes it, None where sizes differ.
       passed_over: How many files were not taken for images, by ending (`.heic`) or
         as `hidden`.
-      notes: What a user should be told of how the data were found.
     """
 
     name: str
@@ -44,6 +36,9 @@ class EncodedSource:
     image_shape: tuple[int, int, int] | None = None
     passed_over: Mapping[str, int] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        self.notes = (*self.notes, *recompressed.notes(self))
 
     @property
     def num_classes(self) -> int:
@@ -78,17 +73,9 @@ class EncodedSource:
         for index, (encoded, label) in zip(indices, read, strict=True):
             yield open_rgb(encoded, self.where(index)), label
 
-    def encoded(self, index: int) -> bytes:
-        """The image as it lies on disk."""
-        [(encoded, _)] = self.records.read([range(len(self))[index]])
-        return encoded
-
     def where(self, index: int) -> str:
         """What an error message calls the image."""
         return self.records.where(range(len(self))[index])
-
-    def __repr__(self) -> str:
-        return f"{self.name} {self.split} ({len(self):,} images)"
 
 
 def open_records(
@@ -96,36 +83,16 @@ def open_records(
     split: str,
     class_names: Sequence[str],
     records,
-    *,
     sizes: np.ndarray,
-    side: int | None,
-    passed_over: Mapping[str, int] = MappingProxyType({}),
-    notes: Sequence[str] = (),
+    **more,
 ) -> EncodedSource:
-    """A source whose fingerprint says nothing of how its files are made.
-
-    It covers split, class names, and in their order labels, sizes and bytes of the
-    encoded images: of all of them up to 1 GiB, beyond that of 1,024 evenly spaced ones.
-    So the same images have one fingerprint in Parquet files, in shards and on the Hub.
+    """A source of which `fingerprints.of_records` is the fingerprint.
 
     Args:
       records: See `EncodedSource`.
       sizes: int64 [N], the bytes of each encoded image.
-      side: Pixels a side where all images are squares of one size.
+      more: Fields of `EncodedSource`.
     """
-    read = fingerprints.positions(len(records), int(sizes.sum()))
-    _, sums = fingerprints.scan(records, read)
-    shape = (side, side, 3) if side else None
-    source = EncodedSource(
-        name=name,
-        split=split,
-        class_names=tuple(class_names),
-        records=records,
-        fingerprint=fingerprints.fingerprint(
-            "records", "1", split, "\n".join(class_names), records.labels, sizes, sums
-        ),
-        image_shape=shape,
-        passed_over=dict(passed_over),
-        notes=tuple(notes),
-    )
-    return dataclasses.replace(source, notes=(*notes, *recompressed.notes(source)))
+    read = fingerprints.sample(records, int(sizes.sum()))
+    found = fingerprints.of_records(split, class_names, records.labels, sizes, read)
+    return EncodedSource(name, split, tuple(class_names), records, found, **more)

@@ -1,6 +1,7 @@
 """sha256 sums that say which images a source holds."""
 
 import hashlib
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -27,41 +28,45 @@ def fingerprint(*parts) -> str:
     return digest.hexdigest()
 
 
-def positions(length: int, total_bytes: int) -> np.ndarray:
-    """The images that a fingerprint reads: all of a small set, a sample of a large.
+def of_records(split, class_names, labels: np.ndarray, sizes, images: Iterable) -> str:
+    """The fingerprint of a split, which says nothing of how its files are made.
+
+    The same images have one fingerprint in Parquet files, in shards and on the Hub.
 
     Args:
-      length: Images in the set.
-      total_bytes: Of their encoded form, about.
-
-    Returns:
-      int64 [n], ascending.
+      sizes: int64 [N], the bytes of each encoded image.
+      images: (encoded, label) of all of them, or of a `sample`.
     """
-    if total_bytes <= WHOLE_BYTES or length <= SAMPLE:
-        return np.arange(length)
-    return np.linspace(0, length - 1, SAMPLE).round().astype(np.int64)
+    names = "\n".join(class_names)
+    _, sums = scan(images)
+    return fingerprint("records", "1", split, names, labels, sizes, sums)
 
 
-def scan(records, indices: np.ndarray) -> tuple[np.ndarray, str]:
-    """Reads images once, for their labels and the sha256 of their encoded bytes.
+def sample(records, total_bytes: int) -> Iterator[tuple[bytes, int]]:
+    """Reads the images that a fingerprint covers: all, or some of a large set.
 
     Args:
       records: See `deit_jax.data.sources.encoded`.
-      indices: int [n].
-
-    Returns:
-      labels int32 [n] and the sha256 (hex) of labels and encoded images.
+      total_bytes: Of their encoded form, about.
     """
-    labels, sums = [], hashlib.sha256()
+    indices = np.arange(len(records))
+    if total_bytes > WHOLE_BYTES and len(records) > SAMPLE:
+        indices = np.linspace(0, len(records) - 1, SAMPLE).round().astype(np.int64)
     for block in blocks(indices):
-        for encoded, label in records.read(block):
-            labels.append(label)
-            sums.update(f"{label}:{len(encoded)}:".encode())
-            sums.update(encoded)
+        yield from records.read(block)
+
+
+def scan(images: Iterable[tuple[bytes, int]]) -> tuple[np.ndarray, str]:
+    """Labels, int32 [n], and the sha256 (hex) of labels and encoded images."""
+    labels, sums = [], hashlib.sha256()
+    for encoded, label in images:
+        labels.append(label)
+        sums.update(f"{label}:{len(encoded)}:".encode())
+        sums.update(encoded)
     return np.array(labels, np.int32), sums.hexdigest()
 
 
-def blocks(indices: np.ndarray):
+def blocks(indices: np.ndarray) -> Iterator[list[int]]:
     """`indices` in lists of at most `BLOCK`, which bounds the memory of a pass."""
     for first in range(0, len(indices), BLOCK):
-        yield [int(i) for i in indices[first : first + BLOCK]]
+        yield indices[first : first + BLOCK].tolist()

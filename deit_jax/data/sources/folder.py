@@ -29,7 +29,7 @@ import numpy as np
 
 from deit_jax.data.sources import fingerprints, layout
 from deit_jax.data.sources.encoded import EncodedSource
-from deit_jax.data.sources.layout import is_folder, is_hidden, listing
+from deit_jax.data.sources.layout import is_hidden
 from deit_jax.data.sources.split import parse_split
 from deit_jax.errors import InputError, listed
 
@@ -37,8 +37,6 @@ PREFIX = layout.PREFIX
 ENDINGS = frozenset(
     [".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff"]
 )
-# Of an encoded image: Pillow's limit of pixels, uncompressed, takes 0.5 GB.
-MAX_BYTES = 2**30
 # What a network disk says that is away for a moment, and a file that is not there yet.
 TRANSIENT = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOENT)
 RETRY_SECONDS = (0.3, 0.6, 1.2)
@@ -70,19 +68,7 @@ class FolderRecords:
 
 
 def open_folder(name: str, split: str) -> EncodedSource:
-    """Opens a split of a folder of images.
-
-    Args:
-      name: `folder:` and the path of the root; a relative one starts at the working
-        directory.
-      split: `train`, `val` or `test`, or a slice: `train[:90%]`. Where the folder has
-        only one of `val` and `test`, it serves for both; the source's `split` says
-        which it is.
-
-    Raises:
-      InputError: The root or the split is missing, there are fewer than two classes,
-        a class has no training image, or the split has a class that `train` lacks.
-    """
+    """Opens a split of a folder of images; a relative path starts where we are."""
     found = layout.find(name, split)
     passed_over = collections.Counter()
     images = sorted(_images(found, passed_over))
@@ -92,11 +78,9 @@ def open_folder(name: str, split: str) -> EncodedSource:
     _, paths, labels, sizes = zip(*images[start:stop], strict=True)
 
     records = FolderRecords(str(found.directory), paths, np.array(labels, np.int32))
-    read = fingerprints.positions(len(paths), sum(sizes))
-    _, sums = fingerprints.scan(records, read)
-    portable = "\n".join(path.replace(os.sep, "/") for path in paths)
-    names = os.fsencode("\n".join(found.class_folders))
-    order = (found.split, names, os.fsencode(portable), records.labels)
+    _, sums = fingerprints.scan(fingerprints.sample(records, sum(sizes)))
+    names = (os.fsencode("\n".join(names)) for names in (found.class_folders, paths))
+    order = (found.split, *names, records.labels)
     return EncodedSource(
         name=name,
         split=found.split,
@@ -117,12 +101,11 @@ def _images(
     """Yields (order, relative path, label, size) of each image of a split."""
     for folder, label in found.folders:
         for path, size in find_image_files(found.directory, folder, passed_over):
-            if label is not None:
-                yield _order(path), path, label, size
-            elif (name := os.path.basename(path)) in found.annotations:
-                yield _order(path), path, found.annotations[name], size
-            else:
+            known = found.annotations.get(os.path.basename(path), label)
+            if known is None:
                 passed_over["without a class"] += 1
+            else:
+                yield hashlib.sha256(os.fsencode(path)).digest(), path, known, size
 
 
 def _check_classes(found: layout.Layout, images: list, passed_over) -> list[str]:
@@ -131,21 +114,23 @@ def _check_classes(found: layout.Layout, images: list, passed_over) -> list[str]
     empty = [c for label, c in enumerate(found.class_names) if label not in present]
     if not empty:
         return []
-    where, training = found.directory, found.split.startswith("train")
-    if images and not training:
+    where = found.directory
+    if found.split.startswith("train"):
+        label = found.class_names.index(empty[0])
+        where /= next(f for f, its_label in found.folders if its_label == label)
+    elif images:
         return [
             f"{where} holds no image of {len(empty)} of {len(found.class_names)} "
             f"classes, left out of F1 and AUC: {listed(empty)}"
         ]
-    if training:
-        label = found.class_names.index(empty[0])
-        where /= next(f for f, its_label in found.folders if its_label == label)
+    raise no_images(where, passed_over)
+
+
+def no_images(folder: Path, passed_over: collections.Counter) -> InputError:
     others = ", ".join(f"{n} {ending}" for ending, n in passed_over.most_common(5))
-    raise InputError(
-        f"{'the class folder' if training else 'the split'} {where} holds no image "
-        f"({', '.join(sorted(ENDINGS))}). "
-        + (f"Passed over so far: {others}. " if others else "")
-        + "Give it images in one of these formats."
+    return InputError(
+        f"the folder {folder} holds no image ({', '.join(sorted(ENDINGS))}); passed "
+        f"over so far: {others or 'nothing'}."
     )
 
 
@@ -163,73 +148,51 @@ def find_image_files(
     Yields:
       (path relative to `directory`, size in bytes); those of one folder by name.
     """
-    folders, seen = [relative], set()
-    while folders:
-        relative = folders.pop()
-        with listing(directory / relative) as entries:
-            about = os.stat(directory / relative)
-            entries = sorted(entries, key=lambda entry: entry.name)
-        if (about.st_dev, about.st_ino) in seen:
+    seen = set()
+    start = os.path.join(directory, relative)
+    walk = os.walk(start, onerror=layout.refuse_listing, followlinks=True)
+    for folder, folders, files in walk:
+        if os.path.realpath(folder) in seen:
+            folders.clear()
             continue
-        seen.add((about.st_dev, about.st_ino))
-        below = []
-        for entry in entries:
-            path = os.path.join(relative, entry.name)
-            ending = os.path.splitext(entry.name)[1].lower()
-            if is_hidden(entry):
-                passed_over["hidden"] += 1
-            elif is_folder(entry):
-                below.append(path)
-            elif ending in ENDINGS:
-                about = _stat(entry)
-                if stat.S_ISREG(about.st_mode):
-                    yield path, about.st_size
-                else:  # a pipe or a device, which may never end
-                    passed_over["no file"] += 1
-            else:
+        seen.add(os.path.realpath(folder))
+        inside = os.path.relpath(folder, directory).removeprefix(".")
+        shown = [name for name in folders + files if not is_hidden(name)]
+        if hidden := len(folders + files) - len(shown):
+            passed_over["hidden"] += hidden
+        folders[:] = sorted(set(folders) & set(shown))
+        for name in sorted(set(files) & set(shown)):
+            ending = os.path.splitext(name)[1].lower()
+            if ending not in ENDINGS:
                 passed_over[ending or "no ending"] += 1
-        folders += reversed(below)
+                continue
+            path = os.path.join(folder, name)
+            try:
+                about = os.stat(path)
+            except OSError as error:
+                raise InputError(
+                    f"{path} cannot be read: {error.strerror}. If it is a link, what "
+                    "it points to is gone."
+                ) from error
+            if stat.S_ISREG(about.st_mode):
+                yield os.path.join(inside, name), about.st_size
+            else:  # a pipe or a device, which may never end
+                passed_over["no file"] += 1
 
 
 def read_image_file(path: str | os.PathLike) -> bytes:
     """The bytes of an encoded image; a disk that is away for a moment is waited for.
 
     Raises:
-      InputError: It cannot be read, is no regular file, or has more than `MAX_BYTES`.
+      InputError: It cannot be read, or is no regular file.
     """
     for pause in (*RETRY_SECONDS, None):
         try:
-            return _read_once(path)
+            if not stat.S_ISREG(os.stat(path).st_mode):
+                raise InputError(f"{path} is no regular file. Replace or remove it.")
+            return Path(path).read_bytes()
         except OSError as error:
             if pause is None or error.errno not in TRANSIENT:
                 raise InputError(f"{path} cannot be read: {error.strerror}.") from error
             time.sleep(pause)
     raise AssertionError  # the last pause is None
-
-
-def _read_once(path: str | os.PathLike) -> bytes:
-    about = os.stat(path)
-    if not stat.S_ISREG(about.st_mode):
-        raise InputError(f"{path} is no regular file. Replace or remove it.")
-    if about.st_size > MAX_BYTES:
-        raise InputError(
-            f"{path} has {about.st_size:,} bytes, more than {MAX_BYTES:,}. Scale it "
-            "down, compress or remove it."
-        )
-    with open(path, "rb") as file:
-        return file.read()
-
-
-def _stat(entry: os.DirEntry) -> os.stat_result:
-    try:
-        return entry.stat()
-    except OSError as error:
-        raise InputError(
-            f"{entry.path} cannot be read: {error.strerror}. If it is a link, what it "
-            "points to is gone."
-        ) from error
-
-
-def _order(path: str) -> bytes:
-    name = os.fsencode(path.replace(os.sep, "/"))
-    return hashlib.sha256(name).digest()

@@ -13,7 +13,6 @@ and a slice such as `train[:90%]` should hold every class in about its share.
 """
 
 import contextlib
-import dataclasses
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -34,69 +33,41 @@ EXPECTED = (
     "files; then ,config=... ,image=... ,label=... ,revision=... where needed"
 )
 NO_PARQUET = (
-    "holds no Parquet files, and the Hub has not converted it (or not whole). Download "
-    "it, and give it as folder:/path or tar:/path."
+    "holds no Parquet files, and the Hub has not converted it. Download it, and give "
+    "it as folder:/path or tar:/path."
 )
 IMAGES = ("image", "img")  # columns, the first counts
-
-
-@dataclasses.dataclass(frozen=True)
-class Columns:
-    """Where a Parquet file has images and labels.
-
-    Attributes:
-      image, label: Their names.
-      class_names: In the order of the labels; None where nothing says them.
-      notes: What was chosen among several.
-    """
-
-    image: str
-    label: str
-    class_names: tuple[str, ...] | None
-    notes: tuple[str, ...]
 
 
 def open_hub(name: str, split: str, data_dir: str | None = None) -> EncodedSource:
     """Opens a split of Parquet files.
 
-    Args:
-      name: See the module.
-      split: `train`, `val`, `test` or another that the files' names say, or a slice.
-      data_dir: Where the images are unpacked to, see `parquet`; a folder in the user's
-        cache by default. Downloads go where huggingface_hub keeps them.
-
-    Raises:
-      InputError: The data set, the split or a column is missing, the data set is gated,
-        the Hub cannot be reached, or the files are damaged or no image classification.
+    Images are unpacked to `data_dir`, see `parquet`. Downloads go where huggingface_hub
+    keeps them.
     """
     place, options = parse(name)
     files, fetch = _local(place) if place[0] in "/.~" else _remote(place, options)
     found = shards.by_split(_of_config(name, files, options.get("config")), name)
     base, split, notes = choose_split(split, found, name)
     paths = fetch(found[base])
-    columns = find_columns(name, *parquet.read_schema(paths[0]), options)
-    raw, ends = parquet.read_labels(paths, columns.label)
-    class_names = columns.class_names
-    if class_names is None:
+    schema, features = parquet.read_schema(paths[0])
+    image, label = find_columns(name, schema, features, options)
+    raw, ends = parquet.read_labels(paths, label)
+    class_names = tuple(map(str, features.get(label, {}).get("names") or ()))
+    if not class_names:
         train = raw
         if base != "train" and "train" in found:
-            train, _ = parquet.read_labels(fetch(found["train"]), columns.label)
+            train, _ = parquet.read_labels(fetch(found["train"]), label)
         class_names = labels.class_names(train, name)
-    labels.check_class_names(class_names, name)
 
     _, start, stop = parse_split(split, {base: len(raw)})
     rows = np.random.RandomState(0).permutation(len(raw))[start:stop]
-    unpacked = parquet.unpack(name, paths, columns.image, data_dir)
+    unpacked = parquet.unpack(name, paths, image, data_dir)
     records = parquet.ParquetRecords(unpacked, paths, ends, rows, raw[rows])
     records.labels = labels.numbers(raw[rows], class_names, records.where)
+    sizes, shape = records.measure()
     return open_records(
-        name,
-        split,
-        class_names,
-        records,
-        sizes=records.sizes(),
-        side=records.side(),
-        notes=(*notes, *columns.notes),
+        name, split, class_names, records, sizes, image_shape=shape, notes=tuple(notes)
     )
 
 
@@ -115,7 +86,7 @@ def parse(name: str) -> tuple[str, dict[str, str]]:
 
 def find_columns(
     name: str, schema: pa.Schema, features: Mapping, options: Mapping
-) -> Columns:
+) -> list[str]:
     """Finds image and label by what `datasets` wrote, by type and by usual names.
 
     Args:
@@ -125,52 +96,28 @@ def find_columns(
     Raises:
       InputError: A column is missing, has another type, or there are several.
     """
-    kinds = dict(zip(schema.names, schema.types, strict=True))
-    images = [c for c in kinds if parquet.is_image(kinds[c])]
-    values = [c for c in kinds if parquet.is_label(kinds[c])]
-    marked = {
-        kind: [c for c, f in features.items() if f.get("_type") == kind and c in kinds]
-        for kind in ("Image", "ClassLabel")
-    }
-    shown = ", ".join(f"{c} ({kinds[c]})" for c in kinds)
-    image = _one_of("image", marked["Image"], images, IMAGES, options)
-    label = _one_of("label", marked["ClassLabel"], values, labels.USUAL, options)
-    for what, found in (("image", image), ("label", label)):
-        if found is None:
-            expected = "bytes" if what == "image" else "int or string"
-            asked = "that can be told from the others"
-            asked = repr(options[what]) if what in options else asked
+    found = []
+    for what, kind, fits, usual, expected in (
+        ("image", "Image", parquet.is_image, IMAGES, "bytes"),
+        ("label", "ClassLabel", parquet.is_label, labels.USUAL, "int or string"),
+    ):
+        typed = [field.name for field in schema if fits(field.type)]
+        marked = [c for c in typed if features.get(c, {}).get("_type") == kind]
+        # Any number could be a label, but hardly any bytes are no image.
+        certain = marked or (typed if what == "image" else [])
+        named = [c for c in usual if c in (marked or typed)]
+        column = options.get(what) or next(iter(named), None)
+        if column is None and len(certain) == 1:
+            column = certain[0]
+        if column not in typed:
+            asked = repr(column) if column else "that can be told from the others"
+            shown = ", ".join(f"{field.name} ({field.type})" for field in schema)
             raise InputError(
                 f"{name} has no {what} column {asked} (expected {expected}). Name it: "
                 f"...,{what}=COLUMN. Found: {shown[:400]}."
             )
-    names = features.get(label, {}).get("names")
-    others = [c for c in marked["ClassLabel"] if c != label]
-    note = f"{name}: the labels are those of {label}; there are also {listed(others)}"
-    return Columns(
-        image=image,
-        label=label,
-        class_names=tuple(map(str, names)) if isinstance(names, list) else None,
-        notes=(note,) if others and "label" not in options else (),
-    )
-
-
-def _one_of(
-    what: str,
-    marked: Sequence[str],
-    typed: Sequence[str],
-    usual: Sequence[str],
-    options: Mapping,
-) -> str | None:
-    """The column that is meant; None where it cannot be told."""
-    if what in options:
-        return options[what] if options[what] in typed else None
-    candidates = [c for c in marked if c in typed] or typed
-    if named := [c for c in usual if c in candidates]:
-        return named[0]
-    # Any number could be a label, but hardly any bytes are no image.
-    certain = candidates if what == "image" else [c for c in candidates if c in marked]
-    return certain[0] if len(certain) == 1 else None
+        found.append(column)
+    return found
 
 
 def _of_config(name: str, files: Sequence[str], config: str | None) -> list[str]:
@@ -179,17 +126,13 @@ def _of_config(name: str, files: Sequence[str], config: str | None) -> list[str]
     for file in files:
         folders = [f for f in Path(file).parts[:-1] if f != "data" and not kind_of(f)]
         found.setdefault("/".join(folders), []).append(file)
-    if config is None and len(found) > 1:
+    if config is None:
         config = next((c for c in ("", "default") if c in found), None)
-    if config is None and len(found) > 1:
+        config = next(iter(found)) if len(found) == 1 else config
+    if config not in found:
         raise InputError(
             f"{name} has several configs: add ,config=NAME with one of "
             f"{listed(sorted(found))}."
-        )
-    config = next(iter(found)) if config is None else config.strip("/")
-    if config not in found:
-        raise InputError(
-            f"{name}: no config {config!r}, found {listed(sorted(found)) or 'none'}."
         )
     return found[config]
 
@@ -201,18 +144,12 @@ def _parquet(files) -> list[str]:
 
 def _local(place: str) -> tuple[list[str], Callable]:
     root = Path(place).expanduser()
-    if root.is_file() and root.suffix == ".parquet":
-        return [root.name], lambda files: [str(root.parent / f) for f in files]
     if not root.is_dir():
         raise InputError(
             f"{PREFIX}{place}: the folder {root.absolute()} does not exist. Expected "
             f"{EXPECTED}."
         )
-    found = _parquet(
-        os.path.relpath(os.path.join(folder, file), root)
-        for folder, _, files in os.walk(root, followlinks=True)
-        for file in files
-    )
+    found = _parquet(str(path.relative_to(root)) for path in root.rglob("*.parquet"))
     if not found:
         raise InputError(
             f"{PREFIX}{place}: the folder {root.absolute()} holds no *.parquet. Shards "
@@ -248,9 +185,9 @@ def _listing(place: str, revision: str | None) -> list[str]:
     about = {"repo_type": "dataset", "revision": revision}
     try:
         return hub.HfApi().list_repo_files(place, **about)
-    except (hub.errors.RepositoryNotFoundError, hub.errors.RevisionNotFoundError):
+    except (hub.errors.RepositoryNotFoundError, hub.errors.HFValidationError):
         raise
-    except hub.errors.HFValidationError:
+    except hub.errors.RevisionNotFoundError:
         raise
     except Exception:  # whatever the HTTP library of this version raises
         with contextlib.suppress(Exception):
@@ -281,29 +218,21 @@ def _explained(place: str, revision: str | None) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except errors.GatedRepoError as error:
-        raise InputError(
-            f"{PREFIX}{place} is gated: accept its terms on {page}, then log in with "
-            "`hf auth login` or set HF_TOKEN."
-        ) from error
-    except errors.RevisionNotFoundError as error:
-        if revision == CONVERTED:
-            raise InputError(f"{PREFIX}{place} {NO_PARQUET}") from error
-        raise InputError(
-            f"{PREFIX}{place} has no revision {revision!r}. Its branches and tags: "
-            f"{page}/tree/main."
-        ) from error
-    except errors.RepositoryNotFoundError as error:
-        raise InputError(
-            f"the Hub has no data set {place!r}, or it is private: check the name, or "
-            f"log in with `hf auth login`. A folder here is given as {PREFIX}./{place}."
-        ) from error
-    except errors.HFValidationError as error:
-        raise InputError(f"{PREFIX}{place}: expected {EXPECTED}.") from error
     except Exception as error:
-        text = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
-        raise InputError(
-            f"{PREFIX}{place} cannot be downloaded, and is not whole in the Hub's "
-            f"cache: {text}. Where there is no network, give a folder of its Parquet "
-            f"files: {PREFIX}/path."
-        ) from error
+        said = {
+            errors.GatedRepoError: f"is gated: accept its terms on {page}, then log in "
+            "with `hf auth login` or set HF_TOKEN.",
+            errors.RepositoryNotFoundError: "is no data set of the Hub, or private: "
+            "check the name, or log in with `hf auth login`. A folder here is given as "
+            f"{PREFIX}./{place}.",
+            errors.RevisionNotFoundError: f"has no revision {revision!r}: see "
+            f"{page}/tree/main.",
+            errors.HFValidationError: f"is no name of the Hub: expected {EXPECTED}.",
+            Exception: "cannot be downloaded, and is not whole in the Hub's cache: "
+            f"{' '.join(str(error).split())[:300]}. Without a network, give a folder "
+            f"of its Parquet files: {PREFIX}/path.",
+        }
+        if revision == CONVERTED:
+            said[errors.RevisionNotFoundError] = NO_PARQUET
+        why = next(said[kind] for kind in type(error).__mro__ if kind in said)
+        raise InputError(f"{PREFIX}{place} {why}") from error

@@ -8,20 +8,20 @@ from pathlib import Path
 from PIL import Image
 
 from deit_jax.data.sources.decode import open_rgb
-from deit_jax.data.sources.folder import ENDINGS, find_image_files, read_image_file
+from deit_jax.data.sources.folder import (
+    find_image_files,
+    no_images,
+    read_image_file,
+)
 from deit_jax.errors import InputError
 
 
 def find(paths: Sequence[str | os.PathLike]) -> tuple[list[str], dict[str, int]]:
-    """The images at `paths`, sorted, each once.
+    """The images at `paths`, sorted, each once; how many were passed over, by ending.
 
     Args:
       paths: Files, taken whatever their names, and folders, in which the images
-        (`folder.ENDINGS`) are found at any depth; hidden and foreign files in
-        them are passed over.
-
-    Returns:
-      The files, and how many were passed over, by ending.
+        (`folder.ENDINGS`) are found at any depth.
 
     Raises:
       InputError: A path does not exist, or a folder holds no image.
@@ -34,11 +34,7 @@ def find(paths: Sequence[str | os.PathLike]) -> tuple[list[str], dict[str, int]]
                 for relative, _ in find_image_files(path, "", passed_over)
             ]
             if not here:
-                others = ", ".join(f"{n} {e}" for e, n in passed_over.most_common(5))
-                raise InputError(
-                    f"the folder {path} holds no image ({', '.join(sorted(ENDINGS))})"
-                    + (f"; passed over: {others}." if others else ", it is empty.")
-                )
+                raise no_images(path, passed_over)
             found.update(here)
         elif path.exists():
             found.add(str(path))

@@ -18,14 +18,7 @@ MANY_NAMES = 100
 
 
 def class_names(labels: np.ndarray, name: str) -> tuple[str, ...]:
-    """The classes of `labels`, int [N] or str (objects) [N].
-
-    Args:
-      name: What an error message calls the data set.
-
-    Raises:
-      InputError: There are fewer than two, or they look like texts.
-    """
+    """The classes of `labels`, int [N] or str (objects) [N], of the data set `name`."""
     if labels.dtype.kind == "i":
         found = tuple(map(str, range(labels.max(initial=-1) + 1)))
     else:
@@ -36,19 +29,12 @@ def class_names(labels: np.ndarray, name: str) -> tuple[str, ...]:
                 f"images: {listed(found)}. They look like texts; name other labels: "
                 "...,label=NAME."
             )
-    check_class_names(found, name)
-    return found
-
-
-def check_class_names(found: Sequence[str], name: str) -> None:
-    """Refuses fewer than two classes, or two of one name."""
     if len(found) < 2:
         raise InputError(
             f"{name} has {len(found)} classes ({listed(found)}); at least two are "
             "needed."
         )
-    if len(set(found)) < len(found):
-        raise InputError(f"{name} has two classes of one name: {listed(found)}.")
+    return found
 
 
 def numbers(
@@ -59,9 +45,6 @@ def numbers(
     Args:
       labels: int [N], or names, str (objects) [N].
       where: What an error message calls an image.
-
-    Raises:
-      InputError: A label is none of the classes.
     """
     if labels.dtype.kind == "i":
         result, shown = labels, f"0 .. {len(classes) - 1}"
@@ -72,11 +55,10 @@ def numbers(
         shown = listed(classes)
     strange = np.flatnonzero((result < 0) | (result >= len(classes)))
     if strange.size:
-        first = int(strange[0])
         raise InputError(
-            f"{where(first)} has label {labels[first]}, expected {shown}, the classes "
-            f"of the training images ({strange.size:,} of {len(labels):,} images have "
-            "such labels). A split without labels (-1) cannot be used: choose another "
-            "one, or other labels."
+            f"{where(int(strange[0]))} has label {labels[strange[0]]}, expected "
+            f"{shown}, the classes of the training images ({strange.size:,} of "
+            f"{len(labels):,} images have such labels). Choose another split, or other "
+            "labels."
         )
     return result.astype(np.int32)

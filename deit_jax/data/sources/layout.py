@@ -18,8 +18,9 @@ import os
 import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NoReturn
 
-from deit_jax.data.sources.split import SLICES, SPLITS, STAND_IN, kind_of, spelling
+from deit_jax.data.sources.split import SLICES, SPLITS, choose_split, kind_of, spelling
 from deit_jax.errors import InputError, listed
 
 PREFIX = "folder:"
@@ -44,8 +45,7 @@ class Layout:
     Attributes:
       split: `train`, `val` or `test`, whatever its folder's name, and its slice.
       directory: The split's folder.
-      class_names: In the order of the labels.
-      class_folders: Of `train`, in the same order; one class can have several.
+      class_folders: Of `train`, in the order of the labels; a class can have several.
       folders: (path relative to `directory`, label) of each folder with images; the
         label is None where `annotations` has those of the files.
       annotations: The label of a file by its name.
@@ -62,17 +62,11 @@ class Layout:
 
 
 def find(name: str, split: str) -> Layout:
-    """Finds a split and its classes.
-
-    Args:
-      name: `folder:` and the path of the root.
-      split: A name in `SPLITS`, or a slice: `train[:90%]`.
-
-    Raises:
-      InputError: The root or the split is missing, there are fewer than two classes,
-        or the split's classes are not those of `train`.
-    """
-    given = _given_root(name)
+    """Finds a split and its classes."""
+    given = Path(name.removeprefix(PREFIX)).expanduser()
+    if not given.is_dir():
+        what = "is a file; unpack it" if given.exists() else "does not exist"
+        raise InputError(f"{name!r}: the folder {given.absolute()} {what}. {EXPECTED}.")
     root, splits = _find_root(given)
     notes = [] if root == given else [f"{root} is taken for {given}"]
     if splits["train"] == ["."]:
@@ -82,7 +76,7 @@ def find(name: str, split: str) -> Layout:
     if len(classes) < 2:
         found = f"only one class, {next(iter(classes))!r}" if classes else "no class"
         raise InputError(
-            f"{train} holds {found}; at least two are needed. {_shown(train)}. "
+            f"{train} holds {found}; at least two are needed ({_shown(train)}). "
             f"{EXPECTED}, one folder a class."
         )
     split, directory = _choose(root, split, splits, notes)
@@ -111,19 +105,6 @@ def plain_name(name: str) -> str:
     return unicodedata.normalize("NFC", name).strip() or name
 
 
-def _given_root(name: str) -> Path:
-    path = name.removeprefix(PREFIX)
-    if not path:
-        raise InputError(
-            f"{PREFIX!r} needs a path: {PREFIX}/path/to/images. {EXPECTED}."
-        )
-    root = Path(path).expanduser()
-    if not root.is_dir():
-        what = "is a file; unpack it" if root.exists() else "does not exist"
-        raise InputError(f"{name!r}: the folder {root.absolute()} {what}. {EXPECTED}.")
-    return root
-
-
 def _find_root(root: Path, depth: int = DEPTH) -> tuple[Path, dict[str, list[str]]]:
     """Where the splits lie, and the folders of each."""
     splits = _splits(root)
@@ -149,7 +130,7 @@ def _find_root(root: Path, depth: int = DEPTH) -> tuple[Path, dict[str, list[str
         return _find_root(root / deeper[0], depth - 1)
     if splits or not folders:
         raise InputError(
-            f"{root} has no folder named train. {_shown(root)}. {EXPECTED}; without "
+            f"{root} has no folder named train ({_shown(root)}). {EXPECTED}; without "
             f"splits, as <class>/*.jpg, and one part of the images evaluates:\n"
             f"  {SLICES}"
         )
@@ -173,23 +154,12 @@ def _choose(
 ) -> tuple[str, Path]:
     """The split by its plain name, with its slice, and its folder."""
     base = split.partition("[")[0]
-    asked = kind_of(base)
-    if asked is None:
-        raise InputError(
-            f"unknown split {split!r}. {root} has {', '.join(splits)}; a slice of one "
-            "is written in TFDS syntax, such as train[:1000] or train[80%:]."
-        )
-    kind = asked if asked in splits else STAND_IN[asked]
-    if kind not in splits:
-        raise InputError(
-            f"{root} has neither val nor test to evaluate on. {_shown(root)}. Take a "
-            f"slice of the training images:\n  {SLICES}"
-        )
+    kind, split, _ = choose_split(split, splits, f"{root} ({_shown(root)})")
     same = [f for f in splits[kind] if spelling(f) == spelling(base)]
     folder = (same or splits[kind])[0]
     if folder not in (base, "."):
         notes.append(f"{root / folder} is taken for {base}")
-    return kind + split[len(base) :], _unwrapped(root / folder, notes)
+    return split, _unwrapped(root / folder, notes)
 
 
 def _unwrapped(directory: Path, notes: list[str]) -> Path:
@@ -205,7 +175,6 @@ def _unwrapped(directory: Path, notes: list[str]) -> Path:
 
 def _classes(directory: Path, notes: list[str]) -> dict[str, list[str]]:
     """The folders of each class, by name, in the order of the folders."""
-    _check_links(directory)
     classes: dict[str, list[str]] = {}
     for folder in subfolders(directory):
         classes.setdefault(plain_name(folder), []).append(folder)
@@ -213,8 +182,7 @@ def _classes(directory: Path, notes: list[str]) -> dict[str, list[str]]:
         if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name):
             raise InputError(
                 f"the class folder {str(directory / folders[0])!r} has a name that "
-                "cannot be printed: it is not in UTF-8, or has line breaks or other "
-                "control characters. Give it another in every split."
+                "cannot be printed: give it another in every split."
             )
         if len(folders) > 1:
             spelt = ", ".join(map(ascii, folders))
@@ -222,36 +190,22 @@ def _classes(directory: Path, notes: list[str]) -> dict[str, list[str]]:
     return classes
 
 
-def _check_links(directory: Path) -> None:
-    """A class folder may be a link; without what it points to a class is missing."""
-    with listing(directory) as entries:
-        links = [e for e in entries if e.is_symlink() and not is_hidden(e)]
-    gone = sorted(e.path for e in links if not os.path.exists(e))
-    if gone := [path for path in gone if not os.path.splitext(path)[1]]:
-        raise InputError(
-            f"{listed(gone)}: what the link points to is gone. Bring it back."
-        )
-
-
 def _check_classes(train: Path, directory: Path, classes, theirs) -> None:
     """Refuses classes that `train` does not have; others may lack images."""
-    if not theirs:
-        raise InputError(
-            f"{directory} holds no class folder, so nothing says what its images show. "
-            f"{_shown(directory)}. Name another split, or take a slice of the "
-            f"training images:\n  {SLICES}"
-        )
-    extra = sorted(set(theirs) - set(classes))
-    if not extra:
+    if theirs and theirs.keys() <= classes.keys():
         return
-    missing = sorted(set(classes) - set(theirs))
-    sides = [f"in {directory} but not in {train}: {listed(extra)}"]
-    if missing:
-        sides.insert(0, f"in {train} but not in {directory}: {listed(missing)}")
+    found = _shown(directory)
+    if theirs:
+        extra, missing = (
+            sorted(a.keys() - b) for a, b in ((theirs, classes), (classes, theirs))
+        )
+        found = f"in {directory} but not in {train}: {listed(extra)}"
+        if missing:
+            found = f"in {train} but not in {directory}: {listed(missing)}; {found}"
     raise InputError(
-        f"{train.name} and {directory.name} have different classes ({'; '.join(sides)})"
-        ". The same classes need the same names. A slice of the training images "
-        f"evaluates without {directory.name}:\n  {SLICES}"
+        f"the folders in {directory} are not the classes of {train} ({found}). Give "
+        "the same classes the same names, or take a slice of the training images:\n"
+        f"  {SLICES}"
     )
 
 
@@ -272,35 +226,25 @@ def _annotations(directory: Path, labels: Mapping[str, int]) -> dict[str, int]:
 
 def _shown(directory: Path) -> str:
     """What lies in a folder, in words."""
-    with listing(directory) as entries:
-        seen = [entry for entry in entries if not is_hidden(entry)]
-    folders = sorted(f"{entry.name}/" for entry in seen if is_folder(entry))
-    files = len(seen) - len(folders)
-    found = [listed(folders)] * bool(folders) + [f"{files:,} files"] * bool(files)
-    return f"Found there: {' and '.join(found) or 'nothing'}"
+    folders, files = _listing(directory)
+    names = listed([*(f"{folder}/" for folder in folders), f"{len(files):,} files"])
+    return f"found there: {names}"
 
 
-def subfolders(directory: Path) -> tuple[str, ...]:
+def subfolders(directory: Path) -> list[str]:
     """The names of the folders in a folder, sorted; without hidden ones."""
-    with listing(directory) as entries:
-        return tuple(
-            sorted(e.name for e in entries if is_folder(e) and not is_hidden(e))
-        )
+    return _listing(directory)[0]
 
 
-def listing(directory: Path):
-    try:
-        return os.scandir(directory)
-    except OSError as error:
-        raise InputError(f"{directory} cannot be listed: {error.strerror}.") from error
+def _listing(directory: Path) -> tuple[list[str], list[str]]:
+    _, *found = next(os.walk(directory, onerror=refuse_listing))
+    folders, files = (sorted(n for n in names if not is_hidden(n)) for names in found)
+    return folders, files
 
 
-def is_folder(entry: os.DirEntry) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself
-        return False
+def refuse_listing(error: OSError) -> NoReturn:
+    raise InputError(f"{error.filename} cannot be listed: {error.strerror}.") from error
 
 
-def is_hidden(entry: os.DirEntry) -> bool:
-    return entry.name.startswith(".") or entry.name in SYSTEM_FOLDERS
+def is_hidden(name: str) -> bool:
+    return name.startswith(".") or name in SYSTEM_FOLDERS

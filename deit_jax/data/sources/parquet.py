@@ -7,9 +7,9 @@ price of a read (`index_files` says where it lies).
 """
 
 import contextlib
+import dataclasses
+import functools
 import json
-import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -27,10 +27,11 @@ BATCH = 128  # images in memory at once while they are copied
 SCHEMA = pa.schema({"image": pa.binary(), "side": pa.int32()})
 
 
+@dataclasses.dataclass(eq=False, repr=False)
 class ParquetRecords:
     """Rows of Parquet files (see `deit_jax.data.sources.encoded`).
 
-    Args:
+    Attributes:
       unpacked: The Arrow file of their images.
       files: The Parquet files, for messages.
       ends: The number of rows in them up to the end of each.
@@ -38,46 +39,40 @@ class ParquetRecords:
       labels: int32 [N].
     """
 
-    def __init__(
-        self,
-        unpacked: Path,
-        files: Sequence[str],
-        ends: np.ndarray,
-        rows: np.ndarray,
-        labels: np.ndarray,
-    ):
-        self._unpacked, self._files, self._ends = unpacked, tuple(files), ends
-        self._rows, self.labels = rows, labels
-        self._images = None
+    unpacked: Path
+    files: Sequence[str]
+    ends: np.ndarray
+    rows: np.ndarray
+    labels: np.ndarray
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self.rows)
 
     def __getstate__(self) -> dict:
-        return self.__dict__ | {"_images": None}
+        return {k: v for k, v in self.__dict__.items() if k != "_table"}
+
+    @functools.cached_property
+    def _table(self) -> pa.Table:
+        with _explained(str(self.unpacked)):
+            return pa.ipc.open_file(pa.memory_map(str(self.unpacked))).read_all()
 
     def read(self, indices) -> Iterator[tuple[bytes, int]]:
-        if self._images is None:
-            self._images = _open(self._unpacked)["image"]
         for index in indices:
-            image = self._images[int(self._rows[index])].as_py()
+            image = self._table["image"][int(self.rows[index])].as_py()
             yield image, int(self.labels[index])
 
     def where(self, index: int) -> str:
-        row = int(self._rows[index])
-        file = int(np.searchsorted(self._ends, row, side="right"))
-        before = self._ends[file - 1] if file else 0
-        return f"{self._files[file]}, row {row - before}"
+        row = int(self.rows[index])
+        file = int(np.searchsorted(self.ends, row, side="right"))
+        before = self.ends[file - 1] if file else 0
+        return f"{self.files[file]}, row {row - before}"
 
-    def sizes(self) -> np.ndarray:
-        """int64 [N], the bytes of each image."""
-        lengths = pc.binary_length(_open(self._unpacked)["image"])
-        return lengths.to_numpy()[self._rows].astype(np.int64)
-
-    def side(self) -> int | None:
-        """Pixels a side where all images of the files are squares of one size."""
-        sides = pc.unique(_open(self._unpacked)["side"]).to_pylist()
-        return sides[0] if len(sides) == 1 and sides[0] else None
+    def measure(self) -> tuple[np.ndarray, tuple[int, int, int] | None]:
+        """The bytes of each image, int64 [N]; (S, S, 3) where all files' images are."""
+        lengths = pc.binary_length(self._table["image"]).to_numpy()
+        sides = pc.unique(self._table["side"]).to_pylist()
+        same = len(sides) == 1 and sides[0]
+        return lengths[self.rows].astype(np.int64), (same, same, 3) if same else None
 
 
 def read_schema(file: str) -> tuple[pa.Schema, Mapping]:
@@ -96,16 +91,11 @@ def read_labels(files: Sequence[str], column: str) -> tuple[np.ndarray, np.ndarr
 
     Returns:
       int64 [N], or str (objects) [N]; and the rows up to the end of each file.
-
-    Raises:
-      InputError: A file is damaged or has no such column, or there is no label.
     """
     labels, ends = [], []
     for file in files:
         with _explained(file):
-            opened = _opened(file)
-            _check_column(file, opened.schema_arrow, column)
-            [found] = opened.read(columns=[column]).columns
+            [found] = _opened(file, column).read(columns=[column]).columns
             if found.null_count:
                 row = pc.index(pc.is_null(found), True).as_py()
                 raise InputError(f"{file}, row {row} has no label in {column!r}.")
@@ -134,49 +124,21 @@ def is_image(kind: pa.DataType) -> bool:
 
 
 def unpack(name: str, files: Sequence[str], column: str, data_dir: str | None) -> Path:
-    """The Arrow file of the images of `files`, which is made where there is none.
-
-    Raises:
-      InputError: A file is damaged, a row has no image, or the disk is full or cannot
-        be written.
-    """
+    """The Arrow file of the images of `files`, which is made where there is none."""
     path = index_files.path(data_dir, files, column, ending=".arrow")
     if path.exists():
         return path
-    opened = [_opened(file).metadata for file in files]
-    needed = sum(
-        group.column(i).total_uncompressed_size
-        for about in opened
-        for group in map(about.row_group, range(about.num_row_groups))
-        for i in range(group.num_columns)
-        if group.column(i).path_in_schema.partition(".")[0] == column
-    )
-    give = "Give another folder: --config.dataset.data_dir=DIR."
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(path.parent).free
-        if free < needed:
-            raise InputError(
-                f"the images of {name} need {needed:,} bytes in {path.parent}, to be "
-                f"read in any order; {free:,} are free. {give}"
-            )
-        total = sum(about.num_rows for about in opened)
-        progress = Patience(f"{name}: images unpacked", total)
-        with pa.OSFile(str(partial), "wb") as out, pa.ipc.new_file(out, SCHEMA) as to:
-            for batch in _batches(files, column):
-                to.write_batch(batch)
-                progress.update(len(batch))
-        progress.close()
-        os.replace(partial, path)
-    except OSError as error:
-        raise InputError(
-            f"the images of {name} cannot be unpacked into {path.parent}: "
-            f"{error.strerror or error}. {give}"
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
+    total = sum(_opened(file).metadata.num_rows for file in files)
+    progress = Patience(f"{name}: images unpacked", total)
+    with (
+        index_files.writing(path, name) as partial,
+        pa.OSFile(str(partial), "wb") as out,
+        pa.ipc.new_file(out, SCHEMA) as to,
+    ):
+        for batch in _batches(files, column):
+            to.write_batch(batch)
+            progress.update(len(batch))
+    progress.close()
     return path
 
 
@@ -184,8 +146,7 @@ def _batches(files: Sequence[str], column: str) -> Iterator[pa.RecordBatch]:
     for file in files:
         row = 0
         with _explained(file):
-            opened = _opened(file)
-            _check_column(file, opened.schema_arrow, column)
+            opened = _opened(file, column)
             for batch in opened.iter_batches(BATCH, columns=[column]):
                 images = batch.column(0)
                 if pa.types.is_struct(images.type):
@@ -202,23 +163,17 @@ def _batches(files: Sequence[str], column: str) -> Iterator[pa.RecordBatch]:
                 yield pa.record_batch([images, pa.array(sides, pa.int32())], SCHEMA)
 
 
-def _check_column(file: str, schema: pa.Schema, column: str) -> None:
-    if column not in schema.names:
-        raise InputError(
-            f"{file} has no column {column!r}, which the first file of the data set "
-            f"has. Found: {', '.join(schema.names)}."
-        )
-
-
-def _opened(file: str) -> pq.ParquetFile:
+def _opened(file: str, *columns: str) -> pq.ParquetFile:
     with _explained(file):
         # A row group can be larger than the memory: it is read page by page.
-        return pq.ParquetFile(file, pre_buffer=False, buffer_size=2**20)
-
-
-def _open(unpacked: Path) -> pa.Table:
-    with _explained(str(unpacked)):
-        return pa.ipc.open_file(pa.memory_map(str(unpacked))).read_all()
+        opened = pq.ParquetFile(file, pre_buffer=False, buffer_size=2**20)
+    names = opened.schema_arrow.names
+    if missing := sorted(set(columns) - set(names)):
+        raise InputError(
+            f"{file} has no column {missing[0]!r}, which the first file of the data "
+            f"set has. Found: {', '.join(names)}."
+        )
+    return opened
 
 
 @contextlib.contextmanager

@@ -21,16 +21,12 @@ HIGH = np.add.outer(np.arange(BLOCK), np.arange(BLOCK)) >= BLOCK
 
 
 def notes(source) -> tuple[str, ...]:
-    """A sentence where `source` has 32 x 32 images that are, or have been, JPEG.
-
-    Args:
-      source: An `EncodedSource`.
-    """
+    """A sentence where a source has 32 x 32 images that are, or have been, JPEG."""
     if source.image_shape != (SIDE, SIDE, 3) or len(source) < ENOUGH:
         return ()
     indices = np.linspace(0, len(source) - 1, min(IMAGES, len(source))).astype(int)
-    images, _ = zip(*source.pil_images(indices.tolist()), strict=True)
-    if not has_been_jpeg(np.stack([np.asarray(image) for image in images])):
+    images = [np.asarray(image) for image, _ in source.pil_images(indices.tolist())]
+    if not has_been_jpeg(np.stack(images)):
         return ()
     return (
         f"{source.name}: the images have been JPEG. CIFAR's originals have not: of "

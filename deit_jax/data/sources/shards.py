@@ -14,31 +14,40 @@ from pathlib import Path
 from deit_jax.data.sources.split import kind_of
 from deit_jax.errors import InputError, listed
 
-COUNTED = re.compile(r"(?P<base>\w+)-(?P<number>\d{5})-of-(?P<count>\d{5})")
+COUNTED = re.compile(r"(?P<base>\w+)-(?P<number>\d{5})-of-(?P<count>\d{5})[^/]*$")
 BRACES = re.compile(r"\{([^{}]*)\}")
 
 
 def by_split(paths: Iterable[str], name: str) -> dict[str, list[str]]:
-    """The files of each split, in the order of their names.
+    """The files of each split of the data set `name`, in the order of their names.
 
     Args:
       paths: Relative to the data set's folder: what lies above says nothing of it.
-      name: The data set's, for messages.
-
-    Raises:
-      InputError: A file that a name like `train-00000-of-00004` announces is missing.
     """
     found: dict[str, list[str]] = {}
+    series, there = set(), set()
     for path in sorted(paths):
         found.setdefault(split_of(path), []).append(path)
-    _check_complete(itertools.chain(*found.values()), name)
+        if match := COUNTED.search(path):
+            series.add((path[: match.start("number")], match["count"]))
+            there.add(path[: match.end("count")])
+    announced = {
+        f"{before}{number:05}-of-{count}"
+        for before, count in series
+        for number in range(int(count))
+    }
+    if missing := sorted(announced - there):
+        raise InputError(
+            f"{name}: {len(missing):,} of {len(announced):,} files are missing: "
+            f"{listed(missing)}. Bring them back, or start the download again."
+        )
     return found
 
 
 def split_of(path: str) -> str:
     """`train`, `val`, `test`, or what stands before `-00000-of-00004`."""
     *folders, file = Path(path).parts
-    counted = COUNTED.search(file)
+    counted = COUNTED.search(path)
     words = re.split(r"[^A-Za-z]+", file.partition(".")[0])
     named = [counted["base"]] if counted else []
     for word in (*named, *words, *reversed(folders)):
@@ -48,11 +57,7 @@ def split_of(path: str) -> str:
 
 
 def expand(pattern: str) -> list[str]:
-    """The files that `{000..099}`, `{a,b}` and wildcards in a path stand for.
-
-    Raises:
-      InputError: A file that braces name is missing, or there is none at all.
-    """
+    """The files that `{000..099}`, `{a,b}` and wildcards in a path stand for."""
     paths = [""]
     for text, braces in itertools.zip_longest(*[iter(BRACES.split(pattern))] * 2):
         words = _words(braces) if braces is not None else [""]
@@ -72,22 +77,3 @@ def _words(braces: str) -> list[str]:
         numbers = range(int(first), int(last) + 1)
         return [str(number).zfill(len(first)) for number in numbers]
     return braces.split(",")
-
-
-def _check_complete(paths: Iterable[str], name: str) -> None:
-    series: dict[tuple, set[int]] = {}
-    for path in paths:
-        if match := COUNTED.search(Path(path).name):
-            before = path[: len(path) - len(Path(path).name) + match.start("number")]
-            series.setdefault((before, int(match["count"])), set()).add(
-                int(match["number"])
-            )
-    for (before, count), numbers in series.items():
-        if missing := sorted(set(range(count)) - numbers):
-            names = [f"{before}{number:05}-of-{count:05}" for number in missing]
-            raise InputError(
-                f"{name}: {len(missing):,} of {count:,} files are missing: "
-                f"{listed(names)}. "
-                "Bring them back; a download that was cut short goes on where it is "
-                "started again."
-            )

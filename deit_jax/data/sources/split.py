@@ -12,6 +12,7 @@ SPLITS = {
     "test": ("test", "testing"),
 }
 STAND_IN = {"val": "test", "test": "val"}  # people have one of them
+SYNTAX = "; a slice of one is written train[:1000] or train[80%:], as in TFDS."
 SLICES = (
     "--config.dataset.train_split='train[:90%]' "
     "--config.dataset.eval_split='train[90%:]'\n"
@@ -41,9 +42,6 @@ def choose_split(
 
     Returns:
       The split in `found`; it with the slice; notes.
-
-    Raises:
-      InputError: There is none, and none that could stand in for it.
     """
     base = split.partition("[")[0]
     asked = base if base in found else kind_of(base)
@@ -55,10 +53,7 @@ def choose_split(
                 f"{has}, and neither val nor test to evaluate on. Take a slice of the "
                 f"training images:\n  {SLICES}"
             )
-        raise InputError(
-            f"unknown split {split!r}. {has}; a slice of one is written in TFDS "
-            "syntax, such as train[:1000] or train[80%:]."
-        )
+        raise InputError(f"unknown split {split!r}. {has}{SYNTAX}")
     notes = [] if chosen == asked else [f"{name}: {chosen} is taken for {base}"]
     return chosen, chosen + split[len(base) :], notes
 
@@ -76,10 +71,7 @@ def parse_split(split: str, lengths: dict[str, int]) -> tuple[str, int, int]:
     match = re.fullmatch(r"(\w+)(?:\[(-?\d{1,18}%?)?:(-?\d{1,18}%?)?\])?", split)
     if not match or match[1] not in lengths:
         known = ", ".join(f"{k} ({n})" for k, n in lengths.items())
-        raise InputError(
-            f"unknown split {split!r}. Known: {known}, or a slice of one in TFDS "
-            "syntax, such as train[:1000] or train[80%:]."
-        )
+        raise InputError(f"unknown split {split!r}. Known: {known}{SYNTAX}")
     length = lengths[match[1]]
 
     def position(text: str | None, default: int) -> int:

@@ -12,15 +12,17 @@ data_dir.
 import contextlib
 import dataclasses
 import difflib
+import functools
 import importlib.util
 import os
 import re
+import textwrap
 import urllib.parse
 from pathlib import Path
 
 import numpy as np
 
-from deit_jax.data.sources import fingerprints, recompressed
+from deit_jax.data.sources import fingerprints
 from deit_jax.data.sources.encoded import EncodedSource
 from deit_jax.data.sources.split import parse_split
 from deit_jax.errors import InputError
@@ -35,10 +37,11 @@ EMBEDDED = (
 )
 
 
+@dataclasses.dataclass(eq=False, repr=False)
 class TfdsRecords:
     """The examples of a prepared split, opened on first use and once a process.
 
-    Args:
+    Attributes:
       directory: Of the prepared set: `<data_dir>/<name>/<version>`.
       split: With an absolute slice: `train[0:45000]`.
       keys: The features that hold image and label.
@@ -47,48 +50,39 @@ class TfdsRecords:
       name: What an error message calls the set.
     """
 
-    def __init__(
-        self,
-        directory: str,
-        split: str,
-        keys: tuple[str, str],
-        length: int,
-        num_classes: int,
-        name: str,
-    ):
-        self._directory = directory
-        self._split = split
-        self._keys = keys
-        self._length = length
-        self._num_classes = num_classes
-        self._name = name
-        self._examples = None
-        self._labels = None
+    directory: str
+    split: str
+    keys: tuple[str, str]
+    length: int
+    num_classes: int
+    name: str
 
     def __len__(self) -> int:
-        return self._length
+        return self.length
 
     def __getstate__(self) -> dict:
-        return self.__dict__ | {"_examples": None, "_labels": None}
+        fields = (field.name for field in dataclasses.fields(self))
+        return {name: self.__dict__[name] for name in fields}
 
-    @property
+    @functools.cached_property
     def labels(self) -> np.ndarray:
         """int32 [N]; reads every example the first time."""
-        if self._labels is None:
-            self._labels, _ = fingerprints.scan(self, np.arange(self._length))
-        return self._labels
+        return fingerprints.scan(fingerprints.sample(self, 0))[0]
 
-    def keep_labels(self, labels: np.ndarray) -> None:
-        """Spares the first use of `labels` the reading."""
-        self._labels = labels
+    @functools.cached_property
+    def _examples(self):
+        import tensorflow_datasets as tfds
+
+        # TFDS would decode with OpenCV where it is installed: other pixels.
+        skip = {self.keys[0]: tfds.decode.SkipDecoding()}
+        builder = tfds.builder_from_directory(self.directory)
+        return builder.as_data_source(split=self.split, decoders=skip)
 
     def read(self, indices) -> list[tuple[bytes, int]]:
-        image_key, label_key = self._keys
+        image, label = self.keys
         try:
-            if self._examples is None:
-                self._examples = _open(self._directory, self._split, image_key)
             examples = self._examples.__getitems__(list(indices))
-            pairs = [(bytes(e[image_key]), int(e[label_key])) for e in examples]
+            pairs = [(bytes(e[image]), int(e[label])) for e in examples]
         except ImportError as error:
             raise InputError(
                 "TFDS needs the package array_record to read without TensorFlow: pip "
@@ -96,20 +90,19 @@ class TfdsRecords:
             ) from error
         except Exception as error:  # array_record and protobuf raise anything
             raise InputError(
-                f"{self._directory} cannot be read at {self.where(indices[0])}: "
-                f"{_first_lines(error)}. Delete the folder: TFDS prepares it again."
+                f"{self.directory} cannot be read at {self.where(indices[0])}: "
+                f"{_short(error)}. Delete the folder: TFDS prepares it again."
             ) from error
         for index, (_, label) in zip(indices, pairs, strict=True):
-            if not 0 <= label < self._num_classes:
+            if not 0 <= label < self.num_classes:
                 raise InputError(
                     f"{self.where(index)} has label {label}, expected 0 .. "
-                    f"{self._num_classes - 1}. A split without labels (-1) cannot be "
-                    "used: choose another one."
+                    f"{self.num_classes - 1}: choose a split with labels."
                 )
         return pairs
 
     def where(self, index: int) -> str:
-        return f"{self._name} {self._split}, example {index}"
+        return f"{self.name} {self.split}, example {index}"
 
 
 def open_tfds(name: str, split: str, data_dir: str | None = None) -> EncodedSource:
@@ -119,65 +112,35 @@ def open_tfds(name: str, split: str, data_dir: str | None = None) -> EncodedSour
       name: As in the TFDS catalogue, with config and version if wanted:
         `imagenet_resized/32x32`, `cifar10:3.0.2`. Without a version, the newest one
         that is prepared; else the newest that TFDS can make.
-      split: A split of the set, or a slice of one.
-      data_dir: Where TFDS keeps its sets; by default `$TFDS_DATA_DIR`, else
-        `~/tensorflow_datasets`.
-
-    Raises:
-      InputError: The name or split is unknown, the set is no image classification set,
-        it cannot be prepared, or its files are damaged.
+      data_dir: By default `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
     """
-    builder, keys = _prepared(name, os.path.expanduser(data_dir) if data_dir else None)
-    info, directory = builder.info, str(builder.data_dir)
-    image, label = (info.features[key] for key in keys)
-    num_classes = label.num_classes or 0
-    if num_classes < 2:
-        raise InputError(f"{name} has {num_classes} classes; at least two are needed.")
-    class_names = tuple(map(str, label.names or range(num_classes)))
-    lengths = {key: int(value.num_examples) for key, value in info.splits.items()}
-    base, start, stop = parse_split(split, lengths)
-    records = TfdsRecords(
-        directory, f"{base}[{start}:{stop}]", keys, stop - start, num_classes, name
-    )
-    total = int(info.splits[base].num_bytes) * (stop - start) // lengths[base]
-    read = fingerprints.positions(len(records), total)
-    labels, sums = fingerprints.scan(records, read)
-    if len(read) == len(records):
-        records.keep_labels(labels)
-        shards = ""
-    else:
-        shards = f"{info.splits[base].num_bytes} {info.splits[base].shard_lengths}"
-    shape = image.shape[:2]
-    source = EncodedSource(
-        name=name,
-        split=split,
-        class_names=class_names,
-        records=records,
-        fingerprint=fingerprints.fingerprint(
-            "tfds",
-            "1",
-            info.full_name,
-            split,
-            len(records),
-            "\n".join(class_names),
-            shards,
-            sums,
-        ),
-        image_shape=None if None in shape else (*shape, 3),
-    )
-    return dataclasses.replace(source, notes=recompressed.notes(source))
-
-
-def _prepared(name: str, data_dir: str | None):
-    """The builder of a set whose files are there, and what `_keys` gives."""
     builder = _builder(name, data_dir)
-    keys = _keys(name, builder.info.features)  # before a long download
+    info, directory = builder.info, str(builder.data_dir)
+    keys = _keys(name, info.features)  # before a long download
     with _quiet():
         prepared = builder.is_prepared()
     if not prepared:
         _prepare(name, builder)
     _check_format(name, builder)
-    return builder, keys
+    image, label = (info.features[key] for key in keys)
+    class_names = tuple(map(str, label.names or range(label.num_classes or 0)))
+    lengths = {key: int(value.num_examples) for key, value in info.splits.items()}
+    base, start, stop = parse_split(split, lengths)
+    whole, length = info.splits[base], stop - start
+    records = TfdsRecords(
+        directory, f"{base}[{start}:{stop}]", keys, length, len(class_names), name
+    )
+    total = int(whole.num_bytes) * length // lengths[base]
+    labels, sums = fingerprints.scan(fingerprints.sample(records, total))
+    shards = f"{whole.num_bytes} {whole.shard_lengths}"
+    if len(labels) == length:
+        records.labels, shards = labels, ""
+    names = "\n".join(class_names)
+    found = fingerprints.fingerprint(
+        "tfds", "1", info.full_name, split, length, names, shards, sums
+    )
+    shape = None if None in image.shape[:2] else (*image.shape[:2], 3)
+    return EncodedSource(name, split, class_names, records, found, image_shape=shape)
 
 
 def _builder(name: str, data_dir: str | None):
@@ -189,15 +152,15 @@ def _builder(name: str, data_dir: str | None):
     # A version, even an open one, makes TFDS look for prepared files first: what a user
     # has prepared is used though TFDS's code has moved on.
     version = {} if ":" in name else {"version": "*.*.*"}
+    place = os.path.expanduser(data_dir) if data_dir else None
     try:
         with _quiet():
-            return tfds.builder(name, data_dir=data_dir, **version)
+            return tfds.builder(name, data_dir=place, **version)
     except tfds.core.DatasetNotFoundError as error:
         raise _unknown(name, data_dir) from error
     except Exception as error:  # a config or version it lacks, a damaged info file
         raise InputError(
-            f"TFDS cannot open {name!r} under {_shown(data_dir)}: "
-            f"{_first_lines(error)}."
+            f"TFDS cannot open {name!r} under {_shown(data_dir)}: {_short(error)}."
         ) from error
 
 
@@ -206,69 +169,63 @@ def _keys(name: str, features) -> tuple[str, str]:
     import tensorflow_datasets as tfds
 
     found = dict(features.items()) if hasattr(features, "items") else {}
-    images = [k for k, v in found.items() if isinstance(v, tfds.features.Image)]
-    labels = [k for k, v in found.items() if isinstance(v, tfds.features.ClassLabel)]
-    # Of several (cifar100 has coarse labels too) the usual ones.
-    images = ["image"] if "image" in images else images
-    labels = ["label"] if "label" in labels else labels
-    if len(images) != 1 or len(labels) != 1:
+    keys = []
+    # Of several (cifar100 has coarse labels too) the usual one.
+    for kind, usual in (
+        (tfds.features.Image, "image"),
+        (tfds.features.ClassLabel, "label"),
+    ):
+        fitting = [key for key, value in found.items() if isinstance(value, kind)]
+        keys += [usual] if usual in fitting else fitting
+    if [isinstance(found[key], tfds.features.Image) for key in keys] != [True, False]:
         shown = ", ".join(f"{k} ({type(v).__name__})" for k, v in found.items())
         raise InputError(
             f"{name} is no image classification set: expected one Image and one "
             f"ClassLabel, its features are {shown or features}."
         )
-    image = found[images[0]]
-    if np.dtype(image.np_dtype) not in (np.uint8, np.uint16):
-        raise InputError(
-            f"the images of {name} are {np.dtype(image.np_dtype)}, expected uint8 or "
-            "uint16."
-        )
-    return images[0], labels[0]
+    return tuple(keys)
 
 
 def _prepare(name: str, builder) -> None:
     """Downloads and prepares the set, or says in one message why it cannot be done."""
-    directory = str(builder.data_dir)
+    where = f"{name} is not prepared in {builder.data_dir}"
     if importlib.util.find_spec("tensorflow") is None:
         raise InputError(
-            f"{name} is not prepared in {directory}, and preparing it needs TensorFlow "
-            f"(reading does not): pip install tensorflow-cpu. {EMBEDDED}"
+            f"{where}, and preparing it needs TensorFlow (reading does not): pip "
+            f"install tensorflow-cpu. {EMBEDDED}"
         )
-    unreachable = _unreachable(builder)
-    if unreachable:
-        raise _unavailable(name, directory, unreachable)
-    import tensorflow as tf
-
-    # TensorFlow would take all memory of a GPU that JAX is about to use.
-    with contextlib.suppress(RuntimeError):  # it has them already
-        tf.config.set_visible_devices([], "GPU")
     try:
+        _check_network(builder)
+        import tensorflow as tf
+
+        # TensorFlow would take all memory of a GPU that JAX is about to use.
+        with contextlib.suppress(RuntimeError):  # it has them already
+            tf.config.set_visible_devices([], "GPU")
         builder.download_and_prepare(file_format="array_record")
     except Exception as error:  # network, disk, checksums, manual downloads, Kaggle ...
-        raise _unavailable(name, directory, _first_lines(error)) from error
+        raise InputError(
+            f"{where} and cannot be downloaded: {_short(error)}. Point "
+            f"--config.dataset.data_dir at the folder that holds {name}. {EMBEDDED}"
+        ) from error
 
 
-def _unreachable(builder) -> str:
-    """Why the download cannot even begin, or an empty string.
-
-    Without a network TFDS itself retries for more than three minutes.
-    """
+def _check_network(builder) -> None:
+    """Without one TFDS itself retries for more than three minutes."""
     import requests
 
-    downloads = Path(builder.data_path).parents[
-        len(builder.info.full_name.split("/")) - 1
-    ]
-    downloads = downloads / "downloads"
-    kept = (*downloads.glob("*.INFO"), *downloads.glob(f"{builder.name}/*.INFO"))
+    downloads = Path(builder.data_path).parents[builder.info.full_name.count("/")]
     urls = [u for u in builder.url_infos or () if u.startswith("http")]
-    if not urls or kept or builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
-        return ""
+    downloads /= "downloads"
+    downloaded = [*downloads.glob("*.INFO"), *downloads.glob("*/*.INFO")]
+    if not urls or downloaded or builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
+        return
     try:
         requests.head(urls[0], timeout=CONNECT_SECONDS)
     except requests.RequestException as error:
         host = urllib.parse.urlsplit(urls[0]).hostname
-        return f"{host} cannot be reached ({type(error).__name__})"
-    return ""
+        raise InputError(
+            f"{host} cannot be reached ({type(error).__name__})"
+        ) from error
 
 
 def _check_format(name: str, builder) -> None:
@@ -278,23 +235,12 @@ def _check_format(name: str, builder) -> None:
     if formats & file_adapters.FileFormat.with_random_access():
         return
     shown = ", ".join(sorted(f.value for f in formats)) or "an unknown format"
-    directory = builder.data_dir
     raise InputError(
-        f"{name} is prepared in {directory} as {shown}, which has no random access. "
-        "Give another data_dir, where it is prepared anew as array_record, or convert "
-        f"it:\n  tfds convert_format --dataset_version_dir={directory} "
-        "--out_file_format=array_record\n(which needs pip install apache-beam "
-        "mlcroissant)."
+        f"{name} is prepared in {builder.data_dir} as {shown}, which has no random "
+        "access. Give another data_dir, or convert it (pip install apache-beam "
+        "mlcroissant):\n  tfds convert_format --out_file_format=array_record "
+        f"--dataset_version_dir={builder.data_dir}"
     )
-
-
-def _open(directory: str, split: str, image_key: str):
-    import tensorflow_datasets as tfds
-
-    # TFDS would decode with OpenCV where it is installed: other pixels.
-    skip = {image_key: tfds.decode.SkipDecoding()}
-    builder = tfds.builder_from_directory(directory)
-    return builder.as_data_source(split=split, decoders=skip)
 
 
 def _unknown(name: str, data_dir: str | None) -> InputError:
@@ -314,22 +260,14 @@ def _unknown(name: str, data_dir: str | None) -> InputError:
     )
 
 
-def _unavailable(name: str, directory: str, cause: str) -> InputError:
-    return InputError(
-        f"{name} is not prepared in {directory} and cannot be downloaded: {cause}. "
-        f"Point --config.dataset.data_dir at the folder that holds {name}. {EMBEDDED}"
-    )
-
-
 def _shown(data_dir: str | None) -> str:
     default = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
     return os.path.abspath(os.path.expanduser(data_dir or default))
 
 
-def _first_lines(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = " ".join(lines).rstrip(".") or type(error).__name__
-    return text if len(text) <= 500 else text[:500] + " ..."
+def _short(error: Exception) -> str:
+    text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    return textwrap.shorten(text, 500, placeholder=" ...")
 
 
 @contextlib.contextmanager
