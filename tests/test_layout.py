@@ -187,3 +187,12 @@ def test_the_fingerprint_of_a_folder_never_changes(tmp_path, split, fingerprint)
     assert load(root, split).fingerprint[:16] == fingerprint
     (root / "val").rename(root / "Validation")
     assert load(root, split).fingerprint[:16] == fingerprint
+
+
+def test_a_class_that_is_a_link_is_followed_and_missed(tmp_path):
+    root = make(tmp_path, *both("train", "elsewhere"))
+    (root / "train/emu").symlink_to(root / "elsewhere/cats")
+    assert load(root, "train").class_names == ("cats", "dogs", "emu")
+    (root / "elsewhere").rename(root / "moved")
+    with pytest.raises(InputError, match="train/emu: what the link points to is gone"):
+        load(root, "train")

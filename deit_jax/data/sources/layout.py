@@ -176,7 +176,11 @@ def _unwrapped(directory: Path, notes: list[str]) -> Path:
 def _classes(directory: Path, notes: list[str]) -> dict[str, list[str]]:
     """The folders of each class, by name, in the order of the folders."""
     classes: dict[str, list[str]] = {}
-    for folder in subfolders(directory):
+    folders, files = _listing(directory)
+    # A class may be a link; without what it points to it would be missing.
+    if gone := [f for f in files if not ((directory / f).exists() or Path(f).suffix)]:
+        raise InputError(f"{directory / gone[0]}: what the link points to is gone.")
+    for folder in folders:
         classes.setdefault(plain_name(folder), []).append(folder)
     for name, folders in classes.items():
         if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name):
