@@ -9,11 +9,11 @@ The same command goes on from the last whole epoch after a kill. --epochs=0 stor
 given weights as they are, with their accuracy.
 """
 
-import dataclasses
 import math
 import os
 import shlex
 import time
+import types
 from pathlib import Path
 
 import numpy as np
@@ -32,33 +32,19 @@ from teacher import classifier as classifiers
 from teacher.blocks import augmented_batches
 
 CHECKPOINT = "checkpoint.pt"
+STATE = ("model", "optimizer", "scaler")  # what it holds of a training
 SMALL_IMAGE = 64  # pixels: images up to it keep their size if none is given
 WARMUP = 0.2  # of all steps
 # Arguments of configs/deit.py for the data sets that it names.
 RECIPES = {"digits": "digits", "cifar10": "cifar10", "imagenet2012": "imagenet"}
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """The command's flags; `image_size`, `precision` and `device` may be left open."""
-
-    dataset: str
-    train_split: str
-    eval_split: str
-    arch: str
-    weights: str
-    stem: str
-    image_size: int | None
-    epochs: int
-    batch_size: int
-    learning_rate: float
-    weight_decay: float
-    label_smoothing: float
-    crop_padding: int
-    flip: bool
-    precision: str
-    device: str | None
-    seed: int
+# The flags that make a training what it is; the others say where it lies.
+SETTINGS = (
+    *("dataset", "train_split", "eval_split", "arch", "weights", "stem", "image_size"),
+    *("epochs", "batch_size", "learning_rate", "weight_decay", "label_smoothing"),
+    *("crop_padding", "flip", "precision", "device", "seed"),
+)
 
 
 @classifiers.explain_out_of_memory()
@@ -71,13 +57,13 @@ def finetune(
     state; on a CPU it equals an uninterrupted one bit for bit.
 
     Args:
-      settings: The fields of `Settings`.
+      settings: The flags `SETTINGS`.
 
     Raises:
       InputError: An argument cannot work, `out` holds another run, the loss is not
         finite, or a GPU's memory runs out.
     """
-    training = Training(Settings(**settings), Path(out), data_dir)
+    training = Training(types.SimpleNamespace(**settings), Path(out), data_dir)
     if "top1" in training.stored:
         print(f"{out} holds this teacher already, trained to its end.")
         return classifiers.load(out)
@@ -91,10 +77,10 @@ class Training:
       stored: What `out` holds of this run: a teacher, a checkpoint, or nothing.
     """
 
-    def __init__(self, settings: Settings, out: Path, data_dir: str | None):
+    def __init__(self, settings, out: Path, data_dir: str | None):
         self.settings, self.out = settings, out
-        self.device = classifiers.choose_device(settings.device)
-        self.dtype = classifiers.choose_dtype(settings.precision, self.device)
+        self.backend = classifiers.TorchBackend(settings.precision, settings.device)
+        self.device = self.backend.device
         self.train, self.test = (
             sources.load(settings.dataset, split, data_dir=data_dir)
             for split in (settings.train_split, settings.eval_split)
@@ -107,9 +93,9 @@ class Training:
         self.image_size = settings.image_size or _default_size(self.train.image_shape)
         self.batch_size = min(settings.batch_size, len(self.train))
         self.steps = len(self.train) // self.batch_size  # whole batches of an epoch
-        self.identity = dataclasses.asdict(settings) | {
+        self.identity = vars(settings) | {
             "image_size": self.image_size,
-            "precision": str(self.dtype).removeprefix("torch."),
+            "precision": self.backend.precision,
             "device": self.device.type,
             "fingerprint": self.train.fingerprint,
         }
@@ -119,7 +105,9 @@ class Training:
         settings = self.settings
         torch.manual_seed(settings.seed)
         self._build()
-        done = self._restore()
+        for name in STATE if self.stored else ():
+            getattr(self, name).load_state_dict(self.stored[name])
+        done = self.stored.get("epoch", 0)
         self._announce(done)
         for epoch in range(done, settings.epochs):
             began = time.perf_counter()
@@ -150,13 +138,12 @@ class Training:
             stem=settings.stem,
             class_names=self.train.class_names,
         )
-        network.check_image_size(model, settings.arch, self.image_size)
         self.model = model.to(self.device, memory_format=torch.channels_last)
         self.teacher = classifiers.Classifier(
             model,
-            settings.arch,
-            settings.stem,
-            self.image_size,
+            arch=settings.arch,
+            stem=settings.stem,
+            image_size=self.image_size,
             class_names=tuple(self.train.class_names),
         )
         self.optimizer = torch.optim.SGD(
@@ -168,20 +155,12 @@ class Training:
         )
         # Only float16 underflows: bfloat16 has the range of float32.
         self.scaler = torch.amp.GradScaler(
-            self.device.type, enabled=self.dtype == torch.float16
+            self.device.type, enabled=self.backend.dtype == torch.float16
         )
-
-    def _restore(self) -> int:
-        """The epochs that are done already."""
-        if not self.stored:
-            return 0
-        for name in ("model", "optimizer", "scaler"):
-            getattr(self, name).load_state_dict(self.stored[name])
-        return self.stored["epoch"]
 
     def _save(self, epoch: int) -> None:
         content = {"epoch": epoch, "settings": self.identity}
-        for name in ("model", "optimizer", "scaler"):
+        for name in STATE:
             content[name] = getattr(self, name).state_dict()
         classifiers.replace_file(self.out / CHECKPOINT, content)
 
@@ -233,18 +212,8 @@ class Training:
         return loss
 
     def _step(self, images: np.ndarray, labels: np.ndarray) -> torch.Tensor:
-        with classifiers.autocast(self.device, self.dtype):
-            output = self.model(
-                classifiers.preprocess(
-                    images,
-                    self.image_size,
-                    self.teacher.mean,
-                    self.teacher.std,
-                    self.device,
-                )
-            )
         loss = functional.cross_entropy(
-            output.float(),
+            self.backend.forward(self.teacher, images),
             torch.from_numpy(labels).to(self.device),
             label_smoothing=self.settings.label_smoothing,
         )
@@ -255,11 +224,8 @@ class Training:
         return loss.detach()
 
     def _measure(self) -> None:
-        backend = classifiers.TorchBackend(
-            self.identity["precision"], self.settings.device
-        )
         [self.teacher.top1], _ = accuracy.evaluate(
-            [self.teacher], self.test, backend, batch_size=self.batch_size
+            [self.teacher], self.test, self.backend, batch_size=self.batch_size
         )
 
 
@@ -338,11 +304,8 @@ def define_flags() -> None:
 
 
 def main(_) -> None:
-    names = [field.name for field in dataclasses.fields(Settings)]
-    names += ["out", "data_dir"]
-    values = {name: flags.FLAGS[name].value for name in names}
-    teacher = finetune(**values)
-    out = values["out"]
+    values = command.values(*SETTINGS, "out", "data_dir")
+    teacher, out = finetune(**values), values["out"]
     student = student_flags(
         *(values[n] for n in ("dataset", "data_dir", "train_split", "eval_split"))
     )

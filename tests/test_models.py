@@ -364,7 +364,7 @@ def test_parameters_have_timms_names_and_shapes(variant, pool):
     ours = traverse_util.flatten_dict(init_shapes(model), sep=".")
     if model.distilled and model.no_embed_class:
         zeros = np.zeros(ours["pos_embed"].shape, np.float32)
-        ours |= with_token_positions({"pos_embed": zeros}, 2)
+        ours |= with_token_positions({"pos_embed": zeros})
     renamed = {
         name.replace("blocks_", "blocks.")
         .replace("kernel", "weight")

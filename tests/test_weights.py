@@ -467,14 +467,9 @@ def test_names_in_memory_and_in_files_are_one_model(tmp_path, kind, variant):
     assert saved.card.variant == in_memory.card.variant == variant
     assert_same_params(in_memory.params, saved.params)
     assert saved.card.class_names == tuple(f"LABEL_{index}" for index in range(5))
-    expected = {
-        name: tuple(x.shape)
-        for name, x in torch.load(tmp_path / "in_memory.bin").items()
-    }
+    published = safetensors.load_file(tmp_path / "saved/model.safetensors")
     ours = hugging_face.from_timm(timm_layout.from_flax(saved.params))
-    assert {name: x.shape for name, x in ours.items()} == {
-        hugging_face.published_name(name): shape for name, shape in expected.items()
-    }
+    assert ours.keys() == published.keys()
 
 
 def test_a_config_of_transformers_is_the_one_it_would_write(tmp_path):

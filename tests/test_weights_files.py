@@ -179,13 +179,8 @@ class Code:
         return print, ("this ran",)
 
 
-def code(path):
-    path.write_bytes(pickle.dumps({"model": Code()}, protocol=2))
-
-
-def code_in_zip(path):
-    torch = pytest.importorskip("torch")
-    torch.save({"model": Code()}, path)
+def bytes_of(content):
+    return lambda path: path.write_bytes(content)
 
 
 def torch_of(content):
@@ -196,33 +191,17 @@ def torch_of(content):
     return write
 
 
-LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 2\n"
-
-
-def module(path):
-    torch = pytest.importorskip("torch")
-    torch.save(torch.nn.Linear(2, 2), path)
-
-
-def zip_of(*names):
-    def write(path):
-        with zipfile.ZipFile(path, "w") as archive:
-            for name in names:
-                archive.writestr(name, "x")
-
-    return write
-
-
-def safetensors_of(content):
-    return lambda path: safetensors.numpy.save_file(content, path)
+def zip_of(path):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.txt", "x")
 
 
 def header(text):
     encoded = text.encode()
-    content = len(encoded).to_bytes(8, "little") + encoded
-    return lambda path: path.write_bytes(content)
+    return bytes_of(len(encoded).to_bytes(8, "little") + encoded)
 
 
+CODE = pickle.dumps({"model": Code()}, protocol=2)
 HUGE = '{"head.weight":{"dtype":"F32","shape":[9999999999,96],"data_offsets":[0,4]}}'
 
 
@@ -230,24 +209,30 @@ HUGE = '{"head.weight":{"dtype":"F32","shape":[9999999999,96],"data_offsets":[0,
 @pytest.mark.parametrize(
     ("name", "write", "message"),
     [
-        ("w.pth", code, r"than tensors and plain values: \S*print, .*state_dict\(\)"),
-        ("w.pth", code_in_zip, r"than tensors and plain values: \S*print, which"),
-        ("w.pth", module, r"plain values: torch\.nn\S*\.Linear, which is not loaded"),
         (
             "w.pth",
-            lambda p: p.write_bytes(pickle.dumps({})),
-            "torch.save did not write",
+            bytes_of(CODE),
+            r"than tensors and plain values: \S*print, .*state_dict\(\)",
         ),
-        ("w.bin", lambda p: p.write_bytes(b"no weights"), "begins with b'no weights'"),
-        ("w.pth", lambda p: p.write_bytes(b" <!DOCTYPE html>"), "is a web page"),
-        ("w.pth", lambda p: p.write_bytes(LFS), "is a pointer of Git LFS"),
-        ("w.pth", lambda p: p.write_text('{"a": 1}'), "no index .* has no weight_map"),
-        ("w.pth", zip_of("a.txt"), r"is an archive of a\.txt"),
-        ("w.pth", zip_of("w/constants.pkl", "w/data.pkl"), "is a TorchScript program"),
-        ("w.pth", lambda p: p.touch(), "w.pth is empty. Download"),
+        (
+            "w.pth",
+            torch_of(lambda torch: {"model": Code()}),
+            r"than tensors and plain values: \S*print, which",
+        ),
+        (
+            "w.pth",
+            torch_of(lambda torch: torch.nn.Linear(2, 2)),
+            r"plain values: torch\.nn\S*\.Linear, which is not loaded",
+        ),
+        ("w.pth", bytes_of(pickle.dumps({})), "torch.save did not write"),
+        ("w.bin", bytes_of(b"no weights"), "begins with b'no weights'"),
+        ("w.pth", bytes_of(b" <!DOCTYPE html>"), "is a web page"),
+        ("w.pth", bytes_of(b"version https://git-lfs.github"), "a pointer of Git LFS"),
+        ("w.pth", bytes_of(b'{"a": 1}'), "damaged: it has no weight_map"),
+        ("w.pth", zip_of, "torch.save did not write it"),
+        ("w.pth", bytes_of(b""), "is no file of weights: it begins with b''"),
         ("w.pth", torch_of(lambda torch: [torch.ones(2)]), "holds a list, not a state"),
         ("w.pth", torch_of(lambda torch: {}), "no tensors of a model, but nothing"),
-        ("w.pth", torch_of(lambda torch: {"a": 3}), "no tensors of a model, but a"),
         (
             "w.pth",
             torch_of(lambda torch: {"optimizer": {"s": torch.ones(2)}, "epoch": 3}),
@@ -258,19 +243,12 @@ HUGE = '{"head.weight":{"dtype":"F32","shape":[9999999999,96],"data_offsets":[0,
             torch_of(lambda torch: {(1,): torch.ones(2), "b": {"c": torch.ones(2)}}),
             r"holds no ViT .* It has \(1,\), b\.c\.",
         ),
-        ("w.safetensors", lambda p: p.touch(), "is empty"),
-        (
-            "w.safetensors",
-            lambda p: p.write_bytes(b"\xff" * 9),
-            "is no file of weights",
-        ),
         ("w.safetensors", header(HUGE), "is damaged: "),
         ("w.safetensors", header("{}"), "It has no tensors"),
-        ("w.safetensors", safetensors_of({"a": np.arange(3)}), "It has a"),
         (
             "w.npz",
             lambda p: np.savez(p, a=np.array([{}], object)),
-            "is damaged .Object",
+            "is damaged: Object",
         ),
         ("w.pth", lambda p: None, "w.pth does not exist"),
         ("w.pth", lambda p: p.mkdir(), r"has no model\.safetensors or pytorch_model"),
@@ -319,10 +297,8 @@ def test_a_model_in_parts_is_read_through_its_index(weights, tmp_path, kind):
     write = write_torch if ending == "bin" else tensor_files.write_safetensors
     for i, part in enumerate(parts):
         write(tmp_path / part, {name: weights[name] for name in names[i::3]})
-    with pytest.raises(InputError, match=rf"but not {kind}\.index\.json"):
+    with pytest.raises(InputError, match=rf"nor an index of parts .*{parts[0]}"):
         load(tmp_path)
-    with pytest.raises(InputError, match="is one of 3 parts of a model"):
-        load(tmp_path / parts[0])
 
     index = tmp_path / f"{kind}.index.json"
     place = {name: parts[i % 3] for i, name in enumerate(names)}
@@ -357,13 +333,6 @@ def with_(**shapes):
     return change
 
 
-BLOCK = [
-    f"{part}.{kind}"
-    for part in ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
-    for kind in ("weight", "bias")
-]
-
-
 def with_nan(tensors):
     tensors["norm.bias"] = np.full(96, np.nan, np.float32)
 
@@ -371,53 +340,34 @@ def with_nan(tensors):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (
-            without("head_dist.weight"),
-            r"head_dist\.weight: missing, expected \(5, 96\)",
-        ),
+        (without("head_dist.bias"), r"head_dist\.bias: missing, expected \(5,\)"),
+        (without("head_dist.weight"), "distillation token without its head: of trans"),
         (without("blocks.2.attn.qkv.bias"), r"blocks\.2\.attn\.qkv\.bias: missing"),
-        (
-            with_(blocks__1__ls1__gamma=(96,)),
-            r"ls1\.gamma: \(96,\), left over",
-        ),
+        (with_(blocks__1__ls1__gamma=(96,)), r"ls1\.gamma: \(96,\), left over"),
         (
             with_(blocks__0__ls1__gamma=(96,)),
-            "18 entries, and beside LayerScale a learned .* expected 16, those",
+            "beside LayerScale pos_embed has a learned position of the class token",
         ),
         (
             with_(blocks__0__gamma_1=(96,), pos_embed=(1, 17, 96)),
             "pos_embed has 17 entries. Expected the patches of a square image",
         ),
-        (with_(norm_pre__weight=(96,)), r"norm_pre\.weight: \(96,\), left over"),
         (with_(fc_norm__weight=(96,)), r"  norm\.weight: \(96,\), left over"),
         (with_(head_dist__bias=(6,)), r"head_dist\.bias: \(6,\), expected \(5,\)"),
         (
             with_(patch_embed__proj__weight=(96, 1, 8, 8)),
             r"\(96, 1, 8, 8\), expected \(96, 3, 8, 8\)",
         ),
-        (
-            without("head.weight"),
-            r"has no head\.weight, the layer that makes the logits",
-        ),
-        (with_(head__weight=(0, 96)), r"has no head\.weight"),
+        (without("head.weight"), r"has no head\.weight .*Give a model with a class"),
         (without("pos_embed"), r"no ViT or DeiT .* pos_embed is missing"),
-        (with_(pos_embed=(18, 96)), r"pos_embed is \(18, 96\), expected \[1, tokens"),
-        (with_(pos_embed=(1, 10**9, 0)), r"expected \[1, tokens, 96\]"),
+        (with_(pos_embed=(18, 96)), r"pos_embed is \(18, 96\), expected 3 sides"),
         (with_(pos_embed=(1, 17, 96)), "pos_embed has 17 entries. Expected 2 and"),
         (with_(pos_embed=(1, 2, 96)), "pos_embed has 2 entries"),
         (without("dist_token"), "pos_embed has 18 entries. Expected 1 and"),
-        (with_(head__weight=(2**20 + 1, 96)), r"1,048,577 classes, more than"),
         (
             with_(blocks__4__norm1__weight=(96,)),
-            "not in this package: 96 wide, 5 deep, patches of 8 px, with",
-        ),
-        (
-            without(*(f"blocks.2.{name}" for name in BLOCK)),
-            r"has 3 of 4 blocks: blocks\.2 missing",
-        ),
-        (
-            without(*(f"blocks.3.{name}" for name in BLOCK)),
-            "3 deep, .* Of a nano model 1 blocks are missing",
+            r"not in this package: 96 wide, 5 deep, patches of 8 px, with token, "
+            r"without LayerScale.* 96 and 4 \(nano\)",
         ),
         (with_nan, r"norm\.bias has values that are not finite"),
     ],
@@ -432,21 +382,11 @@ def test_weights_that_do_not_fit_are_refused(weights, tmp_path, change, message)
 
 
 @pytest.mark.usefixtures("one_torch_thread")
-@pytest.mark.parametrize(
-    ("value", "message"),
-    [
-        (lambda torch: torch.ones(96, dtype=torch.int8), "int8, expected a floating"),
-        (lambda torch: torch.ones(1).expand(96), "larger than its memory, expected"),
-        (lambda torch: torch.ones(96).to_sparse(), "not dense, expected"),
-        (lambda torch: torch.ones(96, device="meta"), "on device meta, expected"),
-        (lambda torch: 3, r"missing, expected \(96,\)"),
-    ],
-)
-def test_a_tensor_without_values_is_refused(weights, tmp_path, value, message):
+def test_integers_are_no_weights(weights, tmp_path):
     torch = pytest.importorskip("torch")
-    tensors = as_torch(weights) | {"norm.bias": value(torch)}
+    tensors = as_torch(weights) | {"norm.bias": torch.ones(96, dtype=torch.int8)}
     torch.save(tensors, tmp_path / "w.pth")
-    with pytest.raises(InputError, match=r"  norm\.bias: " + message):
+    with pytest.raises(InputError, match=r"norm\.bias: int8, expected a floating"):
         load(tmp_path / "w.pth")
 
 
@@ -486,7 +426,8 @@ def test_every_variant_is_found_by_its_shapes(variant):
     sizes = VARIANTS[variant]
     tokens = 0 if sizes["no_embed_class"] else 1 + sizes["distilled"]
     width, patch, side = sizes["width"], sizes["patch_size"], sizes["image_size"]
-    shapes = {f"blocks.{i}.norm1.bias": (width,) for i in range(sizes["depth"])} | {
+    names = [f"blocks.{i}.norm1.bias" for i in range(sizes["depth"])]
+    shapes = dict.fromkeys(names, (width,)) | {
         "patch_embed.proj.weight": (width, 3, patch, patch),
         "pos_embed": (1, tokens + (side // patch) ** 2, width),
         "head.weight": (7, width),
@@ -495,7 +436,9 @@ def test_every_variant_is_found_by_its_shapes(variant):
         shapes["dist_token"] = (1, 1, width)
     if sizes["init_values"]:
         shapes["blocks.0.ls1.gamma"] = (width,)
-    found = architecture.infer(shapes, timm.ROLES, where="file")
+    zero = np.zeros(())
+    tensors = {name: np.broadcast_to(zero, shape) for name, shape in shapes.items()}
+    found = architecture.infer(tensors, "file")
     twins = {
         variant,
         variant.replace("vit_", "deit_"),
@@ -634,9 +577,9 @@ def test_a_crop_ratio_gives_back_the_size():
             {"num_attention_heads": 12},
             None,
             None,
-            "=12, but vit_nano.* has 3 attention",
+            "num_attention_heads=12, but vit_nano.* has 3",
         ),
-        ({"hidden_act": "gelu_new"}, None, None, "hidden_act='gelu_new'"),
+        ({"hidden_act": "gelu_new"}, None, None, "hidden_act='gelu_new', but vit_nano"),
         ({"id2label": {"0": "a"}}, None, None, "id2label .* is no list .* 5 classes"),
         (
             None,
@@ -658,21 +601,18 @@ def test_a_crop_ratio_gives_back_the_size():
             None,
             None,
             without("vit.encoder.layer.1.attention.attention.key.bias"),
-            r"layer\.1\.attention\.attention\.key\.bias: missing, expected \(96,\)",
+            r"blocks\.1\.attn\.qkv\.bias: missing, expected \(288,\)",
         ),
         (None, None, with_(vit__layernorm__bias=(95,)), r"bias: \(95,\), expected"),
+        (None, None, without("classifier.weight"), r"\(classifier\.weight in trans"),
         (
             None,
             None,
-            with_(vit__layers__0__attention__q_proj__bias=(96,)),
-            "twice, also",
-        ),
-        (None, None, without("classifier.weight"), r"has no classifier\.weight"),
-        (
-            None,
-            None,
-            with_(vit__embeddings__distillation_token=(1, 1, 96)),
-            "is a DeiTForImageClassification: .* Expected a .*WithTeacher",
+            with_(
+                vit__embeddings__distillation_token=(1, 1, 96),
+                vit__embeddings__position_embeddings=(1, 18, 96),
+            ),
+            "has the distillation token without its head: .* take a DeiT.*WithTeacher",
         ),
     ],
 )
@@ -716,10 +656,10 @@ def test_a_damaged_config_is_refused(plain_weights, tmp_path, text):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"global_pool": "avg"}, "global_pool='avg', but the head behind norm reads"),
+        ({"global_pool": "avg"}, "global_pool='avg', but .* has 'token'"),
         ({"model_args": {"num_heads": 4}}, "num_heads=4, but .* has 3"),
         ({"label_names": ["a"]}, "label_names .* is no list .* 5 classes"),
-        ({"pretrained_cfg": {"mean": 3}}, "mean is 3, expected three numbers"),
+        ({"mean": 3}, "mean is 3, expected three numbers"),
     ],
 )
 def test_a_config_of_timm_that_is_not_ours(weights, tmp_path, config, message):

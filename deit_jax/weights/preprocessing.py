@@ -49,10 +49,7 @@ def of_variant(variant: str) -> Preprocessing:
 
 
 def from_timm(config: Mapping) -> Preprocessing:
-    """Reads a `pretrained_cfg`: mean, `std`, `crop_pct`, `interpolation`, `crop_mode`.
-
-    What is missing or wrong is found by `check`.
-    """
+    """Reads a `pretrained_cfg`; what is missing or wrong is found by `check`."""
     notes = []
     if (interpolation := config.get("interpolation", "bicubic")) != "bicubic":
         notes.append(_resized_otherwise(interpolation))
@@ -71,7 +68,7 @@ def from_hugging_face(config: Mapping) -> Preprocessing:
     """
     notes = []
     factor = config.get("rescale_factor", 1 / 255)
-    if not config.get("do_rescale", True) or not _is_near(factor, 1 / 255):
+    if not config.get("do_rescale", True) or abs(factor * 255 - 1) > 1e-3:
         mean = std = "of pixels that are not scaled by 1/255"
     elif config.get("do_normalize", True):
         mean, std = config.get("image_mean"), config.get("image_std")
@@ -80,9 +77,9 @@ def from_hugging_face(config: Mapping) -> Preprocessing:
     if (resample := config.get("resample", BICUBIC)) != BICUBIC:
         notes.append(_resized_otherwise(f"Pillow's number {resample}"))
     size = config.get("size")
-    resized = _side(size)
-    cropped = bool(config.get("do_center_crop", "crop_size" in config))
-    crop = _side(config.get("crop_size")) if cropped else resized
+    crop = resized = _side(size)
+    if config.get("do_center_crop", "crop_size" in config):
+        crop = _side(config.get("crop_size"))
     ratio = crop_ratio(crop, resized) if crop and resized else None
     if not (isinstance(size, Mapping) and "shortest_edge" in size):
         notes.append(
@@ -111,17 +108,17 @@ def check(found: Preprocessing, where: str) -> Preprocessing:
       InputError: A mean or standard deviation is no three numbers, or the ratio is
         not in (0, 1].
     """
-    for name, value in (("mean", found.mean), ("std", found.std)):
-        low = MIN_STD if name == "std" else -math.inf
+    for name, low in (("mean", -math.inf), ("std", MIN_STD)):
+        value = getattr(found, name)
         if not (
             isinstance(value, list | tuple)
             and len(value) == 3
             and all(_is_number(x) and x >= low for x in value)
         ):
+            least = f" of at least {MIN_STD:g}" if name == "std" else ""
             raise InputError(
-                f"{where}: {name} is {value!r}, expected three numbers"
-                + (f" of at least {MIN_STD:g}" if name == "std" else "")
-                + f", for pixels in 0 .. 1. Give --{name}."
+                f"{where}: {name} is {value!r}, expected three numbers{least}, for "
+                f"pixels in 0 .. 1. Give --{name}."
             )
     if not (_is_number(found.crop_ratio) and 0 < found.crop_ratio <= 1):
         raise InputError(
@@ -139,17 +136,12 @@ def check(found: Preprocessing, where: str) -> Preprocessing:
 def _side(size) -> int | None:
     """Reads a `size` or `crop_size`: a number, or a dict with a square or an edge."""
     if isinstance(size, Mapping):
-        height = size.get("height", size.get("shortest_edge"))
-        size = height if size.get("width", height) == height else None
-    return size if type(size) is int and 0 < size < 2**16 else None
+        size = size.get("height", size.get("shortest_edge"))
+    return size if type(size) is int else None
 
 
 def _is_number(value) -> bool:
     return type(value) in (int, float) and math.isfinite(value)
-
-
-def _is_near(value, expected: float) -> bool:
-    return _is_number(value) and math.isclose(value, expected, rel_tol=1e-3)
 
 
 def _resized_otherwise(how: str) -> str:

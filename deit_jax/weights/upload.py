@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from deit_jax.errors import InputError
+from deit_jax.weights.download import first_line
 
 
 def check(name: str, directory: Path) -> None:
@@ -17,7 +18,7 @@ def check(name: str, directory: Path) -> None:
     if directory.suffix.lower() == ".safetensors":
         raise InputError(f"--push={name} wants a directory: --out={directory.stem}")
     try:
-        import huggingface_hub
+        from huggingface_hub import get_token
         from huggingface_hub.utils import HFValidationError, validate_repo_id
     except ImportError as error:
         raise InputError(
@@ -27,7 +28,7 @@ def check(name: str, directory: Path) -> None:
         validate_repo_id(name)
     except HFValidationError as error:
         raise InputError(f"--push={name}: expected org/name. {error}") from error
-    if huggingface_hub.get_token() is None:
+    if get_token() is None:
         raise InputError(
             f"--push={name} needs a token of the hub that may write: hf auth login, or "
             "set HF_TOKEN."
@@ -58,8 +59,8 @@ def push(directory: str | os.PathLike, files: Sequence[Path], name: str) -> str:
             commit_message="Weights from deit_jax",
         ).commit_url
     except Exception as error:  # the network, the hub, the token's rights
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        first = first_line(error).rstrip(".")
         raise InputError(
-            f"--push={name}: {first.rstrip('.')}. The files are in {directory}: the "
+            f"--push={name}: {first}. The files are in {directory}: the "
             f"same command tries again, or: hf upload {name} {directory}"
         ) from error
