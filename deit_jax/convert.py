@@ -26,8 +26,6 @@ LAYOUTS = ("timm", "hf")
 IMPORT = ("variant", "class_names", "mean", "std", "crop_ratio")
 EXPORT = ("to", "step", "push", "license")
 PAGE = "README.md"
-# Of a page: what was trained here, and what came from elsewhere.
-LICENSES = {True: "apache-2.0", False: "other"}
 
 
 def import_weights(src: str | os.PathLike, out: str | os.PathLike, **overrides) -> str:
@@ -54,7 +52,7 @@ def import_weights(src: str | os.PathLike, out: str | os.PathLike, **overrides) 
     from deit_jax.weights.load import load
 
     out = Path(out)
-    if (out / model_card.MODEL).exists() or (out / "checkpoints").exists():
+    if model_card.is_run(out):
         raise InputError(
             f"--out={out} holds a run already. Delete it, or give another directory."
         )
@@ -108,7 +106,6 @@ def export_weights(
         is a run directory itself, or the hub cannot be reached or refuses.
     """
     from deit_jax.models import model_card
-    from deit_jax.models.params import count_parameters
     from deit_jax.training import saved_params
     from deit_jax.weights import save, upload
 
@@ -127,33 +124,35 @@ def export_weights(
             "note: class names and preprocessing are in a directory only: --out=DIR"
         )
     else:
-        about = {
-            "layout": layout,
-            "name": push or out.absolute().name,
-            "license": license or LICENSES[card.origin == "training"],
-            "parameters": count_parameters(params),
-            "weights": weights,
-        }
-        lines += _write_page(out / PAGE, card, workdir, step, about)
-        written.append(out / PAGE)
+        page = out / PAGE
+        about = {"layout": layout, "weights": weights, "license": license}
+        if page.exists():
+            lines.append(f"note: {page} was there already and stays as it is")
+        else:
+            name = push or out.absolute().name
+            _write_page(page, card, params, workdir, step, name=name, **about)
+        written.append(page)
     if push is not None:
         lines.append(f"pushed: {upload.push(out, written, push)}")
     return "\n".join([*lines, *map(str, written)])
 
 
-def _write_page(path: Path, card, workdir, step: int, about: dict) -> list[str]:
-    """Writes the page of exported weights; keeps one that is there, with a note."""
+def _write_page(path: Path, card, params, workdir, step: int, *, license, **about):
+    """Writes the page of exported weights: see `hub_page.text`."""
+    from deit_jax.models.params import count_parameters
     from deit_jax.training import summary
     from deit_jax.weights import hub_page
 
-    if path.exists():
-        return [f"note: {path} was there already and stays as it is"]
     measured = summary.read(Path(workdir))
-    if measured and measured["steps"] != step:
-        measured = None
+    text = hub_page.text(
+        card,
+        license=license or ("apache-2.0" if card.origin == "training" else "other"),
+        parameters=count_parameters(params),
+        summary=measured if measured and measured["steps"] == step else None,
+        **about,
+    )
     with files.writing(path.parent):
-        files.replace_file(path, hub_page.text(card, summary=measured, **about))
-    return []
+        files.replace_file(path, text)
 
 
 def read_class_names(path: str | os.PathLike) -> list[str]:

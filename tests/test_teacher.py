@@ -17,7 +17,6 @@ from deit_jax import teachers
 from deit_jax.data import crops, sources
 from deit_jax.distillation import classes
 from deit_jax.errors import InputError
-from deit_jax.weights.timm import IMAGENET
 from teacher import accuracy, blocks, finetune, network
 from teacher import classifier as classifiers
 
@@ -87,20 +86,6 @@ def test_head_is_replaced(arch, head):
         assert model.eval()(torch.zeros(2, 3, 224, 224)).shape == (2, 7)
 
 
-def test_pretrained_head_of_the_same_width_stays():
-    with torch.device("meta"):
-        model = network.build("resnet18", 1000, image_size=224)
-        assert model.fc.out_features == 1000
-
-
-@pytest.mark.parametrize(("stem", "side"), [("standard", 1), ("cifar", 4)])
-def test_cifar_stem_keeps_the_resolution(stem, side):
-    with torch.device("meta"):
-        model = network.build("resnet18", 10, image_size=32, stem=stem)
-        features = torch.nn.Sequential(*list(model.children())[:-2])
-        assert features(torch.zeros(2, 3, 32, 32)).shape == (2, 512, side, side)
-
-
 @pytest.mark.parametrize(
     ("arch", "options", "message"),
     [
@@ -138,55 +123,25 @@ def test_refused_download_names_the_ways_out(monkeypatch):
 # Images
 
 
-@pytest.mark.parametrize("size", [32, 80])
+@pytest.mark.parametrize("size", [32, 48, 80])
 def test_preprocessing_resizes_bilinearly_and_normalises(size):
     """Pillow resizes with antialias; where an image grows there is none to do."""
     image = np.random.default_rng(0).integers(0, 256, (48, 48, 3), np.uint8)
-    mean, std = IMAGENET
+    mean, std = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
     x = classifiers.preprocess(image[None], size, mean, std, CPU)
     assert x.shape == (1, 3, size, size)
     resized = Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR)
     mine = x[0].permute(1, 2, 0).numpy() * std + mean
-    np.testing.assert_allclose(mine * 255, np.asarray(resized), atol=1.01)
+    atol = 1e-3 if size == 48 else 1.01  # what has the size is not resampled
+    np.testing.assert_allclose(mine * 255, np.asarray(resized), atol=atol)
 
 
-def test_image_of_the_right_size_is_not_resampled():
-    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
-    mean, std = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
-    x = classifiers.preprocess(images, 32, mean, std, CPU)
-    expected = (images / 255 - mean) / std
-    np.testing.assert_allclose(x.permute(0, 2, 3, 1), expected, atol=1e-6)
-
-
-class Squares:
-    """A long source of small images; counts what has been read of it."""
-
-    name, split, fingerprint = "squares", "train", "0"
-    image_shape = (4, 4, 3)
-    class_names, num_classes = ("even", "odd"), 2
-
-    def __init__(self, length):
-        self.length, self.read = length, 0
-
-    def __len__(self):
-        return self.length
-
-    def pil_images(self, indices):
-        for i in indices:
-            self.read += 1
-            yield Image.new("RGB", (4, 4), (i % 256, i // 256, 0)), i % 2
-
-
-def test_blocks_come_in_order_and_are_read_a_few_ahead():
-    source, size = Squares(1000), 4
-    stream = blocks.read_blocks(source, blocks.consecutive(3, 103, size), None)
-    for number in range(5):
-        images, labels = next(stream)
-        positions = np.arange(3 + number * size, 7 + number * size)
-        np.testing.assert_array_equal(images[:, 0, 0, 0], positions)
-        np.testing.assert_array_equal(labels, positions % 2)
-        assert source.read <= (number + 1 + blocks.READ_AHEAD) * size
-    stream.close()
+def test_blocks_come_in_order(train):
+    found = blocks.read_blocks(train, blocks.consecutive(3, 48, 20), None)
+    images, labels = zip(*found, strict=True)
+    assert [len(block) for block in images] == [20, 20, 5]
+    np.testing.assert_array_equal(np.concatenate(images), train.images[3:])
+    np.testing.assert_array_equal(np.concatenate(labels), train.labels[3:])
 
 
 def test_pictures_of_any_size_are_seen_as_their_centre_view(teacher, folder):
@@ -200,37 +155,28 @@ def test_pictures_of_any_size_are_seen_as_their_centre_view(teacher, folder):
         assert labels[index] == label
 
 
-def test_random_crops_follow_from_seed_epoch_and_index(folder, monkeypatch):
+def test_random_crops_follow_from_seed_epoch_and_index(folder):
     """Not from the batches, nor from the order in which threads read them."""
     source = sources.load(folder, "train")
-    boxes, drawn = {}, set()
-    real = crops.random_resized_crop_box
-
-    def recorded(draws, width, height):
-        boxes[width, height] = real(draws, width, height)
-        drawn.add(draws.tobytes())
-        return boxes[width, height]
-
-    monkeypatch.setattr(blocks, "random_resized_crop_box", recorded)
 
     def epoch_of(seed, epoch, batch_size):
-        boxes.clear()
-        options = {"image_size": 16, "crop_padding": 4, "flip": True}
         batches = finetune.augmented_batches(
-            source, batch_size, seed=seed, epoch=epoch, **options
+            source,
+            batch_size,
+            image_size=16,
+            crop_padding=4,
+            flip=True,
+            seed=seed,
+            epoch=epoch,
         )
-        images, _ = zip(*batches, strict=True)
-        assert np.concatenate(images).shape == (32, 16, 16, 3)
-        return dict(boxes), np.concatenate(images)
+        return np.concatenate([images for images, _ in batches])
 
-    first, images = epoch_of(0, 0, 8)
-    assert len(drawn) == len(first) == 32
-    again, images_again = epoch_of(0, 0, 8)
-    assert again == first
-    np.testing.assert_array_equal(images, images_again)
-    assert epoch_of(0, 0, 16)[0] == first
+    first = epoch_of(0, 0, 8)
+    assert first.shape == (32, 16, 16, 3)
+    np.testing.assert_array_equal(epoch_of(0, 0, 8), first)
+    np.testing.assert_array_equal(epoch_of(0, 0, 16), first)
     for other in ((0, 1), (1, 0)):
-        assert all(box != first[size] for size, box in epoch_of(*other, 8)[0].items())
+        assert not (epoch_of(*other, 8) == first).all(axis=(1, 2, 3)).any()
 
 
 def test_augmentation_shifts_within_the_padding_and_keeps_pairs(train):
@@ -330,38 +276,39 @@ def test_hash_belongs_to_the_weights_not_to_the_file(teacher, tmp_path):
     assert bare.sha256 not in hashes
 
 
-@pytest.mark.parametrize("given", [{}, {"arch": "resnet18"}, {"image_size": 32}])
-def test_bare_state_dict_needs_a_description(teacher, tmp_path, given):
-    torch.save(teacher.model.state_dict(), tmp_path / "bare.pt")
-    with pytest.raises(InputError, match="is a bare state dict: say"):
-        classifiers.load(tmp_path / "bare.pt", **given)
-
-
-def test_description_that_contradicts_the_file_is_refused(teacher, tmp_path):
-    classifiers.save(tmp_path / "teacher.pt", teacher)
-    with pytest.raises(InputError, match="has image_size=32, not --image_size=64"):
-        classifiers.load(tmp_path, image_size=64)
-
-
 @pytest.mark.parametrize(
     ("given", "message"),
     [
+        ({}, "is a bare state dict: say"),
+        ({"arch": "resnet18"}, "is a bare state dict: say"),
+        ({"image_size": 32}, "is a bare state dict: say"),
         (
-            {"arch": "resnet34"},
+            {"arch": "resnet34", "image_size": 32},
             r"those of resnet34 (.|\n)*  layer1\.2\.conv1\.weight: missing, expected",
         ),
         (
-            {"arch": "densenet121"},
+            {"arch": "densenet121", "image_size": 32},
             r"holds no densenet121 .*: no features\.conv0\.weight, .* It has conv1\.w",
         ),
-        ({"stem": "cifar"}, r"conv1.weight: \(64, 3, 7, 7\), expected \(64, 3, 3"),
+        (
+            {"arch": "resnet18", "image_size": 32, "stem": "cifar"},
+            r"conv1.weight: \(64, 3, 7, 7\), expected \(64, 3, 3",
+        ),
     ],
 )
-def test_weights_of_another_network_are_refused(teacher, tmp_path, given, message):
+def test_a_bare_state_dict_is_what_is_said(teacher, tmp_path, given, message):
     torch.save(teacher.model.state_dict(), tmp_path / "bare.pt")
-    options = {"arch": "resnet18", "image_size": 32} | given
     with pytest.raises(InputError, match=message):
-        classifiers.load(tmp_path / "bare.pt", **options)
+        classifiers.load(tmp_path / "bare.pt", **given)
+
+
+def test_what_contradicts_the_file_is_refused(teacher, tmp_path):
+    path = tmp_path / "teacher.pt"
+    classifiers.save(path, teacher)
+    with pytest.raises(InputError, match="has image_size=32, not --image_size=64"):
+        classifiers.load(tmp_path, image_size=64)
+    with pytest.raises(InputError, match="holds a resnet18, --arch=resnet34"):
+        network.build("resnet34", 10, image_size=32, weights=str(path))
 
 
 def test_a_pickled_network_and_an_address_are_refused(teacher, tmp_path):
@@ -390,14 +337,6 @@ def test_weights_of_another_class_count_keep_all_but_the_head(teacher, tmp_path)
     assert torch.equal(
         model.layer4[1].conv2.weight, teacher.model.layer4[1].conv2.weight
     )
-
-
-def test_weights_of_a_teacher_are_those_of_its_arch(teacher, tmp_path):
-    classifiers.save(tmp_path / "teacher.pt", teacher)
-    with pytest.raises(InputError, match="holds a resnet18, --arch=resnet34"):
-        network.build(
-            "resnet34", 10, image_size=32, weights=str(tmp_path / "teacher.pt")
-        )
 
 
 # Classes and accuracy
@@ -589,20 +528,8 @@ def test_memory_that_runs_out_names_the_batch_size(tmp_path, monkeypatch):
             "'--config.dataset.train_split=train[:9]'",
         ),
         (
-            ("imagenet2012", None, "train", "validation"),
-            "--config=configs/deit.py:imagenet --config.dataset.eval_split=validation",
-        ),
-        (
-            ("folder:my pets", None, "train", "test"),
-            "--config=configs/deit.py:folder '--config.dataset.name=folder:my pets'",
-        ),
-        (
             ("hf:org/pets", None, "train", "test"),
             "--config=configs/deit.py:folder --config.dataset.name=hf:org/pets",
-        ),
-        (
-            ("cifar:data", None, "train", "test"),
-            "--config=configs/deit.py:cifar10 --config.dataset.name=cifar:data",
         ),
         (
             ("svhn_cropped", None, "train", "test"),

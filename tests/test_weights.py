@@ -24,7 +24,8 @@ timm = pytest.importorskip("timm")
 transformers = pytest.importorskip("transformers")
 safetensors = pytest.importorskip("safetensors.torch")
 
-from timm_weights import randomise  # noqa: E402
+import timm_weights  # noqa: E402
+from timm_weights import as_dict, randomise, to_torch  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
@@ -42,40 +43,20 @@ def card_of(variant, num_classes=10, **fields):
 
 
 def timm_model(card):
-    """timm's model of a card, with random weights that give logits of about 1.
-
-    `randomise` scales weights by 1 / sqrt(fan-in), as wide as the layers.
-    """
-    config = timm_layout.config(card)
-    sizes = VARIANTS[card.variant]
-    model = timm.create_model(
-        config["architecture"],
+    """timm's model of a card, with random weights that give logits of about 1."""
+    pool = {"token": "token", "mean": "avg"}[card.pool]
+    return timm_weights.make(
+        card.variant,
+        img_size=card.image_size,
         num_classes=card.num_classes,
-        **config["model_args"] | {"depth": sizes["depth"]},
+        global_pool=pool,
     )
-    randomise(model)
-    if sizes["distilled"] and sizes["no_embed_class"]:
-        with torch.no_grad():
-            model.pos_embed[:, :2] = 0  # timm cannot leave them out
-    if sizes["distilled"]:
-        # Both heads instead of their mean; timm's rates of dropout are 0 in training.
-        model.set_distilled_training(True)
-    return model.train()
 
 
 def save_state_dict(model, tmp_path):
     path = tmp_path / "weights.pth"
     torch.save(model.state_dict(), path)
     return path
-
-
-def to_torch(images):
-    return torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
-
-
-def as_dict(logits):
-    logits = logits if isinstance(logits, tuple) else (logits,)
-    return dict(zip(("class", "distill"), logits, strict=False))
 
 
 def transformers_logits(model, images):

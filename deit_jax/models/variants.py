@@ -56,9 +56,6 @@ VARIANTS: dict[str, dict] = {
     for patch, side in GRIDS[size]
 }
 
-# A model card may claim any size, and shapes alone can overflow.
-LARGEST_GRID = 1024  # patches a side
-
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 # `auto` is for a config: `recipe` decides by the devices.
 ATTENTIONS = ("auto", "xla", "cudnn", "pallas")
@@ -92,7 +89,7 @@ def create(
 
     Raises InputError for an unknown variant, dtype, attention or pool, a rate out of
     range, `init_values` for a variant without LayerScale, or an image size that the
-    patch does not divide or that has more than `LARGEST_GRID` patches a side.
+    patch does not divide.
     """
     side = resolve_image_size(variant, image_size)
     shape = VARIANTS[variant] | {"image_size": side}
@@ -143,11 +140,6 @@ def resolve_image_size(variant: str, image_size: int | None = None) -> int:
             f"image size {side} is not a positive multiple of the patch size "
             f"{patch_size} of {variant}; choose one that is, or a variant with "
             "another patch size"
-        )
-    if side > LARGEST_GRID * patch_size:
-        raise InputError(
-            f"image size {side} is more than {LARGEST_GRID} patches of "
-            f"{patch_size} pixels a side"
         )
     return side
 

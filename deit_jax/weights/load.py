@@ -12,7 +12,7 @@ import numpy as np
 from deit_jax import files
 from deit_jax.errors import InputError
 from deit_jax.models import variants
-from deit_jax.models.model_card import MODEL, ModelCard
+from deit_jax.models.model_card import ModelCard, is_run
 from deit_jax.models.params import abstract_params
 from deit_jax.models.variants import VARIANTS
 from deit_jax.weights import (
@@ -125,7 +125,7 @@ def _open(path: str, average: bool, notes: list[str]) -> _Source:
     else:
         if kind == "hf":
             place = download.hugging_face_directory(name, (CONFIG, PREPROCESSOR))
-        elif Path(path, MODEL).is_file():
+        elif is_run(path):
             raise InputError(
                 f"{path} is a run directory of this package. Expected weights of timm "
                 "or transformers; commands take a run directory as it is."

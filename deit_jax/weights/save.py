@@ -6,7 +6,8 @@ from pathlib import Path
 
 from deit_jax import files
 from deit_jax.errors import InputError
-from deit_jax.models.model_card import MODEL, ModelCard
+from deit_jax.models import model_card
+from deit_jax.models.model_card import ModelCard
 from deit_jax.models.variants import VARIANTS
 from deit_jax.weights import hugging_face, tensor_files, timm
 
@@ -22,7 +23,7 @@ def check(out: Path) -> None:
             f"--out={out}: expected a file that ends in .safetensors, which torch, "
             "timm and transformers read, or a directory."
         )
-    if (out / MODEL).exists() or (out / "checkpoints").exists():
+    if model_card.is_run(out):
         raise InputError(
             f"--out={out} holds a run, whose config.json would be lost. Give another."
         )
