@@ -31,12 +31,7 @@ PAGE = "README.md"
 def import_weights(src: str | os.PathLike, out: str | os.PathLike, **overrides) -> str:
     """Makes the run directory `out`, with a checkpoint of step 0, from weights.
 
-    Args:
-      src: As the `path` of `weights.load.load`.
-      overrides: Its keyword arguments: `weights` and those of `IMPORT`.
-
-    Returns:
-      What was made, in words.
+    Arguments are those of `weights.load.load`; returns what was made, in words.
 
     Raises:
       InputError: The weights cannot be read or are not those of a model of this
@@ -174,14 +169,9 @@ def define_flags() -> None:
     )
     flags.DEFINE_string("workdir", None, "Or: the run directory to export.")
     flags.DEFINE_string(
-        "out",
-        None,
-        "With --src the run directory to make; with --workdir a file that ends in "
-        ".safetensors, or a directory.",
+        "out", None, "A run directory; with --workdir FILE.safetensors or a directory."
     )
-    flags.DEFINE_string(
-        "variant", None, "With --src: what the weights are to be; found out by default."
-    )
+    flags.DEFINE_string("variant", None, "With --src: what the weights are to be.")
     flags.DEFINE_string(
         "class_names", None, "With --src: a text file with one name a line."
     )
@@ -195,16 +185,9 @@ def define_flags() -> None:
         "push", None, "With --workdir: org/name on the Hugging Face hub; uploads --out."
     )
     flags.DEFINE_string(
-        "license",
-        None,
-        "With --workdir: of the page; apache-2.0 for a training, else other.",
+        "license", None, "With --workdir: of the page; apache-2.0 for what was trained."
     )
-    flags.DEFINE_enum(
-        "weights",
-        None,
-        ["raw", "ema"],
-        "raw (default), or their moving average.",
-    )
+    flags.DEFINE_enum("weights", "raw", ["raw", "ema"], "Or their moving average.")
     flags.DEFINE_integer("step", None, "With --workdir: of the checkpoint; the newest.")
 
 
@@ -229,13 +212,13 @@ def main(_) -> None:
         for name in ("mean", "std"):
             example = "0.5,0.5,0.5 for pixels in 0 .. 1"
             overrides[name] = command.numbers(name, overrides[name], float, example)
-        overrides["weights"] = values.weights or "raw"
+        overrides["weights"] = values.weights
         print(import_weights(values.src, values.out, **overrides))
         return
     if values.to is None:
         raise InputError("say for which program: --to=timm or --to=hf")
     chosen = command.values("step", "push", "license")
-    chosen |= {"layout": values.to, "weights": values.weights or "raw"}
+    chosen |= {"layout": values.to, "weights": values.weights}
     print(export_weights(values.workdir, values.out, **chosen))
 
 

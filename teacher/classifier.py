@@ -36,17 +36,13 @@ class Classifier(torchvision.Network):
 
 
 def save(path: str | os.PathLike, classifier: Classifier, **extra) -> None:
-    """Writes one file of tensors and plain values, all or nothing.
-
-    Args:
-      extra: More plain values and tensors to store in it.
-    """
+    """Writes one file of tensors and plain values, `extra` among them."""
     state_dict = {n: x.cpu() for n, x in classifier.model.state_dict().items()}
     replace_file(path, classifier.known() | {"model": state_dict} | extra)
 
 
 def replace_file(path: str | os.PathLike, content: dict) -> None:
-    """torch.save to a file that is either the old one or the new one, never a half."""
+    """torch.save, all or nothing."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
     buffer = io.BytesIO()
     torch.save(content, buffer)
@@ -56,12 +52,7 @@ def replace_file(path: str | os.PathLike, content: dict) -> None:
 def load(path: str | os.PathLike, **given) -> Classifier:
     """Reads what `save` wrote, or a state dict of a torchvision network.
 
-    Args:
-      path, given: As of `deit_jax.weights.torchvision.open_file`.
-
-    Raises:
-      InputError: There is no such file, it is damaged, holds more than tensors and
-        plain values, or does not fit the network.
+    Arguments and errors are those of `deit_jax.weights.torchvision.open_file`.
     """
     return build(torchvision.open_file(path, **given))
 
@@ -153,12 +144,7 @@ def explain_out_of_memory():
 class TorchBackend:
     """torch as what computes a `Classifier`'s logits.
 
-    Args:
-      precision: See `choose_dtype`.
-      device: See `choose_device`.
-
-    Raises:
-      InputError: One of them cannot work here.
+    Arguments: see `choose_dtype` and `choose_device`.
     """
 
     name = "torch"

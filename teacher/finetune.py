@@ -71,11 +71,7 @@ def finetune(
 
 
 class Training:
-    """A training of one network: opened, and continued where `out` has a checkpoint.
-
-    Attributes:
-      stored: What `out` holds of this run: a teacher, a checkpoint, or nothing.
-    """
+    """A training of one network; `stored` is what `out` holds of it already."""
 
     def __init__(self, settings, out: Path, data_dir: str | None):
         self.settings, self.out = settings, out
@@ -243,23 +239,22 @@ def schedule(progress: float) -> float:
 
 def _stored(out: Path, settings: dict) -> dict:
     """The finished or unfinished run in `out`, or nothing; refuses another run's."""
-    for name in (TEACHER, CHECKPOINT):
-        if not (out / name).exists():
-            continue
-        stored = tensor_files.load_torch(out / name)
-        theirs = stored.get("settings", {})
-        differing = [
-            f"{key} {theirs.get(key)!r}, now {value!r}"
-            for key, value in settings.items()
-            if theirs.get(key) != value
-        ]
-        if differing:
-            raise InputError(
-                f"{out} holds a run with other settings ({'; '.join(differing)}). "
-                "Repeat them, delete it, or give another --out."
-            )
-        return stored
-    return {}
+    there = [out / name for name in (TEACHER, CHECKPOINT) if (out / name).exists()]
+    if not there:
+        return {}
+    stored = tensor_files.load_torch(there[0])
+    theirs = stored.get("settings", {})
+    differing = [
+        f"{key} {theirs.get(key)!r}, now {value!r}"
+        for key, value in settings.items()
+        if theirs.get(key) != value
+    ]
+    if differing:
+        raise InputError(
+            f"{out} holds a run with other settings ({'; '.join(differing)}). "
+            "Repeat them, delete it, or give another --out."
+        )
+    return stored
 
 
 def define_flags() -> None:
@@ -270,18 +265,14 @@ def define_flags() -> None:
     flags.DEFINE_string("train_split", "train", "Split to train on.")
     flags.DEFINE_string("eval_split", "test", "Split to measure top-1 on.")
     flags.DEFINE_string("arch", "resnet50", "torchvision's name of the network.")
+    flags.DEFINE_string("weights", "none", "none, DEFAULT (torchvision's), or a file.")
     flags.DEFINE_string(
-        "weights", "none", "none, DEFAULT (torchvision's, downloaded), or a file."
-    )
-    flags.DEFINE_string(
-        "stem", "standard", "standard, or cifar: 3x3 stride 1, no max-pool (ResNets)."
+        "stem", "standard", "standard, or cifar: of ResNets, for 32 px."
     )
     flags.DEFINE_integer(
         "image_size",
         None,
-        "Pixels that images are resized to; if not given, their own size up to 64, "
-        "else 224.",
-        lower_bound=1,
+        "In pixels; by default that of the images up to 64, else 224.",
     )
     flags.DEFINE_integer("epochs", 30, "Epochs in all.", lower_bound=0)
     flags.DEFINE_integer("batch_size", 32, "Images a step.", lower_bound=2)
@@ -289,11 +280,7 @@ def define_flags() -> None:
     flags.DEFINE_float("weight_decay", 5e-4, "L2 penalty of SGD.")
     flags.DEFINE_float("label_smoothing", 0.0, "0 .. 1.", 0.0, 1.0)
     flags.DEFINE_integer(
-        "crop_padding",
-        4,
-        "Pixels padded before a random crop; 0: none. Of images that are not all "
-        "squares of one size a random part is seen instead.",
-        lower_bound=0,
+        "crop_padding", 4, "Pixels around squares of one size before a random crop.", 0
     )
     flags.DEFINE_bool("flip", False, "Mirror at random; wrong for digits and text.")
     flags.DEFINE_enum(

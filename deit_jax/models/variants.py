@@ -80,12 +80,8 @@ def create(
     """Build a model of the table `VARIANTS`; its parameters come from `model.init`.
 
     `image_size` is the side in pixels, by default the one in the variant's name;
-    `drop_path` and `dropout` are rates in [0, 1); `position_std` is the initial
-    standard deviation of the position embeddings; `init_values` is that of LayerScale,
-    by default its authors' 1e-4; `pool` is one of `POOLS`, see `VisionTransformer`;
-    `dtype` is that of the products; with `remat` the backward pass computes the blocks
-    again; `attention` is one of `ATTENTIONS`, see `vit.Attention`; `tpu_layout` see
-    `vit.Block`.
+    `drop_path` and `dropout` are rates in [0, 1); `init_values` is that of LayerScale,
+    by default its authors' 1e-4. The others are those of `VisionTransformer`.
 
     Raises InputError for an unknown variant, dtype, attention or pool, a rate out of
     range, `init_values` for a variant without LayerScale, or an image size that the

@@ -32,11 +32,7 @@ class Architecture:
 
 
 def infer(tensors: Mapping, where: str) -> Architecture:
-    """Finds the variant.
-
-    Args:
-      tensors: Arrays under timm's names.
-      where: The file, for messages.
+    """Finds the variant of arrays under timm's names; `where` they are is for messages.
 
     Raises:
       InputError: A tensor that tells is missing or has another rank, there is no head,

@@ -60,11 +60,10 @@ def timm_model(name: str) -> tuple[dict[str, np.ndarray], dict]:
 
 
 def hugging_face_directory(name: str, configs: Sequence[str]) -> Path:
-    """A local copy of a model of the Hugging Face hub.
+    """A local copy of a model of the Hugging Face hub, its weights and `configs`.
 
     Args:
       name: As in its address: `facebook/deit-tiny-distilled-patch16-224`.
-      configs: The files to copy beside the weights, where they are there.
 
     Raises:
       InputError: huggingface_hub is missing, there is no such model, or the download

@@ -88,11 +88,9 @@ def text(
     """The page.
 
     Args:
-      card: Of the model.
       layout: `timm` or `hf`, which the files beside it are for.
       name: `org/name` on the hub; of a directory that is not there, its name.
       license: As the hub abbreviates it: https://huggingface.co/docs/hub/repositories-licenses.
-      parameters: How many the model has.
       weights: `raw` or `ema`, those that were exported.
       summary: The run's summary.json, if these are the weights that it measured.
     """

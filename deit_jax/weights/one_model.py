@@ -69,11 +69,10 @@ def _show(places: list[str]) -> str:
 
 
 def check(found: Weights, expected: Mapping, what: str) -> None:
-    """Refuses tensors that are not just those of a model.
+    """Refuses tensors that are not just those of a model, `what` for the message.
 
     Args:
       expected: Its arrays, or tensors of torch: names, shapes and types.
-      what: The model, for the message.
 
     Raises:
       InputError: Lists what is missing, left over, or of another shape or type.

@@ -13,11 +13,7 @@ from deit_jax.weights import hugging_face, tensor_files, timm
 
 
 def check(out: Path) -> None:
-    """Refuses a path that `save` must not write to.
-
-    Raises:
-      InputError: It has the ending of a pickle, or is a run directory.
-    """
+    """Raises InputError for the ending of a pickle, and for a run directory."""
     if out.suffix.lower() in (".pth", ".pt", ".bin"):
         raise InputError(
             f"--out={out}: expected a file that ends in .safetensors, which torch, "
@@ -35,7 +31,6 @@ def save(out: Path, params: Mapping, card: ModelCard, *, layout: str) -> list[Pa
     Args:
       out: A file that ends in .safetensors, or a directory, which is made:
         model.safetensors and config.json, and for `hf` preprocessor_config.json.
-      params: Of `card.create_model()`.
       layout: `timm` or `hf`.
 
     Returns:

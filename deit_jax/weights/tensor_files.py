@@ -49,12 +49,8 @@ class Weights:
 def find(path: str | os.PathLike, *names: str) -> Path:
     """The file that holds or lists the weights: `path`, or one in this directory.
 
-    Args:
-      names: What to look for in a directory before `FILES`.
-
-    Raises:
-      InputError: `path` is an address, does not exist, or is a directory without such
-        a file.
+    In a directory it is one of `names`, or else of `FILES`. Raises InputError where
+    there is none, and for an address.
     """
     if "://" in str(path):
         raise InputError(f"{path} is an address. Download it, and give the file.")
@@ -152,11 +148,7 @@ def _is_npz(path: Path) -> bool:
 
 
 def load_torch(path: str | os.PathLike):
-    """`torch.load` of tensors and plain values.
-
-    Raises:
-      InputError: torch is missing, or the file is damaged or refers to other code.
-    """
+    """`torch.load` of tensors and plain values; refuses what refers to other code."""
     try:
         import torch
     except ImportError as error:

@@ -90,9 +90,8 @@ def open_file(
       path: A run directory of teacher.finetune, or what `tensor_files.open_file` reads.
       arch, stem, image_size: What a bare state dict does not say: `arch` and
         `image_size` are needed for one without a `config.json`, its stem is `standard`
-        if not given. Where a `teacher.pt` says them, they may only repeat it. A bare
-        state dict of any float type is taken, with ImageNet's mean and standard
-        deviation.
+        if not given, its mean and standard deviation are ImageNet's. Where a
+        `teacher.pt` says them, they may only repeat it.
 
     Raises:
       InputError: There is no such file, it is damaged, or says too little.
@@ -226,10 +225,7 @@ def choose(found: Described, expected: Mapping) -> tensor_files.Weights:
 
 
 def read(found: Described, dtype: str) -> tuple[object, dict, str]:
-    """The network of a file in JAX.
-
-    Args:
-      dtype: What it computes in.
+    """The network of a file in JAX, to compute in `dtype`.
 
     Returns:
       The module, its parameters (float32 NumPy arrays), and the SHA-256 of the weights.

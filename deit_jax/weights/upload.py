@@ -9,12 +9,7 @@ from deit_jax.weights.download import first_line
 
 
 def check(name: str, directory: Path) -> None:
-    """Refuses, before anything is written, what `push` could not do.
-
-    Raises:
-      InputError: huggingface_hub is missing, knows no token, `name` is no name, or
-        `directory` would be a file.
-    """
+    """Raises InputError, before anything is written, where `push` could not work."""
     if directory.suffix.lower() == ".safetensors":
         raise InputError(f"--push={name} wants a directory: --out={directory.stem}")
     try:
@@ -36,10 +31,10 @@ def check(name: str, directory: Path) -> None:
 
 
 def push(directory: str | os.PathLike, files: Sequence[Path], name: str) -> str:
-    """Uploads files of a directory as one commit; makes the repository if need be.
+    """Uploads files of a directory as one commit; makes a public repository if need be.
 
     Args:
-      name: `org/name`; a private repository is one that is made by hand before.
+      name: `org/name`.
 
     Returns:
       The address of the commit.
