@@ -4,7 +4,7 @@ import dataclasses
 import json
 import sys
 import time
-import types
+from unittest import mock
 
 import commands
 import jax
@@ -129,8 +129,12 @@ def test_a_conversion_is_no_run_to_resume(made, tmp_path):
     with pytest.raises(InputError, match="converted weights, not a training run"):
         checkpoints.restore(state, {})
     checkpoints.close()
-    with pytest.raises(InputError, match="no moving average"):
-        convert.export_weights(workdir, tmp_path / "x", layout="hf", weights="ema")
+    for options, message in (
+        ({"weights": "ema"}, "no moving average"),
+        ({"step": 1}, "no checkpoint of step 1"),
+    ):
+        with pytest.raises(InputError, match=message):
+            convert.export_weights(workdir, tmp_path / "x", layout="hf", **options)
 
 
 # The page of a model, and the hub.
@@ -201,49 +205,34 @@ def test_a_page_claims_only_what_is_known(run, finished, tmp_path):
     assert (tmp_path / "c/README.md").read_text() == "mine"
 
 
-@pytest.mark.parametrize(
-    ("name", "shown"),
-    [
-        ("cifar10", "cifar10"),
-        ("folder:/home/me/pets/", "pets"),
-        ("hf:uoft-cs/cifar10", "uoft-cs/cifar10"),
-        ("hf:/data/parquet", "parquet"),
-    ],
-)
-def test_a_data_set_is_named_without_its_path(name, shown):
-    assert hub_page.dataset(name) == shown
-
-
-class Hub:
-    """`HfApi`, as far as `upload` uses it."""
-
-    def __init__(self, error=None):
-        self.error, self.asked = error, []
-
-    def create_repo(self, name, exist_ok):
-        self.asked.append((name, exist_ok))
-        if self.error:
-            raise self.error
-        return types.SimpleNamespace(repo_id=name)
-
-    def upload_folder(self, *, repo_id, folder_path, allow_patterns, commit_message):
-        self.asked.append((repo_id, sorted(allow_patterns)))
-        return types.SimpleNamespace(commit_url=f"https://hub/{repo_id}/commit/1")
+def test_a_data_set_is_named_without_its_path():
+    for name, shown in {
+        "cifar10": "cifar10",
+        "folder:/home/me/pets/": "pets",
+        "hf:uoft-cs/cifar10": "uoft-cs/cifar10",
+        "hf:/data/parquet": "parquet",
+    }.items():
+        assert hub_page.dataset(name) == shown
 
 
 def test_a_push_uploads_what_was_written_and_nothing_else(run, tmp_path, monkeypatch):
     hub = pytest.importorskip("huggingface_hub")
-    api = Hub()
+    api = mock.create_autospec(hub.HfApi, instance=True)
+    api.create_repo.return_value.repo_id = "me/nano"
+    api.upload_folder.return_value.commit_url = "https://hub/me/nano/commit/1"
     monkeypatch.setattr(hub, "HfApi", lambda: api)
     monkeypatch.setattr(hub, "get_token", lambda: "hf_x")
     (tmp_path / "private.txt").touch()
     told = convert.export_weights(run, tmp_path, layout="timm", push="me/nano")
     assert "pushed: https://hub/me/nano/commit/1" in told.splitlines()
+    api.create_repo.assert_called_once_with("me/nano", exist_ok=True)
+    asked = api.upload_folder.call_args.kwargs
     names = ["README.md", "config.json", "model.safetensors"]
-    assert api.asked == [("me/nano", True), ("me/nano", names)]
+    assert sorted(asked["allow_patterns"]) == names
+    assert (asked["repo_id"], asked["folder_path"]) == ("me/nano", tmp_path)
     assert "hf-hub:me/nano" in (tmp_path / "README.md").read_text("utf-8")
 
-    api.error = OSError("403 Forbidden.\nand more")
+    api.create_repo.side_effect = OSError("403 Forbidden.\nand more")
     with pytest.raises(InputError, match=r"--push=me/nano: 403 Forbidden. The fi") as e:
         convert.export_weights(run, tmp_path, layout="timm", push="me/nano")
     assert len(str(e.value).splitlines()) == 1
@@ -275,9 +264,6 @@ def test_a_run_is_not_written_over(run, tmp_path):
         convert.import_weights(tmp_path / "w.safetensors", run)
     with pytest.raises(InputError, match=r"holds a run, whose config\.json"):
         convert.export_weights(run, run, layout="timm")
-    (tmp_path / "checkpoints").mkdir()
-    with pytest.raises(InputError, match="holds a run already"):
-        convert.import_weights("w.safetensors", tmp_path)
 
 
 def test_what_cannot_be_written(run, tmp_path):
@@ -285,18 +271,15 @@ def test_what_cannot_be_written(run, tmp_path):
     convert.export_weights(run, tmp_path / "w.safetensors", layout="timm")
     with pytest.raises(InputError, match="run cannot be written: Not a directory"):
         convert.import_weights(tmp_path / "w.safetensors", tmp_path / "file" / "run")
+    with pytest.raises(InputError, match=r"nothing\.safetensors does not exist"):
+        convert.import_weights(tmp_path / "nothing.safetensors", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
     for out, message in (
         ("file/out", "cannot be written: Not a directory"),
         ("out.pth", r"expected a file that ends in \.safetensors"),
     ):
         with pytest.raises(InputError, match=message):
             convert.export_weights(run, tmp_path / out, layout="timm")
-
-
-def test_a_source_that_is_refused_leaves_nothing(tmp_path):
-    with pytest.raises(InputError, match=r"nothing\.safetensors does not exist"):
-        convert.import_weights(tmp_path / "nothing.safetensors", tmp_path / "out")
-    assert not (tmp_path / "out").exists()
 
 
 # Downloads: `timm:NAME` itself is in test_weights.py.

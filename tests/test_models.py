@@ -518,13 +518,12 @@ def test_attention_for_tpus_is_attention(tokens, width, heads):
     def kernel(qkv):
         return tpu_attention.attend(qkv, heads, interpret=True)
 
+    results = []
     for attend in (plain, kernel):
         value, pull_back = jax.vjp(attend, qkv)
-        results = (value, *pull_back(weights))
-        if attend is plain:
-            expected = results
-    for e, f in zip(expected, results, strict=True):
-        np.testing.assert_allclose(f, e, atol=1e-5)
+        results.append((value, *pull_back(weights)))
+    for expected, found in zip(*results, strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_attention_for_tpus_is_in_the_program_and_in_the_logits(monkeypatch):
@@ -712,14 +711,14 @@ def test_masks_follow_the_image_through_any_batch(field):
 
 @pytest.mark.parametrize("field", ["drop_path", "dropout"])
 def test_without_keys_the_rates_do_nothing(field):
-    plain = create(NANO, num_classes=10)
-    dropping = create(NANO, num_classes=10, **{field: 0.5})
-    variables = nano_variables()
-    images = random_images(2, 32)
-    expected = jax.jit(plain.apply)(variables, images)
-    actual = jax.jit(dropping.apply)(variables, images)
-    for name in expected:
-        np.testing.assert_array_equal(actual[name], expected[name])
+    plain, dropping = (
+        create(NANO, num_classes=10, **rates) for rates in ({}, {field: 0.5})
+    )
+    expected, actual = (
+        jax.jit(model.apply)(nano_variables(), random_images(2, 32))
+        for model in (plain, dropping)
+    )
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
 
 def test_stochastic_depth_spares_the_first_block_and_not_the_last():
