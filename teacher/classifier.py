@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import io
 import os
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -43,7 +44,7 @@ def save(path: str | os.PathLike, classifier: Classifier, **extra) -> None:
 
 def replace_file(path: str | os.PathLike, content: dict) -> None:
     """torch.save, all or nothing."""
-    os.makedirs(os.path.dirname(path), exist_ok=True)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     torch.save(content, buffer)
     files.replace_file(path, buffer.getbuffer())

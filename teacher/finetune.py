@@ -41,10 +41,9 @@ RECIPES = {"digits": "digits", "cifar10": "cifar10", "imagenet2012": "imagenet"}
 
 # The flags that make a training what it is; the others say where it lies.
 SETTINGS = (
-    *("dataset", "train_split", "eval_split", "arch", "weights", "stem", "image_size"),
-    *("epochs", "batch_size", "learning_rate", "weight_decay", "label_smoothing"),
-    *("crop_padding", "flip", "precision", "device", "seed"),
-)
+    "dataset train_split eval_split arch weights stem image_size epochs batch_size "
+    "learning_rate weight_decay label_smoothing crop_padding flip precision device seed"
+).split()
 
 
 @classifiers.explain_out_of_memory()
@@ -82,10 +81,8 @@ class Training:
             for split in (settings.train_split, settings.eval_split)
         )
         if tuple(self.train.class_names) != tuple(self.test.class_names):
-            raise InputError(
-                f"{settings.train_split} and {settings.eval_split} have different "
-                "classes."
-            )
+            splits = f"{settings.train_split} and {settings.eval_split}"
+            raise InputError(f"{splits} have different classes.")
         self.image_size = settings.image_size or _default_size(self.train.image_shape)
         self.batch_size = min(settings.batch_size, len(self.train))
         self.steps = len(self.train) // self.batch_size  # whole batches of an epoch
@@ -166,13 +163,11 @@ class Training:
         for note in dict.fromkeys((*self.train.notes, *self.test.notes)):
             print(note)
         print(
-            f"{settings.arch}, {settings.stem} stem, {self.image_size} px, "
-            f"{millions:.1f} M parameters, weights: {settings.weights}\n"
-            f"{settings.dataset} {settings.train_split}: {len(self.train):,} images of "
-            f"{self.train.num_classes} classes; evaluated on {settings.eval_split}: "
-            f"{len(self.test):,}\n"
+            f"{self.teacher.words}, {millions:.1f} M parameters\n"
+            f"{settings.dataset}: {len(self.train):,} images of "
+            f"{self.train.num_classes} classes, {len(self.test):,} to evaluate\n"
             f"{settings.epochs} epochs of {self.steps} steps of {self.batch_size} "
-            f"images on {self.device} in {self.identity['precision']}"
+            f"images on {self.device} in {self.backend.precision}"
             + (f", {done} of them done" if done else ""),
             flush=True,
         )
