@@ -43,7 +43,7 @@ RECIPES = {"digits": "digits", "cifar10": "cifar10", "imagenet2012": "imagenet"}
 SETTINGS = (
     "dataset train_split eval_split arch weights stem image_size epochs batch_size "
     "learning_rate weight_decay label_smoothing crop_padding flip precision device seed"
-).split()
+).split()  # noqa: SIM905
 
 
 @classifiers.explain_out_of_memory()
