@@ -1,6 +1,5 @@
 """Which variant a state dict of timm belongs to, from the shapes in it."""
 
-import dataclasses
 import math
 import re
 from collections.abc import Mapping
@@ -9,30 +8,12 @@ from deit_jax.errors import InputError
 from deit_jax.models.variants import SIZES, VARIANTS
 
 
-@dataclasses.dataclass(frozen=True)
-class Architecture:
-    """What the shapes say.
-
-    Attributes:
-      variants: The names of `models/variants.py` that fit, of the nearest image size.
-      image_size: Pixels a side.
-      num_classes: Of the class head.
-      pool: One of `variants.POOLS`.
-      token_positions: Beside LayerScale, position embeddings before those of the
-        patches, which DeiT III does not have.
-      words: The same for messages.
-    """
-
-    variants: tuple[str, ...]
-    image_size: int
-    num_classes: int
-    pool: str
-    token_positions: int
-    words: str
-
-
-def infer(tensors: Mapping, where: str) -> Architecture:
+def infer(tensors: Mapping, where: str) -> tuple[list[str], int]:
     """Finds the variant of arrays under timm's names; `where` they are is for messages.
+
+    Returns:
+      The names of `models/variants.py` that fit, of the nearest image size, and the
+      image size in pixels a side.
 
     Raises:
       InputError: A tensor that tells is missing or has another rank, there is no head,
@@ -45,7 +26,6 @@ def infer(tensors: Mapping, where: str) -> Architecture:
         )
     width, _, patch_size, _ = _shape(tensors, "patch_embed.proj.weight", 4, where)
     count = _shape(tensors, "pos_embed", 3, where)[1]
-    num_classes, _ = _shape(tensors, "head.weight", 2, where)
     blocks = [re.match(r"blocks\.(\d+)\.", name) for name in tensors]
     sizes = {
         "width": width,
@@ -54,9 +34,6 @@ def infer(tensors: Mapping, where: str) -> Architecture:
         "distilled": "dist_token" in tensors,
     }
     layer_scale = "blocks.0.ls1.gamma" in tensors
-    words = "{width} wide, {depth} deep, patches of {patch_size} px".format(**sizes)
-    for part, there in (("token", sizes["distilled"]), ("LayerScale", layer_scale)):
-        words += f", {'with' if there else 'without'} {part}"
     found = [
         name
         for name, variant in VARIANTS.items()
@@ -64,6 +41,12 @@ def infer(tensors: Mapping, where: str) -> Architecture:
         and (variant["init_values"] is not None) == layer_scale
     ]
     if not found:
+        words = "{width} wide, {depth} deep, patches of {patch_size} px".format(**sizes)
+        for part, there in {
+            "distillation token": sizes["distilled"],
+            "LayerScale": layer_scale,
+        }.items():
+            words += f", {'with' if there else 'without'} {part}"
         known = (f"{x['width']} and {x['depth']} ({n})" for n, x in SIZES.items())
         raise InputError(
             f"{where} holds a model that is not in this package: {words}. Its models "
@@ -83,14 +66,7 @@ def infer(tensors: Mapping, where: str) -> Architecture:
     image_size = math.isqrt(count - tokens) * patch_size
     distance = {name: abs(VARIANTS[name]["image_size"] - image_size) for name in found}
     nearest = min(distance.values())
-    return Architecture(
-        variants=tuple(name for name in found if distance[name] == nearest),
-        image_size=image_size,
-        num_classes=num_classes,
-        pool="mean" if "fc_norm.weight" in tensors else "token",
-        token_positions=tokens if layer_scale else 0,
-        words=f"{words}, {image_size} px",
-    )
+    return [name for name in found if distance[name] == nearest], image_size
 
 
 def _is_square(count: int) -> bool:

@@ -94,24 +94,23 @@ def load(
         variants.resolve_image_size(variant)  # explains an unknown one
     notes = []
     source = _open(str(path), weights == "ema", notes)
-    found = architecture.infer(source.tensors, source.where)
-    if found.token_positions:
-        _drop_token_positions(source, found.token_positions)
-    chosen = _choose(found, variant, source, notes)
-    _check_config(chosen, found.pool, source, notes)
+    fitting, image_size = architecture.infer(source.tensors, source.where)
+    chosen = _choose(fitting, variant, source, notes)
+    if VARIANTS[chosen]["no_embed_class"]:
+        _drop_token_positions(source, image_size // VARIANTS[chosen]["patch_size"])
+    pool = "mean" if "fc_norm.weight" in source.tensors else "token"
+    _check_config(chosen, pool, source, notes)
     given = {"mean": mean, "std": std, "crop_ratio": crop_ratio}
-    placed = _preprocessing(source, chosen, given, notes)
-    if found.image_size != VARIANTS[chosen]["image_size"]:
-        notes.append(f"the weights are for {found.image_size} px, as {chosen} resized")
+    prepared = _preprocessing(source, chosen, given, notes)
+    if image_size != VARIANTS[chosen]["image_size"]:
+        notes.append(f"the weights are for {image_size} px, as {chosen} resized")
     card = ModelCard(
         variant=chosen,
-        image_size=found.image_size,
-        class_names=_class_names(source, found.num_classes, class_names, notes),
-        mean=placed.mean,
-        std=placed.std,
-        crop_ratio=placed.crop_ratio,
+        image_size=image_size,
+        class_names=_class_names(source, class_names, notes),
+        **prepared,
         origin=str(path),
-        pool=found.pool,
+        pool=pool,
     )
     return Loaded(_params(source, card), card, tuple(notes))
 
@@ -166,40 +165,43 @@ def read_config(path: Path) -> dict:
         raise InputError(f"{path} is damaged: {error}. Fix or remove it.") from error
 
 
-def _drop_token_positions(source: _Source, count: int) -> None:
+def _drop_token_positions(source: _Source, grid: int) -> None:
     """Makes the positions those of the patches, as DeiT III has them."""
     positions = source.tensors["pos_embed"]
-    if positions[:, :count].any():
+    tokens, patches = np.split(positions, [positions.shape[1] - grid**2], axis=1)
+    if tokens.any():
         raise InputError(
             f"{source.where}: beside LayerScale pos_embed has a learned position of "
             "the class token. Expected those of the patches alone (no_embed_class, as "
             "in DeiT III)."
         )
-    source.tensors["pos_embed"] = positions[:, count:]
+    source.tensors["pos_embed"] = patches
 
 
-def _choose(found, variant: str | None, source: _Source, notes: list[str]) -> str:
+def _choose(
+    fitting: Sequence[str], variant: str | None, source: _Source, notes: list[str]
+) -> str:
     """The name of the variant; remarks on the choice go to `notes`."""
     if variant is not None:
-        if variant not in found.variants:
+        if variant not in fitting:
             raise InputError(
                 f"--variant={variant}: the weights of {source.where} are "
-                f"{' or '.join(found.variants)} ({found.words})."
+                f"{' or '.join(fitting)}."
             )
         return variant
-    if len(found.variants) == 1:
-        return found.variants[0]
+    if len(fitting) == 1:
+        return fitting[0]
     family = str(source.config.get("architecture")).partition("_")[0]
     if source.is_hugging_face or family == "vit":
         family = "vit"
     elif family != "deit":
         family = "deit"
         notes.append(
-            f"{' and '.join(found.variants)} are one architecture, and timm prepares "
+            f"{' and '.join(fitting)} are one architecture, and timm prepares "
             "images differently for them: deit_* is taken (convert's --variant says "
             "otherwise)"
         )
-    return next(name for name in found.variants if name.startswith(family + "_"))
+    return next(name for name in fitting if name.startswith(family + "_"))
 
 
 def _check_config(chosen: str, pool: str, source: _Source, notes: list[str]) -> None:
@@ -232,25 +234,25 @@ def _check_config(chosen: str, pool: str, source: _Source, notes: list[str]) -> 
 
 def _preprocessing(
     source: _Source, chosen: str, given: Mapping, notes: list[str]
-) -> preprocessing.Preprocessing:
+) -> dict:
     """What is `given`; for the rest what the files say, or the variant."""
-    if source.is_hugging_face and source.preprocessor:
-        found = preprocessing.from_hugging_face(source.preprocessor)
-    elif not source.is_hugging_face and source.config:
-        found = preprocessing.from_timm(source.config)
-    else:
-        found = preprocessing.of_variant(chosen)
     given = {name: value for name, value in given.items() if value is not None}
-    found = preprocessing.check(dataclasses.replace(found, **given), source.where)
-    if len(given) < 3:
-        notes += found.notes
-    return found
+    if len(given) == 3:
+        notes = []  # what the files say does not count
+    if source.is_hugging_face and source.preprocessor:
+        found = preprocessing.from_hugging_face(source.preprocessor, notes)
+    elif not source.is_hugging_face and source.config:
+        found = preprocessing.from_timm(source.config, notes)
+    else:
+        found = preprocessing.of_variant(chosen, notes)
+    return preprocessing.check(found | given, source.where)
 
 
 def _class_names(
-    source: _Source, count: int, given: Sequence[str] | None, notes: list[str]
+    source: _Source, given: Sequence[str] | None, notes: list[str]
 ) -> tuple[str, ...]:
     """One a class: those `given`, or those of the files, or numbers."""
+    count = source.tensors["head.weight"].shape[0]
     if given is not None:
         if len(given) != count:
             raise InputError(

@@ -150,11 +150,11 @@ def of_timm(
             "224]}}."
         )
     prepared = preprocessing.check(
-        preprocessing.Preprocessing(
-            about.get("mean", timm.IMAGENET[0]),
-            about.get("std", timm.IMAGENET[1]),
-            about.get("crop_pct", CROP_RATIO),
-        ),
+        {
+            "mean": about.get("mean", timm.IMAGENET[0]),
+            "std": about.get("std", timm.IMAGENET[1]),
+            "crop_ratio": about.get("crop_pct", CROP_RATIO),
+        },
         str(path),
     )
     names = about.get("label_names")
@@ -163,9 +163,7 @@ def of_timm(
         arch=arch,
         stem=given["stem"] or "standard",
         image_size=image_size,
-        mean=prepared.mean,
-        std=prepared.std,
-        crop_ratio=prepared.crop_ratio,
+        **prepared,
         class_names=tuple(names) if isinstance(names, list) else None,
     )
 
