@@ -110,8 +110,8 @@ def check(found: Mapping, where: str) -> dict:
     ratio = found["crop_ratio"]
     if not (_is_number(ratio) and 0 < ratio <= 1):
         raise InputError(
-            f"{where}: the ratio of crop and size is {ratio!r}, expected a number above 0"
-            " and at most 1. Give --crop_ratio."
+            f"{where}: the ratio of crop and size is {ratio!r}, expected a number "
+            "above 0 and at most 1. Give --crop_ratio."
         )
     mean, std = (tuple(map(float, found[name])) for name in ("mean", "std"))
     return {"mean": mean, "std": std, "crop_ratio": float(ratio)}
