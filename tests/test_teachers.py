@@ -149,7 +149,7 @@ def test_a_network_of_timm_has_the_data_sets_classes(monkeypatch):
     monkeypatch.setattr(
         download,
         "timm_model",
-        lambda name: (tensors, config),
+        lambda name: (tensor_files.arrays(tensors), config),
     )
     found = teachers.open_teacher("timm:resnet18.a1_in1k")
     assert (found.image_size, found.crop_ratio) == (288, 0.95)
