@@ -551,43 +551,44 @@ def test_a_crop_ratio_gives_back_the_size():
 
 
 @pytest.mark.parametrize(
-    ("config", "preprocessor", "change", "message"),
+    ("config", "message"),
+    [
+        ({"num_attention_heads": 12}, "num_attention_heads=12, but vit_nano.* has 3"),
+        ({"hidden_act": "gelu_new"}, "hidden_act='gelu_new', but vit_nano"),
+        ({"id2label": {"0": "a"}}, "id2label .* is no list .* 5 classes"),
+    ],
+)
+def test_a_config_of_another_model_is_refused(saved, config, message):
+    with pytest.raises(InputError, match=message):
+        saved(config)
+
+
+@pytest.mark.parametrize(
+    ("preprocessor", "message"),
+    [
+        (GIVEN | {"image_std": [1, 0, 1], "size": 8}, "std is .* Give --std"),
+        ({"size": 8}, r"mean is None, .* Give --mean"),
+        (GIVEN | {"size": 8, "rescale_factor": 1}, "not scaled by 1/255"),
+        (GIVEN, "is None, .* Give --crop_ratio"),
+        (GIVEN | {"size": 8, "crop_size": 9}, "1.125, .* Give --crop_ratio"),
+        ([], r"preprocessor_config\.json is damaged: it is no object"),
+    ],
+)
+def test_a_preprocessing_that_is_not_ours_is_refused(saved, preprocessor, message):
+    with pytest.raises(InputError, match=message):
+        saved(preprocessor=preprocessor)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
     [
         (
-            {"num_attention_heads": 12},
-            None,
-            None,
-            "num_attention_heads=12, but vit_nano.* has 3",
-        ),
-        ({"hidden_act": "gelu_new"}, None, None, "hidden_act='gelu_new', but vit_nano"),
-        ({"id2label": {"0": "a"}}, None, None, "id2label .* is no list .* 5 classes"),
-        (
-            None,
-            GIVEN | {"image_std": [1, 0, 1], "size": 8},
-            None,
-            "std is .* Give --std",
-        ),
-        (None, {"size": 8}, None, r"mean is None, .* Give --mean"),
-        (None, GIVEN | {"size": 8, "rescale_factor": 1}, None, "not scaled by 1/255"),
-        (None, GIVEN, None, "is None, .* Give --crop_ratio"),
-        (
-            None,
-            GIVEN | {"size": 8, "crop_size": 9},
-            None,
-            "1.125, .* Give --crop_ratio",
-        ),
-        (None, [], None, r"preprocessor_config\.json is damaged: it is no object"),
-        (
-            None,
-            None,
             without("vit.encoder.layer.1.attention.attention.key.bias"),
             r"blocks\.1\.attn\.qkv\.bias: missing, expected \(288,\)",
         ),
-        (None, None, with_(vit__layernorm__bias=(95,)), r"bias: \(95,\), expected"),
-        (None, None, without("classifier.weight"), r"\(classifier\.weight in trans"),
+        (with_(vit__layernorm__bias=(95,)), r"bias: \(95,\), expected"),
+        (without("classifier.weight"), r"\(classifier\.weight in transformers\)"),
         (
-            None,
-            None,
             with_(
                 vit__embeddings__distillation_token=(1, 1, 96),
                 vit__embeddings__position_embeddings=(1, 18, 96),
@@ -596,11 +597,9 @@ def test_a_crop_ratio_gives_back_the_size():
         ),
     ],
 )
-def test_a_directory_that_contradicts_itself(
-    saved, config, preprocessor, change, message
-):
+def test_tensors_of_transformers_that_do_not_fit_are_refused(saved, change, message):
     with pytest.raises(InputError, match=message):
-        saved(config, preprocessor, change)
+        saved(change=change)
 
 
 def test_what_is_given_replaces_what_is_wrong(saved):
