@@ -26,19 +26,12 @@ LAYOUTS = ("timm", "hf")
 IMPORT = ("variant", "class_names", "mean", "std", "crop_ratio")
 EXPORT = ("to", "step", "push", "license")
 PAGE = "README.md"
-# Of a page: what was trained here, and what came from elsewhere.
-LICENSES = {True: "apache-2.0", False: "other"}
 
 
 def import_weights(src: str | os.PathLike, out: str | os.PathLike, **overrides) -> str:
     """Makes the run directory `out`, with a checkpoint of step 0, from weights.
 
-    Args:
-      src: As the `path` of `weights.load.load`.
-      overrides: Its keyword arguments: `weights` and those of `IMPORT`.
-
-    Returns:
-      What was made, in words.
+    Arguments are those of `weights.load.load`; returns what was made, in words.
 
     Raises:
       InputError: The weights cannot be read or are not those of a model of this
@@ -54,7 +47,7 @@ def import_weights(src: str | os.PathLike, out: str | os.PathLike, **overrides) 
     from deit_jax.weights.load import load
 
     out = Path(out)
-    if (out / model_card.MODEL).exists() or (out / "checkpoints").exists():
+    if model_card.is_run(out):
         raise InputError(
             f"--out={out} holds a run already. Delete it, or give another directory."
         )
@@ -108,7 +101,6 @@ def export_weights(
         is a run directory itself, or the hub cannot be reached or refuses.
     """
     from deit_jax.models import model_card
-    from deit_jax.models.params import count_parameters
     from deit_jax.training import saved_params
     from deit_jax.weights import save, upload
 
@@ -127,33 +119,35 @@ def export_weights(
             "note: class names and preprocessing are in a directory only: --out=DIR"
         )
     else:
-        about = {
-            "layout": layout,
-            "name": push or out.absolute().name,
-            "license": license or LICENSES[card.origin == "training"],
-            "parameters": count_parameters(params),
-            "weights": weights,
-        }
-        lines += _write_page(out / PAGE, card, workdir, step, about)
-        written.append(out / PAGE)
+        page = out / PAGE
+        about = {"layout": layout, "weights": weights, "license": license}
+        if page.exists():
+            lines.append(f"note: {page} was there already and stays as it is")
+        else:
+            name = push or out.absolute().name
+            _write_page(page, card, params, workdir, step, name=name, **about)
+        written.append(page)
     if push is not None:
         lines.append(f"pushed: {upload.push(out, written, push)}")
     return "\n".join([*lines, *map(str, written)])
 
 
-def _write_page(path: Path, card, workdir, step: int, about: dict) -> list[str]:
-    """Writes the page of exported weights; keeps one that is there, with a note."""
+def _write_page(path: Path, card, params, workdir, step: int, *, license, **about):
+    """Writes the page of exported weights: see `hub_page.text`."""
+    from deit_jax.models.params import count_parameters
     from deit_jax.training import summary
     from deit_jax.weights import hub_page
 
-    if path.exists():
-        return [f"note: {path} was there already and stays as it is"]
     measured = summary.read(Path(workdir))
-    if measured and measured["steps"] != step:
-        measured = None
+    text = hub_page.text(
+        card,
+        license=license or ("apache-2.0" if card.origin == "training" else "other"),
+        parameters=count_parameters(params),
+        summary=measured if measured and measured["steps"] == step else None,
+        **about,
+    )
     with files.writing(path.parent):
-        files.replace_file(path, hub_page.text(card, summary=measured, **about))
-    return []
+        files.replace_file(path, text)
 
 
 def read_class_names(path: str | os.PathLike) -> list[str]:
@@ -175,14 +169,9 @@ def define_flags() -> None:
     )
     flags.DEFINE_string("workdir", None, "Or: the run directory to export.")
     flags.DEFINE_string(
-        "out",
-        None,
-        "With --src the run directory to make; with --workdir a file that ends in "
-        ".safetensors, or a directory.",
+        "out", None, "A run directory; with --workdir FILE.safetensors or a directory."
     )
-    flags.DEFINE_string(
-        "variant", None, "With --src: what the weights are to be; found out by default."
-    )
+    flags.DEFINE_string("variant", None, "With --src: what the weights are to be.")
     flags.DEFINE_string(
         "class_names", None, "With --src: a text file with one name a line."
     )
@@ -196,16 +185,9 @@ def define_flags() -> None:
         "push", None, "With --workdir: org/name on the Hugging Face hub; uploads --out."
     )
     flags.DEFINE_string(
-        "license",
-        None,
-        "With --workdir: of the page; apache-2.0 for a training, else other.",
+        "license", None, "With --workdir: of the page; apache-2.0 for what was trained."
     )
-    flags.DEFINE_enum(
-        "weights",
-        None,
-        ["raw", "ema"],
-        "raw (default), or their moving average.",
-    )
+    flags.DEFINE_enum("weights", "raw", ["raw", "ema"], "Or their moving average.")
     flags.DEFINE_integer("step", None, "With --workdir: of the checkpoint; the newest.")
 
 
@@ -230,13 +212,13 @@ def main(_) -> None:
         for name in ("mean", "std"):
             example = "0.5,0.5,0.5 for pixels in 0 .. 1"
             overrides[name] = command.numbers(name, overrides[name], float, example)
-        overrides["weights"] = values.weights or "raw"
+        overrides["weights"] = values.weights
         print(import_weights(values.src, values.out, **overrides))
         return
     if values.to is None:
         raise InputError("say for which program: --to=timm or --to=hf")
     chosen = command.values("step", "push", "license")
-    chosen |= {"layout": values.to, "weights": values.weights or "raw"}
+    chosen |= {"layout": values.to, "weights": values.weights}
     print(export_weights(values.workdir, values.out, **chosen))
 
 

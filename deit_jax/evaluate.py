@@ -128,12 +128,13 @@ class OtherClasses(InputError):
 
 def _load(workdir, weights: str, step: int | None) -> dict:
     """A `TrainedModel` for each section of the result."""
-    from deit_jax import pretrained, trained_model
+    from deit_jax import trained_model
+    from deit_jax.models import model_card
     from deit_jax.training import saved_params
 
     kinds = [weights]
     if weights == "both":
-        run = pretrained.is_run(workdir)
+        run = model_card.is_run(workdir)
         kinds = saved_params.weights_in(workdir, step=step) if run else ["raw"]
     return {
         SECTIONS[kind]: trained_model.load(workdir, weights=kind, step=step)

@@ -73,8 +73,7 @@ def initial_params(
       The parameters, and sentences on where they come from and what was changed.
 
     Raises:
-      InputError: There is no whole model at `start.path`, or it does not go together
-        with `model`.
+      InputError: There is no whole model at `start.path`, or it does not fit `model`.
     """
     try:
         params, theirs, step, notes = read(start.path)
@@ -113,11 +112,7 @@ def read(
 ) -> tuple[dict, ModelCard, int | None, tuple[str, ...]]:
     """Reads the parameters of a run directory, or weights of another program.
 
-    Args:
-      path: A run directory; a file or directory of weights, `timm:NAME` or `hf:ID` as
-        `weights.load.load` reads them.
-      weights: `raw`, or `ema` for their moving average.
-      step: Of the checkpoint of a run directory; None is the newest.
+    Args: As of `trained_model.load`.
 
     Returns:
       The parameters as NumPy arrays, the card, their step (None of other weights), and
@@ -127,13 +122,13 @@ def read(
       InputError: There is no whole model at `path`, or no such step or average.
     """
     path = str(path)
-    if is_run(path):
+    if model_card.is_run(path):
         card = model_card.read(path)
         model = card.create_model()
         params, step = saved_params.load_params(path, model, weights=weights, step=step)
         return params, card, step, ()
-    named = path.startswith(("timm:", "hf:")) or "://" in path
-    if not named and not Path(path).exists():
+    # `timm:`, `hf:` and addresses have a colon.
+    if ":" not in path and not Path(path).exists():
         raise InputError(f"{path} does not exist. Expected {EXPECTED}.")
     if weights not in saved_params.WEIGHTS:
         choices = " or ".join(saved_params.WEIGHTS)
@@ -142,22 +137,8 @@ def read(
         raise InputError(
             f"step={step}: {path} is no run directory, so it has no steps."
         )
-    try:
-        loaded = weights_of.load(path, weights=weights)
-    except InputError as error:
-        if not Path(path).is_dir():
-            raise
-        raise InputError(
-            f"{error} Nor is it a run directory: it holds no {model_card.MODEL}."
-        ) from error
+    loaded = weights_of.load(path, weights=weights)
     return loaded.params, loaded.card, None, loaded.notes
-
-
-def is_run(path: str | os.PathLike) -> bool:
-    """Whether this is a run directory, whole or damaged, not weights of others."""
-    return any(
-        (Path(path) / name).exists() for name in (model_card.MODEL, "checkpoints")
-    )
 
 
 def _match(
@@ -171,8 +152,7 @@ def _match(
     if keep and len(theirs) != len(ours):
         raise InputError(
             f"transfer.keep_heads=True, but it has {len(theirs):,} classes and this "
-            f"run {len(ours):,}. Leave keep_heads unset, or set it to False, for new "
-            "heads."
+            f"run {len(ours):,}. Leave keep_heads unset for new heads."
         )
     if keep:
         return same_order, "the head stays: transfer.keep_heads=True"

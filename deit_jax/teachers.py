@@ -78,7 +78,7 @@ def find(
         )
     elif not Path(spec).exists() and "://" not in spec:
         raise InputError(f"there is no teacher {spec}. Expected {EXPECTED}.")
-    elif any((Path(spec) / x).exists() for x in (model_card.MODEL, "checkpoints")):
+    elif model_card.is_run(spec):
         return _of_run(spec, given)
     if arch is None and _is_vit(place):
         return _of_vit(spec, place, None)

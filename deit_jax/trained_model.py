@@ -26,6 +26,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import functools
+import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -51,12 +52,12 @@ BATCH = 64  # images at once, unless a call says otherwise
 class TrainedModel:
     """A model with its parameters.
 
-    Its methods take images as the module says: paths (str or `os.PathLike`) of image
-    files, Pillow images of any mode, or uint8 arrays [H, W, 3], of many [n, H, W, 3].
-    Each is brought to the model's size S as in the evaluation of the training run
-    (`view`); an array that is [S, S, 3] already is taken as it is. So many images as
-    `batch_size` are computed at once. The last batch is filled up, and fewer images in
-    all are to a power of two, so that few shapes are compiled, each once.
+    Its methods take paths (str or `os.PathLike`) of image files, Pillow images of any
+    mode, or uint8 arrays [H, W, 3], of many [n, H, W, 3]. Each is brought to the
+    model's size S as in the evaluation of the training run (`view`); an array that is
+    [S, S, 3] already is taken as it is. `batch_size` images are computed at once. The
+    last batch is filled up, and fewer images are to a power of two, so that few shapes
+    are compiled, each once.
 
     They raise InputError for a file that cannot be read, an array of another type or
     shape, and no images at all.
@@ -84,18 +85,14 @@ class TrainedModel:
     ) -> list:
         """Names what is in images, by the mean of both heads' logits, as DeiT does.
 
-        Args:
-          top: The number of classes that are given; None is all.
-
         Returns:
-          The classes, the most probable first, as `rank` gives them; of many images a
-          list of such lists.
+          The `top` classes (None: all), the most probable first, as `rank` gives them;
+          of many images a list of such lists.
         """
         logits = self.logits(images, batch_size=batch_size)
         logits = logits.get("mean", logits["class"])
-        if logits.ndim == 1:
-            return rank(logits, self.card.class_names)[:top]
-        return [rank(row, self.card.class_names)[:top] for row in logits]
+        ranked = [rank(x, self.card.class_names)[:top] for x in np.atleast_2d(logits)]
+        return ranked[0] if logits.ndim == 1 else ranked
 
     def logits(self, images, *, batch_size: int = BATCH) -> dict[str, np.ndarray]:
         """The logits of every head and, with two, their `mean`: float32 [n, C] each."""
@@ -157,23 +154,24 @@ class TrainedModel:
             uint8 [b, S, S, 3]) -> arrays [b, ...] in dicts or tuples.
 
         Yields:
-          Of every image its view, and its rows of what `compute` gives; of one that
-          cannot be read the error, and None.
+          The view of every image and its rows of what `compute` gives; the error and
+          None for one that cannot be read.
         """
         size = min(batch_size, 1 << (len(images) - 1).bit_length())
         # The next images are decoded while the model looks at these.
         with contextlib.closing(prefetch(self._views(images, size), size=1)) as blocks:
             for views in blocks:
                 good = [view for view in views if not isinstance(view, InputError)]
-                rows = iter(())
                 if good:
                     filled = np.stack(good + good[-1:] * (size - len(good)))
                     found = jax.device_get(compute(self.params, filled))
-                    rows = (
-                        jax.tree.map(lambda x, i=i: x[i], found) for i in range(size)
-                    )
+                numbers = itertools.count()
                 for view in views:
-                    yield view, None if isinstance(view, InputError) else next(rows)
+                    if isinstance(view, InputError):
+                        yield view, None
+                    else:
+                        row = next(numbers)
+                        yield view, jax.tree.map(lambda x, row=row: x[row], found)
 
     def _views(self, images: Sequence, size: int) -> Iterator[list]:
         """Yields blocks of `size` views, or the errors in their place."""
@@ -195,9 +193,8 @@ class TrainedModel:
             raise InputError(f"batch_size={batch_size}: expected at least 1.")
         one, images = _listed(images)
         rows = []
-        with contextlib.closing(
-            self.each(compute, images, batch_size=batch_size)
-        ) as results:
+        results = self.each(compute, images, batch_size=batch_size)
+        with contextlib.closing(results):
             for view, row in results:
                 if isinstance(view, InputError):
                     raise view
@@ -252,10 +249,8 @@ def _attention(params, images, card) -> tuple[AttentionMaps, dict[str, jax.Array
 
 @functools.partial(jax.jit, static_argnames=("card", "tokens", "layer"))
 def _features(params, images, card, tokens, layer) -> dict[str, jax.Array]:
-    model, normalised = (
-        card.create_model(),
-        inputs.normalise(images, card.mean, card.std),
-    )
+    model = card.create_model()
+    normalised = inputs.normalise(images, card.mean, card.std)
     x = features.tokens(model, params, normalised, layer)
     return features.select(x, tokens, model)
 
@@ -278,17 +273,11 @@ def _listed(images) -> tuple[bool, Sequence]:
 
 def _checked(array: np.ndarray) -> np.ndarray:
     """Refuses what is no uint8 [H, W, 3]."""
-    if (
-        array.dtype == np.uint8
-        and array.ndim == 3
-        and array.shape[2] == 3
-        and array.size
-    ):
+    if array.dtype == np.uint8 and array.ndim == 3 and array.shape[2] == 3:
         return array
     raise InputError(
         f"an array of {array.dtype} {list(array.shape)} is no image. Expected uint8 "
-        "[H, W, 3], or [n, H, W, 3] of many: height, width, and red, green and blue in "
-        "0 .. 255."
+        "[H, W, 3], or [n, H, W, 3] of many."
     )
 
 

@@ -15,8 +15,6 @@ def answers(
     """Each teacher's answers float32 [B, ...], in the order of the data's classes.
 
     Args:
-      teachers: `teacher.classifier.Classifier` or `distillation.teacher.Teacher`, as
-        `backend` takes them.
       images: What each of them sees, uint8 [B, H, W, 3].
       backend: `teacher.classifier.TorchBackend` or `teacher.jax_backend.JaxBackend`.
       columns: Of each, as `classes.match` gives them.

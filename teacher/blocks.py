@@ -1,7 +1,7 @@
 """Blocks of images of a source, read ahead in bounded memory."""
 
-import collections
 import functools
+import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from PIL import Image
 
+from deit_jax.data.batches import prefetch
 from deit_jax.data.crops import (
     CROP_WORDS,
     centre_view,
@@ -32,9 +33,15 @@ def read_blocks(
       view: (RGB image, position) -> uint8 [S, S, 3], the part of an image that is
         seen. It is not asked where `seen_whole`.
     """
+    # One more block is in the making.
+    return prefetch(_read(source, blocks, view), size=READ_AHEAD - 1)
+
+
+def _read(source, blocks, view) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     whole = seen_whole(source)
 
-    def read(indices: list[int]) -> list[tuple[np.ndarray, int]]:
+    def read(indices: np.ndarray) -> list[tuple[np.ndarray, int]]:
+        indices = indices.tolist()
         return [
             (np.asarray(image) if whole else view(image, index), label)
             for index, (image, label) in zip(
@@ -43,19 +50,11 @@ def read_blocks(
         ]
 
     with ThreadPoolExecutor(THREADS) as pool:
-
-        def submit(block: np.ndarray) -> list:
-            chunk = min(CHUNK, -(-len(block) // THREADS))
-            parts = (block[n : n + chunk] for n in range(0, len(block), chunk))
-            return [pool.submit(read, part.tolist()) for part in parts]
-
-        ahead = collections.deque()
         for block in blocks:
-            ahead.append(submit(block))
-            if len(ahead) > READ_AHEAD:
-                yield _stack(ahead.popleft())
-        while ahead:
-            yield _stack(ahead.popleft())
+            parts = np.array_split(block, max(THREADS, -(-len(block) // CHUNK)))
+            read_parts = pool.map(read, (part for part in parts if len(part)))
+            images, labels = zip(*itertools.chain(*read_parts), strict=True)
+            yield np.stack(images), np.array(labels, np.int64)
 
 
 def read_plain(
@@ -92,12 +91,6 @@ def consecutive(start: int, stop: int, size: int) -> Iterator[np.ndarray]:
     """Cuts the positions `start .. stop - 1` into blocks of at most `size`."""
     for first in range(start, stop, size):
         yield np.arange(first, min(first + size, stop))
-
-
-def _stack(futures) -> tuple[np.ndarray, np.ndarray]:
-    pairs = [pair for future in futures for pair in future.result()]
-    images, labels = zip(*pairs, strict=True)
-    return np.stack(images), np.array(labels, np.int64)
 
 
 def augmented_batches(

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import io
 import os
 from pathlib import Path
 
@@ -10,43 +11,20 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from deit_jax import files
 from deit_jax.distillation.teacher import Answers
 from deit_jax.errors import InputError
-from deit_jax.weights import tensor_files, timm, torchvision
-from deit_jax.weights.torchvision import CROP_RATIO
+from deit_jax.weights import tensor_files, torchvision
 from teacher import network
 
-IMAGENET_MEAN, IMAGENET_STD = timm.IMAGENET
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 
 
 @dataclasses.dataclass(eq=False)
-class Classifier:
-    """A network and all that is needed to use it on uint8 images.
-
-    Attributes:
-      model: The torchvision network, float32 parameters.
-      arch: torchvision's name of it.
-      stem: `standard`, or `cifar` (`replace_stem`).
-      image_size: Side in pixels of what the network sees.
-      mean, std: Of the RGB channels, in 0 .. 1.
-      crop_ratio: Of the `deit_jax.data.crops.centre_view` of images that are not all
-        squares of one size.
-      class_names: In the order of the logits; None where a file does not say.
-      top1: Accuracy in 0 .. 1 on `top1_split`; None where it was not measured.
-      top1_split: e.g. `test`.
-    """
+class Classifier(torchvision.Network):
+    """A torchvision network with float32 parameters, and how to use it on images."""
 
     model: nn.Module
-    arch: str
-    stem: str
-    image_size: int
-    mean: tuple[float, ...] = IMAGENET_MEAN
-    std: tuple[float, ...] = IMAGENET_STD
-    crop_ratio: float = CROP_RATIO
-    class_names: tuple[str, ...] | None = None
-    top1: float | None = None
-    top1_split: str | None = None
 
     @property
     def num_classes(self) -> int:
@@ -65,41 +43,23 @@ class Classifier:
 
 
 def save(path: str | os.PathLike, classifier: Classifier, **extra) -> None:
-    """Writes one file of tensors and plain values, all or nothing.
-
-    Args:
-      extra: More plain values and tensors to store in it.
-    """
-    content = {
-        field.name: getattr(classifier, field.name)
-        for field in dataclasses.fields(classifier)
-    }
-    content["model"] = {
-        name: tensor.cpu() for name, tensor in classifier.model.state_dict().items()
-    }
-    replace_file(Path(path), content | extra)
+    """Writes one file of tensors and plain values, `extra` among them."""
+    state_dict = {n: x.cpu() for n, x in classifier.model.state_dict().items()}
+    replace_file(path, classifier.known() | {"model": state_dict} | extra)
 
 
-def replace_file(path: Path, content: dict) -> None:
-    """torch.save to a file that is either the old one or the new one, never a half."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "wb") as file:
-        torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+def replace_file(path: str | os.PathLike, content: dict) -> None:
+    """torch.save, all or nothing."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    files.replace_file(path, buffer.getbuffer())
 
 
 def load(path: str | os.PathLike, **given) -> Classifier:
     """Reads what `save` wrote, or a state dict of a torchvision network.
 
-    Args:
-      path, given: As of `deit_jax.weights.torchvision.open_file`.
-
-    Raises:
-      InputError: There is no such file, it is damaged, holds more than tensors and
-        plain values, or does not fit the network.
+    Arguments and errors are those of `deit_jax.weights.torchvision.open_file`.
     """
     return build(torchvision.open_file(path, **given))
 
@@ -109,14 +69,8 @@ def build(found: torchvision.Described) -> Classifier:
     model = network.build(
         found.arch, None, stem=found.stem, image_size=found.image_size
     )
-    network.load_weights(model, found.file, found.words)
-    network.check_image_size(model, found.arch, found.image_size)
-    stored = {
-        field.name: getattr(found, field.name)
-        for field in dataclasses.fields(Classifier)
-        if field.name != "model"
-    }
-    return Classifier(model=model, **stored)
+    network.load_weights(model, found)
+    return Classifier(model, **found.known())
 
 
 def choose_device(name: str | None = None) -> torch.device:
@@ -147,11 +101,6 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
     features = getattr(torch.cpu, "get_capabilities", dict)()
     native = features.get("avx512_bf16") or features.get("amx_bf16")
     return torch.bfloat16 if native and device.type == "cpu" else torch.float32
-
-
-def autocast(device: torch.device, dtype: torch.dtype):
-    """Mixed precision, or nothing at all for float32."""
-    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
 
 def deterministic() -> None:
@@ -186,26 +135,6 @@ def preprocess(
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def answers(
-    classifier: Classifier,
-    images: np.ndarray,
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> Answers:
-    """Answers float32 [B, ...] to uint8 images [B, H, W, 3]."""
-    classifier.model.to(device, memory_format=torch.channels_last).eval()
-    read = []
-    _, head = network.find_head(classifier.model)
-    hook = head.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
-    with hook, torch.inference_mode(), autocast(device, dtype):
-        x = preprocess(
-            images, classifier.image_size, classifier.mean, classifier.std, device
-        )
-        found = classifier.model(x), read[0]
-        return Answers(*(x.float().cpu().numpy() for x in found))
-
-
 @contextlib.contextmanager
 def explain_out_of_memory():
     """Turns a GPU that runs out of memory into an InputError; a decorator too."""
@@ -219,30 +148,39 @@ def explain_out_of_memory():
         ) from error
 
 
-@dataclasses.dataclass(frozen=True)
 class TorchBackend:
     """torch as what computes a `Classifier`'s logits.
 
-    Args:
-      precision: See `choose_dtype`.
-      device: See `choose_device`.
-
-    Raises:
-      InputError: One of them cannot work here.
+    Arguments: see `choose_dtype` and `choose_device`.
     """
 
-    precision: str = "float32"
-    device: str | None = None
     name = "torch"
 
-    def __post_init__(self):
-        place = choose_device(self.device)
-        dtype = str(choose_dtype(self.precision, place)).removeprefix("torch.")
-        object.__setattr__(self, "precision", dtype)
-        object.__setattr__(self, "device", str(place))
+    def __init__(self, precision: str = "float32", device: str | None = None):
+        self.device = choose_device(device)
+        self.dtype = choose_dtype(precision, self.device)
+        self.precision = str(self.dtype).removeprefix("torch.")
+
+    def forward(self, classifier: Classifier, images: np.ndarray) -> torch.Tensor:
+        """Logits float32 [B, C], on the device, of uint8 images [B, H, W, 3]."""
+        mixed = self.dtype != torch.float32
+        with torch.autocast(self.device.type, self.dtype, enabled=mixed):
+            x = preprocess(
+                images,
+                classifier.image_size,
+                classifier.mean,
+                classifier.std,
+                self.device,
+            )
+            return classifier.model(x).float()
 
     @explain_out_of_memory()
     def answers(self, classifier: Classifier, images: np.ndarray) -> Answers:
         """Answers float32 [B, ...] to uint8 images [B, H, W, 3]."""
-        device, dtype = torch.device(self.device), getattr(torch, self.precision)
-        return answers(classifier, images, device=device, dtype=dtype)
+        classifier.model.to(self.device, memory_format=torch.channels_last).eval()
+        read = []
+        _, head = network.find_head(classifier.model)
+        hook = head.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
+        with hook, torch.inference_mode():
+            logits = self.forward(classifier, images)
+        return Answers(logits.cpu().numpy(), read[0].float().cpu().numpy())

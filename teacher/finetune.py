@@ -9,11 +9,11 @@ The same command goes on from the last whole epoch after a kill. --epochs=0 stor
 given weights as they are, with their accuracy.
 """
 
-import dataclasses
 import math
 import os
 import shlex
 import time
+import types
 from pathlib import Path
 
 import numpy as np
@@ -32,33 +32,18 @@ from teacher import classifier as classifiers
 from teacher.blocks import augmented_batches
 
 CHECKPOINT = "checkpoint.pt"
+STATE = ("model", "optimizer", "scaler")  # what it holds of a training
 SMALL_IMAGE = 64  # pixels: images up to it keep their size if none is given
 WARMUP = 0.2  # of all steps
 # Arguments of configs/deit.py for the data sets that it names.
 RECIPES = {"digits": "digits", "cifar10": "cifar10", "imagenet2012": "imagenet"}
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """The command's flags; `image_size`, `precision` and `device` may be left open."""
-
-    dataset: str
-    train_split: str
-    eval_split: str
-    arch: str
-    weights: str
-    stem: str
-    image_size: int | None
-    epochs: int
-    batch_size: int
-    learning_rate: float
-    weight_decay: float
-    label_smoothing: float
-    crop_padding: int
-    flip: bool
-    precision: str
-    device: str | None
-    seed: int
+# The flags that make a training what it is; the others say where it lies.
+SETTINGS = (  # noqa: SIM905
+    "dataset train_split eval_split arch weights stem image_size epochs batch_size "
+    "learning_rate weight_decay label_smoothing crop_padding flip precision device seed"
+).split()
 
 
 @classifiers.explain_out_of_memory()
@@ -71,13 +56,13 @@ def finetune(
     state; on a CPU it equals an uninterrupted one bit for bit.
 
     Args:
-      settings: The fields of `Settings`.
+      settings: The flags `SETTINGS`.
 
     Raises:
       InputError: An argument cannot work, `out` holds another run, the loss is not
         finite, or a GPU's memory runs out.
     """
-    training = Training(Settings(**settings), Path(out), data_dir)
+    training = Training(types.SimpleNamespace(**settings), Path(out), data_dir)
     if "top1" in training.stored:
         print(f"{out} holds this teacher already, trained to its end.")
         return classifiers.load(out)
@@ -85,31 +70,25 @@ def finetune(
 
 
 class Training:
-    """A training of one network: opened, and continued where `out` has a checkpoint.
+    """A training of one network; `stored` is what `out` holds of it already."""
 
-    Attributes:
-      stored: What `out` holds of this run: a teacher, a checkpoint, or nothing.
-    """
-
-    def __init__(self, settings: Settings, out: Path, data_dir: str | None):
+    def __init__(self, settings, out: Path, data_dir: str | None):
         self.settings, self.out = settings, out
-        self.device = classifiers.choose_device(settings.device)
-        self.dtype = classifiers.choose_dtype(settings.precision, self.device)
+        self.backend = classifiers.TorchBackend(settings.precision, settings.device)
+        self.device = self.backend.device
         self.train, self.test = (
             sources.load(settings.dataset, split, data_dir=data_dir)
             for split in (settings.train_split, settings.eval_split)
         )
         if tuple(self.train.class_names) != tuple(self.test.class_names):
-            raise InputError(
-                f"{settings.train_split} and {settings.eval_split} have different "
-                "classes."
-            )
+            splits = f"{settings.train_split} and {settings.eval_split}"
+            raise InputError(f"{splits} have different classes.")
         self.image_size = settings.image_size or _default_size(self.train.image_shape)
         self.batch_size = min(settings.batch_size, len(self.train))
         self.steps = len(self.train) // self.batch_size  # whole batches of an epoch
-        self.identity = dataclasses.asdict(settings) | {
+        self.identity = vars(settings) | {
             "image_size": self.image_size,
-            "precision": str(self.dtype).removeprefix("torch."),
+            "precision": self.backend.precision,
             "device": self.device.type,
             "fingerprint": self.train.fingerprint,
         }
@@ -119,7 +98,9 @@ class Training:
         settings = self.settings
         torch.manual_seed(settings.seed)
         self._build()
-        done = self._restore()
+        for name in STATE if self.stored else ():
+            getattr(self, name).load_state_dict(self.stored[name])
+        done = self.stored.get("epoch", 0)
         self._announce(done)
         for epoch in range(done, settings.epochs):
             began = time.perf_counter()
@@ -150,13 +131,12 @@ class Training:
             stem=settings.stem,
             class_names=self.train.class_names,
         )
-        network.check_image_size(model, settings.arch, self.image_size)
         self.model = model.to(self.device, memory_format=torch.channels_last)
         self.teacher = classifiers.Classifier(
             model,
-            settings.arch,
-            settings.stem,
-            self.image_size,
+            arch=settings.arch,
+            stem=settings.stem,
+            image_size=self.image_size,
             class_names=tuple(self.train.class_names),
         )
         self.optimizer = torch.optim.SGD(
@@ -168,20 +148,12 @@ class Training:
         )
         # Only float16 underflows: bfloat16 has the range of float32.
         self.scaler = torch.amp.GradScaler(
-            self.device.type, enabled=self.dtype == torch.float16
+            self.device.type, enabled=self.backend.dtype == torch.float16
         )
-
-    def _restore(self) -> int:
-        """The epochs that are done already."""
-        if not self.stored:
-            return 0
-        for name in ("model", "optimizer", "scaler"):
-            getattr(self, name).load_state_dict(self.stored[name])
-        return self.stored["epoch"]
 
     def _save(self, epoch: int) -> None:
         content = {"epoch": epoch, "settings": self.identity}
-        for name in ("model", "optimizer", "scaler"):
+        for name in STATE:
             content[name] = getattr(self, name).state_dict()
         classifiers.replace_file(self.out / CHECKPOINT, content)
 
@@ -191,13 +163,11 @@ class Training:
         for note in dict.fromkeys((*self.train.notes, *self.test.notes)):
             print(note)
         print(
-            f"{settings.arch}, {settings.stem} stem, {self.image_size} px, "
-            f"{millions:.1f} M parameters, weights: {settings.weights}\n"
-            f"{settings.dataset} {settings.train_split}: {len(self.train):,} images of "
-            f"{self.train.num_classes} classes; evaluated on {settings.eval_split}: "
-            f"{len(self.test):,}\n"
+            f"{self.teacher.words}, {millions:.1f} M parameters\n"
+            f"{settings.dataset}: {len(self.train):,} images of "
+            f"{self.train.num_classes} classes, {len(self.test):,} to evaluate\n"
             f"{settings.epochs} epochs of {self.steps} steps of {self.batch_size} "
-            f"images on {self.device} in {self.identity['precision']}"
+            f"images on {self.device} in {self.backend.precision}"
             + (f", {done} of them done" if done else ""),
             flush=True,
         )
@@ -233,18 +203,8 @@ class Training:
         return loss
 
     def _step(self, images: np.ndarray, labels: np.ndarray) -> torch.Tensor:
-        with classifiers.autocast(self.device, self.dtype):
-            output = self.model(
-                classifiers.preprocess(
-                    images,
-                    self.image_size,
-                    self.teacher.mean,
-                    self.teacher.std,
-                    self.device,
-                )
-            )
         loss = functional.cross_entropy(
-            output.float(),
+            self.backend.forward(self.teacher, images),
             torch.from_numpy(labels).to(self.device),
             label_smoothing=self.settings.label_smoothing,
         )
@@ -255,11 +215,8 @@ class Training:
         return loss.detach()
 
     def _measure(self) -> None:
-        backend = classifiers.TorchBackend(
-            self.identity["precision"], self.settings.device
-        )
         [self.teacher.top1], _ = accuracy.evaluate(
-            [self.teacher], self.test, backend, batch_size=self.batch_size
+            [self.teacher], self.test, self.backend, batch_size=self.batch_size
         )
 
 
@@ -277,23 +234,22 @@ def schedule(progress: float) -> float:
 
 def _stored(out: Path, settings: dict) -> dict:
     """The finished or unfinished run in `out`, or nothing; refuses another run's."""
-    for name in (TEACHER, CHECKPOINT):
-        if not (out / name).exists():
-            continue
-        stored = tensor_files.load_torch(out / name)
-        theirs = stored.get("settings", {})
-        differing = [
-            f"{key} {theirs.get(key)!r}, now {value!r}"
-            for key, value in settings.items()
-            if theirs.get(key) != value
-        ]
-        if differing:
-            raise InputError(
-                f"{out} holds a run with other settings ({'; '.join(differing)}). "
-                "Repeat them, delete it, or give another --out."
-            )
-        return stored
-    return {}
+    there = [out / name for name in (TEACHER, CHECKPOINT) if (out / name).exists()]
+    if not there:
+        return {}
+    stored = tensor_files.load_torch(there[0])
+    theirs = stored.get("settings", {})
+    differing = [
+        f"{key} {theirs.get(key)!r}, now {value!r}"
+        for key, value in settings.items()
+        if theirs.get(key) != value
+    ]
+    if differing:
+        raise InputError(
+            f"{out} holds a run with other settings ({'; '.join(differing)}). "
+            "Repeat them, delete it, or give another --out."
+        )
+    return stored
 
 
 def define_flags() -> None:
@@ -304,18 +260,14 @@ def define_flags() -> None:
     flags.DEFINE_string("train_split", "train", "Split to train on.")
     flags.DEFINE_string("eval_split", "test", "Split to measure top-1 on.")
     flags.DEFINE_string("arch", "resnet50", "torchvision's name of the network.")
+    flags.DEFINE_string("weights", "none", "none, DEFAULT (torchvision's), or a file.")
     flags.DEFINE_string(
-        "weights", "none", "none, DEFAULT (torchvision's, downloaded), or a file."
-    )
-    flags.DEFINE_string(
-        "stem", "standard", "standard, or cifar: 3x3 stride 1, no max-pool (ResNets)."
+        "stem", "standard", "standard, or cifar: of ResNets, for 32 px."
     )
     flags.DEFINE_integer(
         "image_size",
         None,
-        "Pixels that images are resized to; if not given, their own size up to 64, "
-        "else 224.",
-        lower_bound=1,
+        "In pixels; by default that of the images up to 64, else 224.",
     )
     flags.DEFINE_integer("epochs", 30, "Epochs in all.", lower_bound=0)
     flags.DEFINE_integer("batch_size", 32, "Images a step.", lower_bound=2)
@@ -323,11 +275,7 @@ def define_flags() -> None:
     flags.DEFINE_float("weight_decay", 5e-4, "L2 penalty of SGD.")
     flags.DEFINE_float("label_smoothing", 0.0, "0 .. 1.", 0.0, 1.0)
     flags.DEFINE_integer(
-        "crop_padding",
-        4,
-        "Pixels padded before a random crop; 0: none. Of images that are not all "
-        "squares of one size a random part is seen instead.",
-        lower_bound=0,
+        "crop_padding", 4, "Pixels around squares of one size before a random crop.", 0
     )
     flags.DEFINE_bool("flip", False, "Mirror at random; wrong for digits and text.")
     flags.DEFINE_enum(
@@ -338,11 +286,8 @@ def define_flags() -> None:
 
 
 def main(_) -> None:
-    names = [field.name for field in dataclasses.fields(Settings)]
-    names += ["out", "data_dir"]
-    values = {name: flags.FLAGS[name].value for name in names}
-    teacher = finetune(**values)
-    out = values["out"]
+    values = command.values(*SETTINGS, "out", "data_dir")
+    teacher, out = finetune(**values), values["out"]
     student = student_flags(
         *(values[n] for n in ("dataset", "data_dir", "train_split", "eval_split"))
     )

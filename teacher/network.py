@@ -1,7 +1,6 @@
 """torchvision's classification networks: built by name, with another head or stem."""
 
 import difflib
-import sys
 from collections.abc import Sequence
 
 import torch
@@ -49,16 +48,23 @@ def build(
     if stem == "cifar":
         replace_stem(model, arch)
     if weights not in ("none", "DEFAULT"):
-        file = tensor_files.open_file(weights)
-        if files.is_teacher(file.content) and file.content["arch"] != arch:
+        found = files.Described(
+            tensor_files.open_file(weights),
+            arch=arch,
+            stem=stem,
+            image_size=image_size,
+        )
+        content = found.file.content
+        if files.is_teacher(content) and content["arch"] != arch:
             raise InputError(
-                f"{weights} holds a {file.content['arch']}, --arch={arch} is asked for."
+                f"{weights} holds a {content['arch']}, --arch={arch} is asked for."
             )
-        load_weights(model, file, files.describe(arch, stem, image_size))
-        if class_names and file.content.get("class_names"):
-            match_head(model, file.content["class_names"], class_names)
+        load_weights(model, found)
+        if class_names and content.get("class_names"):
+            match_head(model, content["class_names"], class_names)
     if num_classes not in (None, find_head(model)[1].out_features):
         replace_head(model, num_classes)
+    _check_image_size(model, arch, image_size)
     return model
 
 
@@ -146,7 +152,7 @@ def replace_stem(model: nn.Module, arch: str) -> None:
     model.maxpool = nn.Identity()
 
 
-def check_image_size(model: nn.Module, arch: str, image_size: int) -> None:
+def _check_image_size(model: nn.Module, arch: str, image_size: int) -> None:
     """Raises InputError where the network cannot see images of this size."""
     model.eval()
     try:
@@ -159,31 +165,18 @@ def check_image_size(model: nn.Module, arch: str, image_size: int) -> None:
         ) from error
 
 
-def load_weights(model: nn.Module, file: tensor_files.Weights, what: str) -> None:
+def load_weights(model: nn.Module, found: files.Described) -> None:
     """Loads the weights of `model`, whose head becomes as wide as theirs.
-
-    Args:
-      file: A `teacher.pt`, or any file with a state dict of the same network.
-      what: The network, for messages.
 
     Raises:
       InputError: The file has no such network, or not quite.
     """
-    expected = model.state_dict()
-    names = ", ".join(list(expected)[:3])
-    found = one_model.choose(file, expected.__contains__, f"{what}: no {names}, ...")
-    head = found.tensors.get(find_head(model)[0] + ".weight")
-    if head is not None and len(head.shape) == 2:
+    weights = files.choose(found, model.state_dict())
+    head = weights.tensors.get(find_head(model)[0] + ".weight")
+    if head is not None:
         replace_head(model, head.shape[0])
-    # BatchNorm's counters take no part in the logits, and old files have none.
-    expected = {
-        name: tensor
-        for name, tensor in model.state_dict().items()
-        if name in found.tensors or not name.endswith(".num_batches_tracked")
-    }
-    one_model.check(found, expected, what)
-    if found.note:
-        print(f"note: {found.where}: {found.note}", file=sys.stderr)
+    state_dict = model.state_dict()
+    one_model.check(weights, state_dict, found.words)
     with torch.no_grad():
-        for name, tensor in expected.items():
-            tensor.copy_(torch.from_numpy(found.tensors[name].read()))
+        for name, tensor in state_dict.items():
+            tensor.copy_(torch.from_numpy(weights.tensors[name]))

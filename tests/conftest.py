@@ -144,7 +144,11 @@ def teacher(held_out):
     model.train()
     model(torch.randn(8, 3, 32, 32))
     return classifiers.Classifier(
-        model.eval(), "resnet18", "standard", 32, class_names=held_out.class_names
+        model.eval(),
+        arch="resnet18",
+        stem="standard",
+        image_size=32,
+        class_names=held_out.class_names,
     )
 
 

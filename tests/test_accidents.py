@@ -66,7 +66,7 @@ def load_checkpoint(root):
 
 
 def read_weights(path):
-    return {name: t.read() for name, t in open_file(path).tensors.items()}
+    return open_file(path).tensors
 
 
 READERS = {

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import sys
 import time
-import types
+from unittest import mock
 
 import commands
 import jax
@@ -16,49 +16,26 @@ from PIL import Image
 from deit_jax import convert, trained_model
 from deit_jax.errors import InputError
 from deit_jax.models import model_card
-from deit_jax.models.params import abstract_params
-from deit_jax.training.checkpoint import CONVERTED_FROM, Checkpoints
+from deit_jax.training.checkpoint import Checkpoints
 from deit_jax.training.saved_params import load_params
 from deit_jax.training.state import TrainState
-from deit_jax.weights import download, hub_page, save, tensor_files
+from deit_jax.weights import download, hub_page
 from deit_jax.weights.load import load
 
 SUMMARY = "docs/runs/study-micro/deit-seed0.json"
-CARD = model_card.ModelCard(
-    variant="deit_nano_distilled_patch8_32",
-    image_size=32,
-    class_names=("cat", "dög", "cat"),  # names of ImageNet occur twice too
-    mean=(0.4, 0.5, 0.6),
-    std=(0.2, 0.3, 0.25),
-    crop_ratio=0.8,
-)
-MODEL = CARD.create_model()
-
-
-def random_params(seed):
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(
-        lambda leaf: rng.standard_normal(leaf.shape, dtype=np.float32),
-        abstract_params(MODEL),
-    )
+NAMES = ("cat", "dög", "cat")  # names of ImageNet occur twice too
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """A run directory with two steps and moving averages; step s has seed s."""
+def made(tmp_path_factory):
+    """A run directory of step 3, its card and its parameters."""
     workdir = tmp_path_factory.mktemp("run")
-    model_card.write(workdir, CARD)
-    checkpoints = Checkpoints(workdir, keep=2)
-    for step in (1, 2):
-        state = TrainState(
-            np.asarray(step, np.int32),
-            random_params(step),
-            (),
-            random_params(-step % 9),
-        )
-        checkpoints.save(state, {})
-    checkpoints.close()
-    return workdir
+    return workdir, *run_directories.make(workdir, class_names=NAMES, ema=True)
+
+
+@pytest.fixture
+def run(made):
+    return made[0]
 
 
 def assert_same_params(actual, expected):
@@ -73,15 +50,14 @@ def command(*flags):
     return done.stdout.splitlines()
 
 
-def test_the_command(run, tmp_path):
+def test_the_command(made, tmp_path):
+    run, card, params = made
     out = tmp_path / "new" / "w.safetensors"
     first, note, last = command(
-        f"--workdir={run}", "--to=timm", "--step=1", f"--out={out}"
+        f"--workdir={run}", "--to=timm", "--step=3", f"--out={out}"
     )
-    assert first == f"{CARD.variant}, raw parameters of step 1"
-    assert note.startswith(
-        "note: class names and preprocessing are in a directory only"
-    )
+    assert first == f"{card.variant}, raw parameters of step 3"
+    assert note.startswith("note: class names and preprocessing are in a directory")
     assert last == str(out)
 
     names = tmp_path / "names.txt"
@@ -91,26 +67,26 @@ def test_the_command(run, tmp_path):
         f"--src={out}",
         f"--out={again}",
         f"--class_names={names}",
-        f"--variant={CARD.variant}",
+        f"--variant={card.variant}",
         "--mean=0.1,0.2,0.3",
         "--std=1,1,0.5",
         "--crop_ratio=0.5",
     )
     assert told == [
-        f"{CARD.variant}: 468,582 parameters, 3 classes, 32 px",
+        f"{card.variant}: 468,582 parameters, 3 classes, 32 px",
         "mean 0.1, 0.2, 0.3, std 1, 1, 0.5, crop ratio 0.5",
         f"run directory {again}",
     ]
-    assert model_card.read(again) == model_card.ModelCard(
-        variant=CARD.variant,
-        image_size=32,
+    assert model_card.read(again) == dataclasses.replace(
+        card,
         class_names=("one", "two", "thrée"),
         mean=(0.1, 0.2, 0.3),
         std=(1, 1, 0.5),
         crop_ratio=0.5,
         origin=str(out),
     )
-    assert_same_params(load_params(again, MODEL)[0], random_params(1))
+    found, _ = load_params(again, card.create_model())
+    assert_same_params(found, params["raw"])
 
 
 def test_names_are_read(tmp_path):
@@ -124,12 +100,11 @@ def test_names_are_read(tmp_path):
 
 
 @pytest.mark.parametrize("layout", convert.LAYOUTS)
-@pytest.mark.parametrize(
-    ("options", "seed"), [({}, 2), ({"step": 1, "weights": "ema"}, 8)]
-)
-def test_there_and_back(run, tmp_path, layout, options, seed):
+@pytest.mark.parametrize("weights", ["raw", "ema"])
+def test_there_and_back(made, tmp_path, layout, weights):
+    run, card, params = made
     out = tmp_path / "out"
-    told = convert.export_weights(run, out, layout=layout, **options)
+    told = convert.export_weights(run, out, layout=layout, weights=weights)
     names = ["model.safetensors", "config.json"]
     names += ["preprocessor_config.json"] * (layout == "hf") + ["README.md"]
     assert told.splitlines()[1:] == [str(out / name) for name in names]
@@ -139,24 +114,27 @@ def test_there_and_back(run, tmp_path, layout, options, seed):
     assert "note:" not in told
     again = trained_model.load(tmp_path / "again")
     assert again.step == 0
-    assert again.card == dataclasses.replace(CARD, origin=str(out))
-    assert_same_params(jax.device_get(again.params), random_params(seed))
+    assert again.card == dataclasses.replace(card, origin=str(out))
+    assert_same_params(jax.device_get(again.params), params[weights])
 
 
-def test_a_conversion_is_no_run_to_resume(run, tmp_path):
+def test_a_conversion_is_no_run_to_resume(made, tmp_path):
+    run, _, params = made
     convert.export_weights(run, tmp_path / "w.safetensors", layout="hf")
     workdir = tmp_path / "again"
     convert.import_weights(tmp_path / "w.safetensors", workdir)
     checkpoints = Checkpoints(workdir, keep=1)
     assert checkpoints.latest_step == 0
-    state = TrainState(np.zeros((), np.int32), random_params(0), (), None)
+    state = TrainState(np.zeros((), np.int32), params["raw"], (), None)
     with pytest.raises(InputError, match="converted weights, not a training run"):
         checkpoints.restore(state, {})
     checkpoints.close()
-    saved = json.loads((workdir / "checkpoints/0/config/metadata").read_text())
-    assert saved == {CONVERTED_FROM: str(tmp_path / "w.safetensors")}
-    with pytest.raises(InputError, match="no moving average"):
-        convert.export_weights(workdir, tmp_path / "x", layout="hf", weights="ema")
+    for options, message in (
+        ({"weights": "ema"}, "no moving average"),
+        ({"step": 1}, "no checkpoint of step 1"),
+    ):
+        with pytest.raises(InputError, match=message):
+            convert.export_weights(workdir, tmp_path / "x", layout="hf", **options)
 
 
 # The page of a model, and the hub.
@@ -204,7 +182,7 @@ def test_the_code_on_the_page_runs(run, tmp_path, monkeypatch, layout, capsys):
     Image.new("RGB", (40, 50)).save(tmp_path / "image.jpg")
     monkeypatch.chdir(tmp_path)
     exec(code, {})
-    assert capsys.readouterr().out.strip() in CARD.class_names
+    assert capsys.readouterr().out.strip() in NAMES
 
 
 def test_a_page_claims_only_what_is_known(run, finished, tmp_path):
@@ -227,49 +205,34 @@ def test_a_page_claims_only_what_is_known(run, finished, tmp_path):
     assert (tmp_path / "c/README.md").read_text() == "mine"
 
 
-@pytest.mark.parametrize(
-    ("name", "shown"),
-    [
-        ("cifar10", "cifar10"),
-        ("folder:/home/me/pets/", "pets"),
-        ("hf:uoft-cs/cifar10", "uoft-cs/cifar10"),
-        ("hf:/data/parquet", "parquet"),
-    ],
-)
-def test_a_data_set_is_named_without_its_path(name, shown):
-    assert hub_page.dataset(name) == shown
-
-
-class Hub:
-    """`HfApi`, as far as `upload` uses it."""
-
-    def __init__(self, error=None):
-        self.error, self.asked = error, []
-
-    def create_repo(self, name, exist_ok):
-        self.asked.append((name, exist_ok))
-        if self.error:
-            raise self.error
-        return types.SimpleNamespace(repo_id=name)
-
-    def upload_folder(self, *, repo_id, folder_path, allow_patterns, commit_message):
-        self.asked.append((repo_id, sorted(allow_patterns)))
-        return types.SimpleNamespace(commit_url=f"https://hub/{repo_id}/commit/1")
+def test_a_data_set_is_named_without_its_path():
+    for name, shown in {
+        "cifar10": "cifar10",
+        "folder:/home/me/pets/": "pets",
+        "hf:uoft-cs/cifar10": "uoft-cs/cifar10",
+        "hf:/data/parquet": "parquet",
+    }.items():
+        assert hub_page.dataset(name) == shown
 
 
 def test_a_push_uploads_what_was_written_and_nothing_else(run, tmp_path, monkeypatch):
     hub = pytest.importorskip("huggingface_hub")
-    api = Hub()
+    api = mock.create_autospec(hub.HfApi, instance=True)
+    api.create_repo.return_value.repo_id = "me/nano"
+    api.upload_folder.return_value.commit_url = "https://hub/me/nano/commit/1"
     monkeypatch.setattr(hub, "HfApi", lambda: api)
     monkeypatch.setattr(hub, "get_token", lambda: "hf_x")
     (tmp_path / "private.txt").touch()
     told = convert.export_weights(run, tmp_path, layout="timm", push="me/nano")
     assert "pushed: https://hub/me/nano/commit/1" in told.splitlines()
+    api.create_repo.assert_called_once_with("me/nano", exist_ok=True)
+    asked = api.upload_folder.call_args.kwargs
     names = ["README.md", "config.json", "model.safetensors"]
-    assert api.asked == [("me/nano", True), ("me/nano", names)]
+    assert sorted(asked["allow_patterns"]) == names
+    assert (asked["repo_id"], asked["folder_path"]) == ("me/nano", tmp_path)
     assert "hf-hub:me/nano" in (tmp_path / "README.md").read_text("utf-8")
 
-    api.error = OSError("403 Forbidden.\nand more")
+    api.create_repo.side_effect = OSError("403 Forbidden.\nand more")
     with pytest.raises(InputError, match=r"--push=me/nano: 403 Forbidden. The fi") as e:
         convert.export_weights(run, tmp_path, layout="timm", push="me/nano")
     assert len(str(e.value).splitlines()) == 1
@@ -301,42 +264,30 @@ def test_a_run_is_not_written_over(run, tmp_path):
         convert.import_weights(tmp_path / "w.safetensors", run)
     with pytest.raises(InputError, match=r"holds a run, whose config\.json"):
         convert.export_weights(run, run, layout="timm")
-    (tmp_path / "checkpoints").mkdir()
-    with pytest.raises(InputError, match="holds a run already"):
-        convert.import_weights("w.safetensors", tmp_path)
 
 
 def test_what_cannot_be_written(run, tmp_path):
     (tmp_path / "file").touch()
-    weights = tmp_path / "w.safetensors"
-    tensor_files.write_safetensors(weights, save.timm.from_flax(random_params(0)))
+    convert.export_weights(run, tmp_path / "w.safetensors", layout="timm")
     with pytest.raises(InputError, match="run cannot be written: Not a directory"):
-        convert.import_weights(weights, tmp_path / "file" / "run")
-    with pytest.raises(InputError, match="cannot be written: File exists"):
-        convert.import_weights(weights, tmp_path / "file")
-    for out, message in (
-        ("file/out", "Not a directory"),
-        ("file/out.safetensors", "exists|Not a directory"),
-        ("folder.safetensors", "Is a directory"),
-        ("out.pth", r"expected a file that ends in \.safetensors"),
-    ):
-        (tmp_path / "folder.safetensors").mkdir(exist_ok=True)
-        with pytest.raises(InputError, match=message):
-            convert.export_weights(run, tmp_path / out, layout="timm")
-
-
-def test_a_source_that_is_refused_leaves_nothing(tmp_path):
+        convert.import_weights(tmp_path / "w.safetensors", tmp_path / "file" / "run")
     with pytest.raises(InputError, match=r"nothing\.safetensors does not exist"):
         convert.import_weights(tmp_path / "nothing.safetensors", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+    for out, message in (
+        ("file/out", "cannot be written: Not a directory"),
+        ("out.pth", r"expected a file that ends in \.safetensors"),
+    ):
+        with pytest.raises(InputError, match=message):
+            convert.export_weights(run, tmp_path / out, layout="timm")
 
 
 # Downloads: `timm:NAME` itself is in test_weights.py.
 
 
-def test_a_directory_of_the_hub(run, tmp_path, monkeypatch):
+def test_a_directory_of_the_hub(made, tmp_path, monkeypatch):
     hub = pytest.importorskip("huggingface_hub")
-    convert.export_weights(run, tmp_path / "hub", layout="hf")
+    convert.export_weights(made[0], tmp_path / "hub", layout="hf")
     asked = []
 
     def snapshot_download(name, allow_patterns):
@@ -347,26 +298,16 @@ def test_a_directory_of_the_hub(run, tmp_path, monkeypatch):
     monkeypatch.setattr(hub, "snapshot_download", snapshot_download)
     loaded = load("hf:someone/model")
     assert loaded.card.origin == "hf:someone/model"
-    assert_same_params(loaded.params, random_params(2))
-    assert asked == [("someone/model", "model.safetensors")]
+    assert_same_params(loaded.params, made[2]["raw"])
+    names = ("model.safetensors", "model.safetensors.index.json")
+    assert asked == [("someone/model", *names, "model-*-of-*.safetensors")]
 
     # Without safetensors the pickle is asked for.
     (tmp_path / "hub" / "model.safetensors").unlink()
     with pytest.raises(InputError, match=r"has no model\.safetensors or pytorch_model"):
         load("hf:someone/model")
-    assert asked[2:] == [
-        (
-            "someone/model",
-            "model.safetensors.index.json",
-            "model-*-of-*.safetensors",
-        ),
-        ("someone/model", "pytorch_model.bin"),
-        (
-            "someone/model",
-            "pytorch_model.bin.index.json",
-            "pytorch_model-*-of-*.bin",
-        ),
-    ]
+    names = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+    assert asked[2:] == [("someone/model", *names, "pytorch_model-*-of-*.bin")]
 
 
 def test_without_the_network(monkeypatch, tmp_path, capfd):

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from flax import linen as nn
 from torchvision.models import regnet as torchvision_regnet
 
 from deit_jax import teachers
@@ -185,12 +184,3 @@ def test_timms_names_have_those_of_torchvision(theirs, ours):
 def test_what_does_not_run_in_jax_is_refused(arch, stem, message):
     with pytest.raises(InputError, match=message):
         convnets.create(arch, num_classes=2, stem=stem)
-
-
-def test_a_network_in_jax_has_no_norms_left():
-    """They are in the kernels: a kernel and a bias a layer, and nothing else."""
-    module = convnets.create("resnet18", num_classes=2)
-    layers = abstract_params(module, files.SIDE)
-    assert isinstance(module, nn.Module)
-    assert layers["conv1"].keys() == {"kernel", "bias"}
-    assert layers["layer2.0"].keys() == {"conv1", "conv2", "downsample.0"}

@@ -85,7 +85,7 @@ def stored(cache, array="logits"):
 
 
 def answers(teacher, images):
-    return classifiers.answers(teacher, images, device=CPU, dtype=torch.float32).logits
+    return TORCH.answers(teacher, images).logits
 
 
 def replayed(seen, source, index, view):
@@ -245,7 +245,11 @@ def test_folder_of_pictures_is_cached_plain_and_in_views(teacher, folder, tmp_pa
     torch.manual_seed(0)
     model = network.build("resnet18", 2, image_size=32).eval()
     teacher = classifiers.Classifier(
-        model, "resnet18", "standard", 32, class_names=("bright", "dark")
+        model,
+        arch="resnet18",
+        stem="standard",
+        image_size=32,
+        class_names=("bright", "dark"),
     )
     train, val = sources.load(folder, "train"), sources.load(folder, "val")
 
@@ -277,7 +281,9 @@ def test_a_long_export_holds_a_few_blocks(monkeypatch, tmp_path, seen):
     """Neither all images nor all that was asked for lie in memory."""
     source, size = sources.load("digits", "train[:400]"), 10
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16 * 16 * 3, 10))
-    teacher = classifiers.Classifier(model, "linear", "standard", 16)
+    teacher = classifiers.Classifier(
+        model, arch="linear", stem="standard", image_size=16
+    )
     if seen:  # of another size than the source: its images are streamed
         seen = dataclasses.replace(seen, size=16)
     counts = {"read": 0, "written": 0}

@@ -7,10 +7,10 @@ import shutil
 
 import caches
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import run_directories
 
 from configs import deit, finetune, vit
 from deit_jax import pretrained, train, trained_model
@@ -18,7 +18,7 @@ from deit_jax.data import sources
 from deit_jax.errors import InputError
 from deit_jax.models import model_card, variants
 from deit_jax.models.params import abstract_params
-from deit_jax.training import checkpoint, state, step
+from deit_jax.training import step
 from deit_jax.weights import tensor_files, timm
 
 DIGITS = tuple("0123456789")
@@ -70,22 +70,10 @@ def source(tmp_path):
     """Makes a run directory of random parameters; returns these too."""
 
     def make(variant=VIT, class_names=DIGITS, mean=(0.5,) * 3):
-        card = model_card.ModelCard(
-            variant=variant,
-            image_size=variants.VARIANTS[variant]["image_size"],
-            class_names=class_names,
-            mean=mean,
-            std=(0.5,) * 3,
-            crop_ratio=1.0,
-        )
-        params = random_params(card.create_model())
-        workdir = tmp_path / "source"
-        workdir.mkdir()
-        model_card.write(workdir, card)
-        checkpoints = checkpoint.Checkpoints(workdir, keep=1)
-        checkpoints.save(state.TrainState(jnp.asarray(7), params, (), None), {})
-        checkpoints.close()
-        return workdir, params
+        fields = {"class_names": class_names, "mean": mean, "std": (0.5,) * 3}
+        path = tmp_path / "source"
+        _, params = run_directories.make(path, variant, step=7, **fields)
+        return path, params["raw"]
 
     return make
 
@@ -277,18 +265,25 @@ def test_an_address_is_refused_as_it_is():
         start(address)
 
 
-def test_heads_of_another_number_of_classes_cannot_be_kept(source):
-    path, _ = source(class_names=ANIMALS)
-    with pytest.raises(InputError, match="it has 3 classes and this run 10"):
-        start(path, keep_heads=True)
-
-
-def test_another_model_is_refused(source):
-    path, _ = source(variant="vit_tiny_patch4_32")
-    with pytest.raises(InputError) as refused:
-        start(path)
-    assert str(refused.value).startswith(f"init_from={path}: the weights are those of")
-    assert "--config.model.variant=vit_tiny_patch4_32 or deit" in str(refused.value)
+@pytest.mark.parametrize(
+    ("made", "asked", "message"),
+    [
+        (
+            {"class_names": ANIMALS},
+            {"keep_heads": True},
+            "transfer.keep_heads=True, but it has 3 classes and this run 10",
+        ),
+        (
+            {"variant": "vit_tiny_patch4_32"},
+            {},
+            "take --config.model.variant=vit_tiny_patch4_32 or deit",
+        ),
+    ],
+)
+def test_another_model_is_refused(source, made, asked, message):
+    path, _ = source(**made)
+    with pytest.raises(InputError, match=f"^init_from={path}: .*{message}"):
+        start(path, **asked)
 
 
 @pytest.mark.parametrize(

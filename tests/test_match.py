@@ -22,7 +22,6 @@ from teacher.export import export as export_cache
 
 VIEWS, LENGTH = 8, 65  # an odd one: in each view another image rests
 TOLERANCE = 2e-2
-CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +33,11 @@ def teacher():
         model.fc.weight *= 20
     names = tuple(str(n) for n in range(10))
     return classifiers.Classifier(
-        model.eval(), "resnet18", "standard", 32, class_names=names
+        model.eval(),
+        arch="resnet18",
+        stem="standard",
+        image_size=32,
+        class_names=names,
     )
 
 
@@ -108,9 +111,8 @@ def seen(monkeypatch):
 
 
 def live(teacher, images):
-    return classifiers.answers(
-        teacher, np.stack(images), device=CPU, dtype=torch.float32
-    ).logits
+    backend = classifiers.TorchBackend(device="cpu")
+    return backend.answers(teacher, np.stack(images)).logits
 
 
 @pytest.mark.slow

@@ -30,44 +30,35 @@ def test_a_card_of_an_older_version_reads_the_token(tmp_path):
     assert model_card.read(tmp_path) == CARD
 
 
-def test_makes_the_model(tmp_path):
+def test_makes_the_model():
     model = CARD.create_model()
     assert (model.num_classes, model.image_size) == (2, 32)
     assert model.heads == ("class", "distill")
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("content", "message"),
     [
         ({"variant": "deit_huge"}, "unknown model variant 'deit_huge'"),
-        ({"variant": 3}, "variant is no string"),
+        ({"variant": 3}, "variant is int, expected str"),
         ({"image_size": 33}, "not a positive multiple of the patch size"),
-        ({"image_size": True}, "image_size is no whole number"),
-        ({"image_size": 8 * 10**9}, "is more than 1024 patches of 8 pixels a side"),
-        ({"class_names": []}, "class_names is empty"),
-        ({"class_names": "ab"}, "no list of strings"),
-        ({"mean": [0, 0]}, "mean is not three numbers"),
-        ({"mean": [0, 0, float("nan")]}, "mean is not three numbers"),
-        ({"std": [1, 1, 9e-4]}, "std is not at least 0.001"),
-        ({"crop_ratio": 0}, "crop_ratio is not above 0"),
+        ({"class_names": "ab"}, "class_names is no list"),
+        ({"mean": [0, 0, "0"]}, r"mean[2] is str, expected float"),
         ({"dtype": "float8"}, "unknown dtype"),
         ({"pool": "max"}, "unknown pool 'max'"),
-        ({"colour": 1}, "expected the fields class_names, crop_ratio"),
+        ({"format": "onnx"}, "An exported model is read by its own predict.py"),
+        ("", "Expecting value"),
+        ("{", "Expecting property name"),
+        ("null", "it is no object"),
     ],
 )
-def test_refuses_a_damaged_card(tmp_path, change, message):
-    fields = dataclasses.asdict(CARD) | change
-    (tmp_path / "model.json").write_text(json.dumps(fields))
+def test_refuses_a_damaged_card(tmp_path, content, message):
+    if isinstance(content, dict):
+        content = json.dumps(dataclasses.asdict(CARD) | content)
+    (tmp_path / "model.json").write_text(content)
     with pytest.raises(InputError, match=r"model\.json is damaged: ") as refused:
         model_card.read(tmp_path)
     assert message in str(refused.value)
-
-
-@pytest.mark.parametrize("text", ["", "{", "\xff", "null"])
-def test_refuses_what_is_no_json(tmp_path, text):
-    (tmp_path / "model.json").write_text(text, encoding="latin-1")
-    with pytest.raises(InputError, match="is damaged: "):
-        model_card.read(tmp_path)
 
 
 def test_says_what_is_missing(tmp_path):
@@ -75,9 +66,3 @@ def test_says_what_is_missing(tmp_path):
         model_card.read(tmp_path)
     with pytest.raises(InputError, match="nowhere does not exist"):
         model_card.read(tmp_path / "nowhere")
-    (tmp_path / "model.json").write_text('{"format": "onnx"}')
-    with pytest.raises(InputError, match="is an exported model"):
-        model_card.read(tmp_path)
-    (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="is a file, not a run directory"):
-        model_card.read(tmp_path / "file")

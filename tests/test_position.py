@@ -51,19 +51,6 @@ def test_bicubic_antialias_is_timms(old, new, prefix):
     np.testing.assert_allclose(after, expected.numpy(), rtol=0, atol=1e-5)
 
 
-def test_the_two_forms_differ_upwards_too():
-    before = embeddings(14, prefix=1)
-    one, other = (
-        position.resize(before, 24, prefix=1, method=method)
-        for method in position.METHODS
-    )
-    assert np.abs(one - other).max() > 0.1
-
-
-def test_the_weights_of_a_sample_sum_to_one():
-    np.testing.assert_allclose(position.bicubic_weights(14, 24).sum(axis=1), 1)
-
-
 @pytest.mark.parametrize("count", [0, 12])
 def test_a_grid_that_is_not_square_is_refused(count):
     with pytest.raises(InputError, match=f"of {count} patches, which is no square"):

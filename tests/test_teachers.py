@@ -149,10 +149,7 @@ def test_a_network_of_timm_has_the_data_sets_classes(monkeypatch):
     monkeypatch.setattr(
         download,
         "timm_model",
-        lambda name: (
-            {n: tensor_files._from_array(x) for n, x in tensors.items()},
-            config,
-        ),
+        lambda name: (tensor_files.arrays(tensors), config),
     )
     found = teachers.open_teacher("timm:resnet18.a1_in1k")
     assert (found.image_size, found.crop_ratio) == (288, 0.95)

@@ -206,7 +206,7 @@ def test_a_file_of_weights_is_as_good_as_a_run(run, tmp_path):
     ("source", "settings", "message"),
     [
         ("nowhere", {}, "nowhere does not exist. Expected a run directory"),
-        (".", {}, r"Nor is it a run directory: it holds no model\.json"),
+        (".", {}, r"has no model\.safetensors or pytorch_model\.bin"),
         ("w.safetensors", {"step": 3}, "step=3: .* is no run directory"),
         ("w.safetensors", {"weights": "best"}, "expected raw or ema"),
     ],

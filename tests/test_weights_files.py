@@ -1,5 +1,6 @@
 """Files of weights that are not what they should be, and what is found out of them."""
 
+import functools
 import json
 import pickle
 import re
@@ -10,7 +11,6 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
-from flax import traverse_util
 from wrapped_weights import WRAPPED
 
 from deit_jax.errors import InputError
@@ -29,10 +29,10 @@ VARIANT = "deit_nano_distilled_patch8_32"
 PLAIN = "vit_nano_patch8_32"
 
 
-def state_dict(variant, **settings):
-    """timm's, of random weights and five classes."""
+def state_dict(variant, num_classes=5, **settings):
+    """timm's, of random weights."""
     rng = np.random.default_rng(0)
-    model = create(variant, num_classes=5, **settings)
+    model = create(variant, num_classes=num_classes, **settings)
     params = jax.tree.map(
         lambda leaf: rng.standard_normal(leaf.shape, dtype=np.float32),
         abstract_params(model),
@@ -124,20 +124,14 @@ def write_torch(path, tensors):
     pytest.importorskip("torch").save(as_torch(tensors), path)
 
 
-def write_padded(length):
+def write_padded(length, path, tensors):
     """safetensors whose eight bytes of length begin like another kind of file."""
-
-    def write(path, tensors):
-        tensor_files.write_safetensors(path, tensors)
-        content = path.read_bytes()
-        size = int.from_bytes(content[:8], "little")
-        more = (length - size) % 256
-        header = content[8 : 8 + size] + b" " * more
-        path.write_bytes(
-            (size + more).to_bytes(8, "little") + header + content[8 + size :]
-        )
-
-    return write
+    tensor_files.write_safetensors(path, tensors)
+    content = path.read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    more = (length - size) % 256
+    header = (size + more).to_bytes(8, "little") + content[8 : 8 + size]
+    path.write_bytes(header + b" " * more + content[8 + size :])
 
 
 @pytest.mark.parametrize("name", ["w.pth", "w.safetensors", "w.bin", "w"])
@@ -145,8 +139,8 @@ def write_padded(length):
     "write",
     [
         write_npz,
-        write_padded(0x80),
-        write_padded(ord("{")),
+        functools.partial(write_padded, 0x80),
+        functools.partial(write_padded, ord("{")),
         write_torch,
     ],
     ids=["npz", "like a pickle", "like JSON", "torch"],
@@ -179,13 +173,8 @@ class Code:
         return print, ("this ran",)
 
 
-def code(path):
-    path.write_bytes(pickle.dumps({"model": Code()}, protocol=2))
-
-
-def code_in_zip(path):
-    torch = pytest.importorskip("torch")
-    torch.save({"model": Code()}, path)
+def bytes_of(content):
+    return lambda path: path.write_bytes(content)
 
 
 def torch_of(content):
@@ -196,33 +185,17 @@ def torch_of(content):
     return write
 
 
-LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 2\n"
-
-
-def module(path):
-    torch = pytest.importorskip("torch")
-    torch.save(torch.nn.Linear(2, 2), path)
-
-
-def zip_of(*names):
-    def write(path):
-        with zipfile.ZipFile(path, "w") as archive:
-            for name in names:
-                archive.writestr(name, "x")
-
-    return write
-
-
-def safetensors_of(content):
-    return lambda path: safetensors.numpy.save_file(content, path)
+def zip_of(path):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.txt", "x")
 
 
 def header(text):
     encoded = text.encode()
-    content = len(encoded).to_bytes(8, "little") + encoded
-    return lambda path: path.write_bytes(content)
+    return bytes_of(len(encoded).to_bytes(8, "little") + encoded)
 
 
+CODE = pickle.dumps({"model": Code()}, protocol=2)
 HUGE = '{"head.weight":{"dtype":"F32","shape":[9999999999,96],"data_offsets":[0,4]}}'
 
 
@@ -230,24 +203,30 @@ HUGE = '{"head.weight":{"dtype":"F32","shape":[9999999999,96],"data_offsets":[0,
 @pytest.mark.parametrize(
     ("name", "write", "message"),
     [
-        ("w.pth", code, r"than tensors and plain values: \S*print, .*state_dict\(\)"),
-        ("w.pth", code_in_zip, r"than tensors and plain values: \S*print, which"),
-        ("w.pth", module, r"plain values: torch\.nn\S*\.Linear, which is not loaded"),
         (
             "w.pth",
-            lambda p: p.write_bytes(pickle.dumps({})),
-            "torch.save did not write",
+            bytes_of(CODE),
+            r"than tensors and plain values: \S*print, .*state_dict\(\)",
         ),
-        ("w.bin", lambda p: p.write_bytes(b"no weights"), "begins with b'no weights'"),
-        ("w.pth", lambda p: p.write_bytes(b" <!DOCTYPE html>"), "is a web page"),
-        ("w.pth", lambda p: p.write_bytes(LFS), "is a pointer of Git LFS"),
-        ("w.pth", lambda p: p.write_text('{"a": 1}'), "no index .* has no weight_map"),
-        ("w.pth", zip_of("a.txt"), r"is an archive of a\.txt"),
-        ("w.pth", zip_of("w/constants.pkl", "w/data.pkl"), "is a TorchScript program"),
-        ("w.pth", lambda p: p.touch(), "w.pth is empty. Download"),
+        (
+            "w.pth",
+            torch_of(lambda torch: {"model": Code()}),
+            r"than tensors and plain values: \S*print, which",
+        ),
+        (
+            "w.pth",
+            torch_of(lambda torch: torch.nn.Linear(2, 2)),
+            r"plain values: torch\.nn\S*\.Linear, which is not loaded",
+        ),
+        ("w.pth", bytes_of(pickle.dumps({})), "torch.save did not write"),
+        ("w.bin", bytes_of(b"no weights"), "begins with b'no weights'"),
+        ("w.pth", bytes_of(b" <!DOCTYPE html>"), "is a web page"),
+        ("w.pth", bytes_of(b"version https://git-lfs.github"), "a pointer of Git LFS"),
+        ("w.pth", bytes_of(b'{"a": 1}'), "damaged: it has no weight_map"),
+        ("w.pth", zip_of, "torch.save did not write it"),
+        ("w.pth", bytes_of(b""), "is no file of weights: it begins with b''"),
         ("w.pth", torch_of(lambda torch: [torch.ones(2)]), "holds a list, not a state"),
         ("w.pth", torch_of(lambda torch: {}), "no tensors of a model, but nothing"),
-        ("w.pth", torch_of(lambda torch: {"a": 3}), "no tensors of a model, but a"),
         (
             "w.pth",
             torch_of(lambda torch: {"optimizer": {"s": torch.ones(2)}, "epoch": 3}),
@@ -258,19 +237,12 @@ HUGE = '{"head.weight":{"dtype":"F32","shape":[9999999999,96],"data_offsets":[0,
             torch_of(lambda torch: {(1,): torch.ones(2), "b": {"c": torch.ones(2)}}),
             r"holds no ViT .* It has \(1,\), b\.c\.",
         ),
-        ("w.safetensors", lambda p: p.touch(), "is empty"),
-        (
-            "w.safetensors",
-            lambda p: p.write_bytes(b"\xff" * 9),
-            "is no file of weights",
-        ),
         ("w.safetensors", header(HUGE), "is damaged: "),
         ("w.safetensors", header("{}"), "It has no tensors"),
-        ("w.safetensors", safetensors_of({"a": np.arange(3)}), "It has a"),
         (
             "w.npz",
             lambda p: np.savez(p, a=np.array([{}], object)),
-            "is damaged .Object",
+            "is damaged: Object",
         ),
         ("w.pth", lambda p: None, "w.pth does not exist"),
         ("w.pth", lambda p: p.mkdir(), r"has no model\.safetensors or pytorch_model"),
@@ -319,10 +291,8 @@ def test_a_model_in_parts_is_read_through_its_index(weights, tmp_path, kind):
     write = write_torch if ending == "bin" else tensor_files.write_safetensors
     for i, part in enumerate(parts):
         write(tmp_path / part, {name: weights[name] for name in names[i::3]})
-    with pytest.raises(InputError, match=rf"but not {kind}\.index\.json"):
+    with pytest.raises(InputError, match=rf"nor an index of parts .*{parts[0]}"):
         load(tmp_path)
-    with pytest.raises(InputError, match="is one of 3 parts of a model"):
-        load(tmp_path / parts[0])
 
     index = tmp_path / f"{kind}.index.json"
     place = {name: parts[i % 3] for i, name in enumerate(names)}
@@ -357,13 +327,6 @@ def with_(**shapes):
     return change
 
 
-BLOCK = [
-    f"{part}.{kind}"
-    for part in ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
-    for kind in ("weight", "bias")
-]
-
-
 def with_nan(tensors):
     tensors["norm.bias"] = np.full(96, np.nan, np.float32)
 
@@ -371,53 +334,41 @@ def with_nan(tensors):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (
-            without("head_dist.weight"),
-            r"head_dist\.weight: missing, expected \(5, 96\)",
-        ),
+        (without("head_dist.bias"), r"head_dist\.bias: missing, expected \(5,\)"),
+        (without("head_dist.weight"), "distillation token without its head: of trans"),
         (without("blocks.2.attn.qkv.bias"), r"blocks\.2\.attn\.qkv\.bias: missing"),
-        (
-            with_(blocks__1__ls1__gamma=(96,)),
-            r"ls1\.gamma: \(96,\), left over",
-        ),
+        (with_(blocks__1__ls1__gamma=(96,)), r"ls1\.gamma: \(96,\), left over"),
         (
             with_(blocks__0__ls1__gamma=(96,)),
-            "18 entries, and beside LayerScale a learned .* expected 16, those",
+            "beside LayerScale pos_embed has a learned position of the class token",
         ),
         (
             with_(blocks__0__gamma_1=(96,), pos_embed=(1, 17, 96)),
             "pos_embed has 17 entries. Expected the patches of a square image",
         ),
-        (with_(norm_pre__weight=(96,)), r"norm_pre\.weight: \(96,\), left over"),
         (with_(fc_norm__weight=(96,)), r"  norm\.weight: \(96,\), left over"),
         (with_(head_dist__bias=(6,)), r"head_dist\.bias: \(6,\), expected \(5,\)"),
         (
             with_(patch_embed__proj__weight=(96, 1, 8, 8)),
             r"\(96, 1, 8, 8\), expected \(96, 3, 8, 8\)",
         ),
-        (
-            without("head.weight"),
-            r"has no head\.weight, the layer that makes the logits",
-        ),
-        (with_(head__weight=(0, 96)), r"has no head\.weight"),
+        (without("head.weight"), r"has no head\.weight .*Give a model with a class"),
         (without("pos_embed"), r"no ViT or DeiT .* pos_embed is missing"),
-        (with_(pos_embed=(18, 96)), r"pos_embed is \(18, 96\), expected \[1, tokens"),
-        (with_(pos_embed=(1, 10**9, 0)), r"expected \[1, tokens, 96\]"),
+        (with_(pos_embed=(18, 96)), r"pos_embed is \(18, 96\), expected 3 sides"),
         (with_(pos_embed=(1, 17, 96)), "pos_embed has 17 entries. Expected 2 and"),
         (with_(pos_embed=(1, 2, 96)), "pos_embed has 2 entries"),
         (without("dist_token"), "pos_embed has 18 entries. Expected 1 and"),
-        (with_(head__weight=(2**20 + 1, 96)), r"1,048,577 classes, more than"),
         (
             with_(blocks__4__norm1__weight=(96,)),
-            "not in this package: 96 wide, 5 deep, patches of 8 px, with",
+            r"not in this package: 96 wide, 5 deep, patches of 8 px, with distillation "
+            r"token, without LayerScale.* 96 and 4 \(nano\)",
         ),
         (
-            without(*(f"blocks.2.{name}" for name in BLOCK)),
-            r"has 3 of 4 blocks: blocks\.2 missing",
-        ),
-        (
-            without(*(f"blocks.3.{name}" for name in BLOCK)),
-            "3 deep, .* Of a nano model 1 blocks are missing",
+            lambda x: (
+                with_(blocks__0__ls3__gamma=(96,), blocks__3__ls3__gamma=(96,))(x),
+                without("norm.bias")(x),
+            ),
+            r"\n  blocks\.0\.ls3.*\n  blocks\.3\.ls3.*\n  norm\.bias: missing.*$",
         ),
         (with_nan, r"norm\.bias has values that are not finite"),
     ],
@@ -432,21 +383,11 @@ def test_weights_that_do_not_fit_are_refused(weights, tmp_path, change, message)
 
 
 @pytest.mark.usefixtures("one_torch_thread")
-@pytest.mark.parametrize(
-    ("value", "message"),
-    [
-        (lambda torch: torch.ones(96, dtype=torch.int8), "int8, expected a floating"),
-        (lambda torch: torch.ones(1).expand(96), "larger than its memory, expected"),
-        (lambda torch: torch.ones(96).to_sparse(), "not dense, expected"),
-        (lambda torch: torch.ones(96, device="meta"), "on device meta, expected"),
-        (lambda torch: 3, r"missing, expected \(96,\)"),
-    ],
-)
-def test_a_tensor_without_values_is_refused(weights, tmp_path, value, message):
+def test_integers_are_no_weights(weights, tmp_path):
     torch = pytest.importorskip("torch")
-    tensors = as_torch(weights) | {"norm.bias": value(torch)}
+    tensors = as_torch(weights) | {"norm.bias": torch.ones(96, dtype=torch.int8)}
     torch.save(tensors, tmp_path / "w.pth")
-    with pytest.raises(InputError, match=r"  norm\.bias: " + message):
+    with pytest.raises(InputError, match=r"norm\.bias: int8, expected a floating"):
         load(tmp_path / "w.pth")
 
 
@@ -462,22 +403,6 @@ def test_two_models_are_told_apart_by_the_user(weights, tmp_path):
         load(path)
 
 
-def test_all_that_is_wrong_is_listed(weights, tmp_path):
-    tensors = dict(weights)
-    with_(**{f"blocks__{i}__ls3__gamma": (96,) for i in range(4)})(tensors)
-    without("norm.bias", "head_dist.bias")(tensors)
-    path = tmp_path / "w.safetensors"
-    tensor_files.write_safetensors(path, tensors)
-    with pytest.raises(InputError) as refused:
-        load(path)
-    listed = [x.split(":")[0].strip() for x in str(refused.value).splitlines()[1:]]
-    assert listed == [
-        *(f"blocks.{i}.ls3.gamma" for i in range(4)),
-        "head_dist.bias",
-        "norm.bias",
-    ]
-
-
 # Which variant it is.
 
 
@@ -486,7 +411,8 @@ def test_every_variant_is_found_by_its_shapes(variant):
     sizes = VARIANTS[variant]
     tokens = 0 if sizes["no_embed_class"] else 1 + sizes["distilled"]
     width, patch, side = sizes["width"], sizes["patch_size"], sizes["image_size"]
-    shapes = {f"blocks.{i}.norm1.bias": (width,) for i in range(sizes["depth"])} | {
+    names = [f"blocks.{i}.norm1.bias" for i in range(sizes["depth"])]
+    shapes = dict.fromkeys(names, (width,)) | {
         "patch_embed.proj.weight": (width, 3, patch, patch),
         "pos_embed": (1, tokens + (side // patch) ** 2, width),
         "head.weight": (7, width),
@@ -495,25 +421,22 @@ def test_every_variant_is_found_by_its_shapes(variant):
         shapes["dist_token"] = (1, 1, width)
     if sizes["init_values"]:
         shapes["blocks.0.ls1.gamma"] = (width,)
-    found = architecture.infer(shapes, timm.ROLES, where="file")
+    zero = np.zeros(())
+    tensors = {name: np.broadcast_to(zero, shape) for name, shape in shapes.items()}
+    found, image_size = architecture.infer(tensors, "file")
     twins = {
         variant,
         variant.replace("vit_", "deit_"),
         variant.replace("deit_", "vit_"),
     }
-    assert set(found.variants) == twins & VARIANTS.keys()
-    assert (found.image_size, found.num_classes) == (side, 7)
+    assert (set(found), image_size) == (twins & VARIANTS.keys(), side)
 
 
 @pytest.mark.parametrize("classes", [10, 21841])
 def test_a_file_of_deit3s_authors(tmp_path, classes):
     """Their names of LayerScale, in their checkpoints; after ImageNet-21k too."""
     torch = pytest.importorskip("torch")
-    rng = np.random.default_rng(0)
-    shapes = abstract_params(create("deit3_nano_patch8_32", num_classes=classes))
-    expected = timm.from_flax(
-        jax.tree.map(lambda x: rng.standard_normal(x.shape, dtype=np.float32), shapes)
-    )
+    expected = state_dict("deit3_nano_patch8_32", num_classes=classes)
     theirs = {
         re.sub(r"ls(\d)\.gamma$", r"gamma_\1", name): value
         for name, value in as_torch(expected).items()
@@ -548,8 +471,8 @@ def test_one_architecture_has_two_names(plain_weights, tmp_path):
 @pytest.mark.parametrize(
     ("variant", "message"),
     [
-        ("deit_nano_patch8_32", f"the weights of .* are {VARIANT} .*96 wide, 4 deep"),
-        ("deit_tiny_distilled_patch16_224", f"are {VARIANT} "),
+        ("deit_nano_patch8_32", rf"the weights of .* are {VARIANT}\."),
+        ("deit_tiny_distilled_patch16_224", rf"are {VARIANT}\."),
         ("deit_nano", "unknown model variant 'deit_nano'"),
     ],
 )
@@ -628,59 +551,55 @@ def test_a_crop_ratio_gives_back_the_size():
 
 
 @pytest.mark.parametrize(
-    ("config", "preprocessor", "change", "message"),
+    ("config", "message"),
+    [
+        ({"num_attention_heads": 12}, "num_attention_heads=12, but vit_nano.* has 3"),
+        ({"hidden_act": "gelu_new"}, "hidden_act='gelu_new', but vit_nano"),
+        ({"id2label": {"0": "a"}}, "id2label .* is no list .* 5 classes"),
+    ],
+)
+def test_a_config_of_another_model_is_refused(saved, config, message):
+    with pytest.raises(InputError, match=message):
+        saved(config)
+
+
+@pytest.mark.parametrize(
+    ("preprocessor", "message"),
+    [
+        (GIVEN | {"image_std": [1, 0, 1], "size": 8}, "std is .* Give --std"),
+        ({"size": 8}, r"mean is None, .* Give --mean"),
+        (GIVEN | {"size": 8, "rescale_factor": 1}, "not scaled by 1/255"),
+        (GIVEN, "is None, .* Give --crop_ratio"),
+        (GIVEN | {"size": 8, "crop_size": 9}, "1.125, .* Give --crop_ratio"),
+        ([], r"preprocessor_config\.json is damaged: it is no object"),
+    ],
+)
+def test_a_preprocessing_that_is_not_ours_is_refused(saved, preprocessor, message):
+    with pytest.raises(InputError, match=message):
+        saved(preprocessor=preprocessor)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
     [
         (
-            {"num_attention_heads": 12},
-            None,
-            None,
-            "=12, but vit_nano.* has 3 attention",
-        ),
-        ({"hidden_act": "gelu_new"}, None, None, "hidden_act='gelu_new'"),
-        ({"id2label": {"0": "a"}}, None, None, "id2label .* is no list .* 5 classes"),
-        (
-            None,
-            GIVEN | {"image_std": [1, 0, 1], "size": 8},
-            None,
-            "std is .* Give --std",
-        ),
-        (None, {"size": 8}, None, r"mean is None, .* Give --mean"),
-        (None, GIVEN | {"size": 8, "rescale_factor": 1}, None, "not scaled by 1/255"),
-        (None, GIVEN, None, "is None, .* Give --crop_ratio"),
-        (
-            None,
-            GIVEN | {"size": 8, "crop_size": 9},
-            None,
-            "1.125, .* Give --crop_ratio",
-        ),
-        (None, [], None, r"preprocessor_config\.json is damaged: it is no object"),
-        (
-            None,
-            None,
             without("vit.encoder.layer.1.attention.attention.key.bias"),
-            r"layer\.1\.attention\.attention\.key\.bias: missing, expected \(96,\)",
+            r"blocks\.1\.attn\.qkv\.bias: missing, expected \(288,\)",
         ),
-        (None, None, with_(vit__layernorm__bias=(95,)), r"bias: \(95,\), expected"),
+        (with_(vit__layernorm__bias=(95,)), r"bias: \(95,\), expected"),
+        (without("classifier.weight"), r"\(classifier\.weight in transformers\)"),
         (
-            None,
-            None,
-            with_(vit__layers__0__attention__q_proj__bias=(96,)),
-            "twice, also",
-        ),
-        (None, None, without("classifier.weight"), r"has no classifier\.weight"),
-        (
-            None,
-            None,
-            with_(vit__embeddings__distillation_token=(1, 1, 96)),
-            "is a DeiTForImageClassification: .* Expected a .*WithTeacher",
+            with_(
+                vit__embeddings__distillation_token=(1, 1, 96),
+                vit__embeddings__position_embeddings=(1, 18, 96),
+            ),
+            "has the distillation token without its head: .* take a DeiT.*WithTeacher",
         ),
     ],
 )
-def test_a_directory_that_contradicts_itself(
-    saved, config, preprocessor, change, message
-):
+def test_tensors_of_transformers_that_do_not_fit_are_refused(saved, change, message):
     with pytest.raises(InputError, match=message):
-        saved(config, preprocessor, change)
+        saved(change=change)
 
 
 def test_what_is_given_replaces_what_is_wrong(saved):
@@ -716,10 +635,10 @@ def test_a_damaged_config_is_refused(plain_weights, tmp_path, text):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"global_pool": "avg"}, "global_pool='avg', but the head behind norm reads"),
+        ({"global_pool": "avg"}, "global_pool='avg', but .* has 'token'"),
         ({"model_args": {"num_heads": 4}}, "num_heads=4, but .* has 3"),
         ({"label_names": ["a"]}, "label_names .* is no list .* 5 classes"),
-        ({"pretrained_cfg": {"mean": 3}}, "mean is 3, expected three numbers"),
+        ({"mean": 3}, "mean is 3, expected three numbers"),
     ],
 )
 def test_a_config_of_timm_that_is_not_ours(weights, tmp_path, config, message):
@@ -750,20 +669,3 @@ def test_descriptions_are_preferred_to_names(weights, tmp_path):
     assert loaded.card.class_names == ("tench", "n2", "n3", "n4", "crane")
     assert len(loaded.notes) == 2
     assert "bilinear" in loaded.notes[0] and "squash" in loaded.notes[1]
-
-
-# Layouts.
-
-
-def test_layouts_are_inverse_to_each_other(weights, plain_weights):
-    for tensors in (weights, plain_weights):
-        params = timm.to_flax(tensors)
-        assert all(
-            leaf.flags.c_contiguous
-            for leaf in traverse_util.flatten_dict(params).values()
-        )
-        assert_equal(params, tensors)
-        back = hugging_face.to_timm(hugging_face.from_timm(tensors))
-        assert back.keys() == tensors.keys()
-        for name, value in tensors.items():
-            np.testing.assert_array_equal(back[name], value)

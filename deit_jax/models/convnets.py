@@ -16,14 +16,11 @@ NAMES = "the ResNets, ResNeXts and RegNets of torchvision"
 def create(
     arch: str, *, num_classes: int, stem: str = "standard", dtype: str = "float32"
 ) -> nn.Module:
-    """Builds a network of `ARCHITECTURES`.
+    """Builds a network of `ARCHITECTURES`; raises InputError for another.
 
     Args:
       stem: `standard`, or `cifar` of a ResNet.
       dtype: `float32` or `bfloat16`.
-
-    Raises:
-      InputError: It is not among them, or has no such stem.
     """
     if arch not in ARCHITECTURES:
         raise InputError(

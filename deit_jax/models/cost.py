@@ -2,17 +2,12 @@
 
 
 def forward_flops(model) -> int:
-    """Floating-point operations of one image's forward pass.
+    """Floating-point operations of one image's forward pass of a `VisionTransformer`.
 
     It counts the matrix products by their shapes, two operations for each
-    multiplication with its addition: the same for every device and version of JAX.
-    Norms, softmax and GELU add 12 % to the nano model, 6 % to the tiny one and less to
-    larger ones. Papers often count multiplications with additions as one, which is half
-    of this (DeiT-Ti: 1.3 G there, 2.5 G here). A training step costs about three times
-    as much.
-
-    Args:
-      model: A `VisionTransformer`.
+    multiplication with its addition: twice what papers call FLOPs (DeiT-Ti: 1.3 G
+    there, 2.5 G here). Norms, softmax and GELU add 12 % to the nano model, 6 % to the
+    tiny one and less to larger ones. A training step costs about three times as much.
     """
     patches = (model.image_size // model.patch_size) ** 2
     tokens = patches + len(model.heads)
@@ -32,12 +27,8 @@ def parts(model, images: int, unit: int = 1) -> int:
     """Parts in which a CPU computes so many images fastest, one after the other.
 
     The activations of a large batch fall out of its caches: DeiT-Ti at 224 px does most
-    images a second four at a time (docs/performance.md).
-
-    Args:
-      model: A `VisionTransformer`.
-      images: Of a batch on one device.
-      unit: Every part is a multiple of it.
+    images a second four at a time (docs/performance.md). Every part is a multiple of
+    `unit`.
     """
     patches = (model.image_size // model.patch_size) ** 2
     best = CACHED / ((patches + len(model.heads)) * model.width)

@@ -6,7 +6,6 @@ a checkpoint it is all that evaluation, prediction and export need.
 
 import dataclasses
 import json
-import math
 import os
 from pathlib import Path
 
@@ -17,6 +16,17 @@ from deit_jax.models import variants
 from deit_jax.models.vit import VisionTransformer
 
 MODEL = "model.json"
+# What a card has; `pool` came later.
+FIELDS = {
+    "variant": str,
+    "image_size": int,
+    "class_names": [str],
+    "mean": [float],
+    "std": [float],
+    "crop_ratio": float,
+    "dtype": str,
+    "origin": str,
+}
 MIN_STD = 1e-3  # of channels in 0 .. 1, whose smallest step is 4e-3
 
 
@@ -69,80 +79,35 @@ def write(workdir: str | os.PathLike, card: ModelCard) -> None:
     replace_file(Path(workdir) / MODEL, text + "\n")
 
 
+def is_run(path: str | os.PathLike) -> bool:
+    """Whether this is a run directory, whole or damaged, not weights of others."""
+    return any(Path(path, name).exists() for name in (MODEL, "checkpoints"))
+
+
 def read(workdir: str | os.PathLike) -> ModelCard:
     """The card of a run directory.
 
     Raises:
-      InputError: There is no such directory, or no `model.json` in it, or the file is
-        damaged.
+      InputError: There is no `model.json` in it, or the file is damaged.
     """
-    workdir = Path(workdir)
-    path = workdir / MODEL
+    path = Path(workdir) / MODEL
     if not path.is_file():
-        what = (
-            f"holds no {MODEL}"
-            if workdir.is_dir()
-            else "is a file, not a run directory"
-            if workdir.exists()
-            else "does not exist"
-        )
+        what = f"holds no {MODEL}" if path.parent.exists() else "does not exist"
         raise InputError(
             f"{workdir} {what}. Expected a run directory, as "
             "`python -m deit_jax.main` and `python -m deit_jax.convert` make them."
         )
     try:
         fields = files.read_json(path)
-        exported = isinstance(fields, dict) and "format" in fields
-        card = None if exported else _parse(fields)
-    except (OSError, ValueError) as error:
+        files.check(fields, FIELDS)
+        card = ModelCard(
+            **{x: tuple(v) if isinstance(v, list) else v for x, v in fields.items()}
+        )
+        card.create_model()  # an unknown variant, size, dtype or pool is refused here
+    except (OSError, ValueError, TypeError) as error:
         raise InputError(
             f"{path} is damaged: {str(error).rstrip('.')}. Write it anew: the same "
-            "training or conversion command does, in another --workdir."
+            "training or conversion command does, in another --workdir. An exported "
+            "model is read by its own predict.py."
         ) from error
-    if card is None:
-        raise InputError(
-            f"{workdir} is an exported model, which its predict.py reads. Give the run "
-            "directory that it was exported from."
-        )
     return card
-
-
-def _parse(fields) -> ModelCard:
-    """Refuses, with ValueError, what `ModelCard` does not mean."""
-    expected = {field.name for field in dataclasses.fields(ModelCard)}
-    if isinstance(fields, dict):
-        fields = {"pool": "token"} | fields  # files of older versions have none
-    if not isinstance(fields, dict) or fields.keys() != expected:
-        raise ValueError(f"expected the fields {', '.join(sorted(expected))}.")
-    for name in ("variant", "dtype", "origin", "pool"):
-        if not isinstance(fields[name], str):
-            raise ValueError(f"{name} is no string.")
-    names = fields["class_names"]
-    if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
-        raise ValueError("class_names is no list of strings.")
-    if not names:
-        raise ValueError("class_names is empty.")
-    if type(fields["image_size"]) is not int:
-        raise ValueError("image_size is no whole number.")
-    for name in ("mean", "std"):
-        values = fields[name]
-        if not (
-            isinstance(values, list)
-            and len(values) == 3
-            and all(_is_finite(value) for value in values)
-        ):
-            raise ValueError(f"{name} is not three numbers.")
-    if min(fields["std"]) < MIN_STD:
-        raise ValueError(f"std is not at least {MIN_STD:g}.")
-    if not (_is_finite(fields["crop_ratio"]) and 0 < fields["crop_ratio"] <= 1):
-        raise ValueError("crop_ratio is not above 0 and at most 1.")
-    card = ModelCard(
-        **fields
-        | {name: tuple(fields[name]) for name in ("class_names", "mean", "std")}
-    )
-    card.create_model()  # an unknown variant, size, dtype or pool is refused here
-    return card
-
-
-def _is_finite(value) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)

@@ -20,7 +20,6 @@ def resize(
 
     Args:
       pos_embed: [1, prefix + n, D]; the last n rows are those of a square grid.
-      side: Patches a side of the new grid.
       prefix: Rows of tokens before those of the patches, which stay as they are.
       method: `bicubic`, as facebookresearch/deit does it: torch's
         `interpolate(mode="bicubic", align_corners=False)`. `bicubic_antialias`, as

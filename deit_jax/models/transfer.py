@@ -52,23 +52,12 @@ def adapt(
     adapted[target.last_norm] = params[source.last_norm]
     tokens, changes = _adapt_tokens(params, source, target)
     adapted |= tokens
-    if (source.init_values is None) != (target.init_values is None):
-        convert = _fold_scales if target.init_values is None else _add_scales
-        for name in [name for name in adapted if name.startswith("blocks_")]:
-            adapted[name] = convert(adapted[name])
-        changes.append(
-            "LayerScale is folded into the layers before it"
-            if target.init_values is None
-            else "LayerScale starts with 1, since the blocks have learnt without it"
-        )
+    changes += _adapt_scales(adapted, source, target)
     if source.pool != target.pool:
-        changes.append(
-            "the class head reads the mean of the patches, not the class token"
-            if target.pool == "mean"
-            else "the class head reads the class token, not the mean of the patches"
-        )
-    side = target.image_size // target.patch_size
-    before = source.image_size // source.patch_size
+        reads = ["the class token", "the mean of the patches"]
+        reads = reads[::-1] if target.pool == "mean" else reads
+        changes.append(f"the class head reads {reads[0]}, not {reads[1]}")
+    before, side = (model.image_size // model.patch_size for model in (source, target))
     adapted["pos_embed"] = position.resize(
         adapted["pos_embed"],
         side,
@@ -134,22 +123,24 @@ def _adapt_tokens(params: dict, source, target) -> tuple[dict, list[str]]:
 SCALED = {"ls1": ("attn", "proj"), "ls2": ("mlp", "fc2")}
 
 
-def _fold_scales(block: dict) -> dict:
-    """The same block without LayerScale."""
-    block = dict(block)
-    for scale, (part, layer) in SCALED.items():
-        gamma = np.asarray(block.pop(scale)["gamma"])
-        scaled = {name: value * gamma for name, value in block[part][layer].items()}
-        block[part] = block[part] | {layer: scaled}
-    return block
-
-
-def _add_scales(block: dict) -> dict:
-    """The same block with LayerScale."""
-    return block | {
-        scale: {"gamma": np.ones_like(block[part][layer]["bias"])}
-        for scale, (part, layer) in SCALED.items()
-    }
+def _adapt_scales(adapted: dict, source, target) -> list[str]:
+    """Folds LayerScale into the blocks in `adapted`, or adds it; says which."""
+    if (source.init_values is None) == (target.init_values is None):
+        return []
+    for name in [name for name in adapted if name.startswith("blocks_")]:
+        block = dict(adapted[name])
+        for scale, (part, layer) in SCALED.items():
+            dense = block[part][layer]
+            if target.init_values is not None:
+                block[scale] = {"gamma": np.ones_like(dense["bias"])}
+                continue
+            gamma = np.asarray(block.pop(scale)["gamma"])
+            scaled = {field: value * gamma for field, value in dense.items()}
+            block[part] = block[part] | {layer: scaled}
+        adapted[name] = block
+    if target.init_values is None:
+        return ["LayerScale is folded into the layers before it"]
+    return ["LayerScale starts with 1, since the blocks have learnt without it"]
 
 
 def match_classes(head: dict, fresh: dict, classes: Sequence[int | None]) -> dict:

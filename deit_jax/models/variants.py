@@ -56,9 +56,6 @@ VARIANTS: dict[str, dict] = {
     for patch, side in GRIDS[size]
 }
 
-# A model card may claim any size, and shapes alone can overflow.
-LARGEST_GRID = 1024  # patches a side
-
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 # `auto` is for a config: `recipe` decides by the devices.
 ATTENTIONS = ("auto", "xla", "cudnn", "pallas")
@@ -83,16 +80,12 @@ def create(
     """Build a model of the table `VARIANTS`; its parameters come from `model.init`.
 
     `image_size` is the side in pixels, by default the one in the variant's name;
-    `drop_path` and `dropout` are rates in [0, 1); `position_std` is the initial
-    standard deviation of the position embeddings; `init_values` is that of LayerScale,
-    by default its authors' 1e-4; `pool` is one of `POOLS`, see `VisionTransformer`;
-    `dtype` is that of the products; with `remat` the backward pass computes the blocks
-    again; `attention` is one of `ATTENTIONS`, see `vit.Attention`; `tpu_layout` see
-    `vit.Block`.
+    `drop_path` and `dropout` are rates in [0, 1); `init_values` is that of LayerScale,
+    by default its authors' 1e-4. The others are those of `VisionTransformer`.
 
     Raises InputError for an unknown variant, dtype, attention or pool, a rate out of
     range, `init_values` for a variant without LayerScale, or an image size that the
-    patch does not divide or that has more than `LARGEST_GRID` patches a side.
+    patch does not divide.
     """
     side = resolve_image_size(variant, image_size)
     shape = VARIANTS[variant] | {"image_size": side}
@@ -143,11 +136,6 @@ def resolve_image_size(variant: str, image_size: int | None = None) -> int:
             f"image size {side} is not a positive multiple of the patch size "
             f"{patch_size} of {variant}; choose one that is, or a variant with "
             "another patch size"
-        )
-    if side > LARGEST_GRID * patch_size:
-        raise InputError(
-            f"image size {side} is more than {LARGEST_GRID} patches of "
-            f"{patch_size} pixels a side"
         )
     return side
 

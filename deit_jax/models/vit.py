@@ -29,7 +29,6 @@ trunc_normal = nn.initializers.truncated_normal(0.02 / TRUNCATED_STD)
 # interval, here it starts at 0 like every other bias.
 uniform_fan_in = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
-
 Dense = partial(nn.Dense, kernel_init=trunc_normal)
 
 
@@ -83,10 +82,8 @@ def drop(
     With `whole` an image is kept or zeroed as one, which on a residual branch is
     stochastic depth (Huang et al. 2016, arXiv 1603.09382); without, it is dropout.
     No keys, or a rate of 0, return `x` as it is. The rows of `x` are the tokens of one
-    image after the other.
-
-    Linen's own rngs are left aside on purpose: here a mask depends on the image's key
-    and the site only, hence not on the batch around it or the number of devices.
+    image after the other. Unlike with Linen's rngs a mask depends on the image's key
+    and the site only, not on the batch around it or the number of devices.
     """
     if drop_keys is None or rate == 0:
         return x
@@ -229,10 +226,8 @@ class Block(nn.Module):
 
         gammas = [None, None]
         if self.init_values is not None:
-            gammas = [
-                LayerScale(shape[-1], self.init_values, name=name)()
-                for name in ("ls1", "ls2")
-            ]
+            scale = partial(LayerScale, shape[-1], self.init_values)
+            gammas = [scale(name="ls1")(), scale(name="ls2")()]
 
         def branch_end(y, site):
             y = drop(y, drop_keys, site=site, rate=self.dropout)
@@ -320,12 +315,10 @@ class VisionTransformer(nn.Module):
     ) -> dict[str, Float32[Array, "b classes"]]:
         """Return the logits of each head: `class`, and `distill` where there is one.
 
-        `images` are normalised. `drop_keys` holds one typed PRNG key an image, which
-        decides all its masks; None, as in evaluation, drops nothing. What
-        the heads read is sown as `class_token` and `distill_token`, [B, D], and what
-        the last block makes of the patches as `patch_mean`, [B, D].
-
-        Raises ValueError where the images are not of this model's size.
+        `images` are normalised; ValueError where they are not of this model's size.
+        `drop_keys` holds one typed PRNG key an image, which decides all its masks;
+        None drops nothing. What the heads read is sown as `class_token` and
+        `distill_token`, [B, D], the mean of the last block's patches as `patch_mean`.
         """
         side = self.image_size
         if images.shape[1:] != (side, side, 3):

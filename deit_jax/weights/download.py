@@ -4,17 +4,18 @@ import difflib
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from deit_jax.errors import InputError
 from deit_jax.weights import tensor_files
 
 TIMEOUT = 5  # seconds, for the hub's first answer
+# Fields of timm's `pretrained_cfg`.
+PREPARATION = ("input_size", "mean", "std", "crop_pct", "interpolation", "crop_mode")
 
 
-def timm_model(name: str) -> tuple[dict[str, tensor_files.Tensor], dict]:
-    """A pretrained model of timm.
-
-    Args:
-      name: `timm.list_pretrained()` has them all.
+def timm_model(name: str) -> tuple[dict[str, np.ndarray], dict]:
+    """A pretrained model of timm, any of `timm.list_pretrained()`.
 
     Returns:
       Its tensors, and its config as in a `config.json` of timm.
@@ -34,7 +35,8 @@ def timm_model(name: str) -> tuple[dict[str, tensor_files.Tensor], dict]:
         raise InputError(
             f"timm:{name} needs timm and torch: pip install timm. Or give a file."
         ) from error
-    if not timm.is_model(name.partition(".")[0]):
+    architecture = name.partition(".")[0]
+    if not timm.is_model(architecture):
         close = difflib.get_close_matches(name, timm.list_models())
         raise InputError(
             f"timm:{name}: timm {timm.__version__} has no such model."
@@ -49,30 +51,19 @@ def timm_model(name: str) -> tuple[dict[str, tensor_files.Tensor], dict]:
         raise _cannot(f"timm:{name}", address, error) from error
     data = resolve_model_data_config(model)
     config = {
-        "architecture": name.partition(".")[0],
-        "pretrained_cfg": {
-            field: data[field]
-            for field in (
-                "input_size",
-                "mean",
-                "std",
-                "crop_pct",
-                "interpolation",
-                "crop_mode",
-            )
-        },
+        "architecture": architecture,
+        "pretrained_cfg": {field: data[field] for field in PREPARATION},
     }
     if subset := infer_imagenet_subset(model):  # by the number of classes
         config["label_names"] = ImageNetInfo(subset).label_descriptions()
-    return tensor_files.from_torch(model.state_dict()), config
+    return tensor_files.arrays(model.state_dict()), config
 
 
 def hugging_face_directory(name: str, configs: Sequence[str]) -> Path:
-    """A local copy of a model of the Hugging Face hub.
+    """A local copy of a model of the Hugging Face hub, its weights and `configs`.
 
     Args:
       name: As in its address: `facebook/deit-tiny-distilled-patch16-224`.
-      configs: The files to copy beside the weights, where they are there.
 
     Raises:
       InputError: huggingface_hub is missing, there is no such model, or the download
@@ -87,12 +78,11 @@ def hugging_face_directory(name: str, configs: Sequence[str]) -> Path:
         ) from error
     try:
         _ask_hub()
-        for file in tensor_files.FILES:
-            whole = Path(file.removesuffix(tensor_files.INDEX))
-            parts = f"{whole.stem}-*-of-*{whole.suffix}"
-            patterns = [*configs, file, *([parts] if str(whole) != file else [])]
+        for file in tensor_files.WHOLE:
+            parts = file.replace(".", "-*-of-*.")
+            patterns = [*configs, file, file + tensor_files.INDEX, parts]
             directory = Path(snapshot_download(name, allow_patterns=patterns))
-            if (directory / file).is_file():
+            if any((directory / found).is_file() for found in patterns[-3:-1]):
                 break
     except Exception as error:  # the network, the hub, a malformed name
         raise _cannot(f"hf:{name}", name, error) from error
@@ -113,7 +103,7 @@ def _cannot(what: str, address: str | None, error: Exception) -> InputError:
     from huggingface_hub import constants
 
     hub = constants.ENDPOINT
-    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    first = first_line(error)
     if constants.HF_HUB_OFFLINE:
         first = (
             f"it is not in the local cache, and {hub} does not answer or "
@@ -124,3 +114,8 @@ def _cannot(what: str, address: str | None, error: Exception) -> InputError:
         f"download {f'the files of {hub}/{address}' if address else 'it'} by hand and "
         "give their file or directory in place of the name."
     )
+
+
+def first_line(error: Exception) -> str:
+    """What an error of a library says, without the paragraphs behind it."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

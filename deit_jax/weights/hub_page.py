@@ -14,6 +14,7 @@ from deit_jax.models.variants import VARIANTS
 
 LIBRARIES = {"timm": "timm", "hf": "transformers"}
 SHOWN_CLASSES = 20
+HUB_NAME = r"hf:([\w.-]+/[\w.-]+)"
 # Of a summary: the metric, its type on the hub, and its title.
 METRICS = (
     ("top1", "accuracy", "top-1"),
@@ -87,26 +88,23 @@ def text(
     """The page.
 
     Args:
-      card: Of the model.
       layout: `timm` or `hf`, which the files beside it are for.
       name: `org/name` on the hub; of a directory that is not there, its name.
       license: As the hub abbreviates it: https://huggingface.co/docs/hub/repositories-licenses.
-      parameters: How many the model has.
       weights: `raw` or `ema`, those that were exported.
       summary: The run's summary.json, if these are the weights that it measured.
     """
     title, on_hub = name.rpartition("/")[2], "/" in name
-    heads = _heads(summary, weights)
+    heads = {}
+    if summary:
+        measured = summary.get("eval" if weights == "raw" else "eval_ema", {})
+        heads = {head: x for head, x in measured.items() if isinstance(x, Mapping)}
     shown = ", ".join(card.class_names[:SHOWN_CLASSES])
     if card.num_classes > SHOWN_CLASSES:
         shown += ", ...; config.json has them all"
     mean, std = (", ".join(f"{x:g}" for x in row) for row in (card.mean, card.std))
     return PAGE.format(
-        front=yaml.safe_dump(
-            _front(card, layout, title, license, summary, heads),
-            sort_keys=False,
-            allow_unicode=True,
-        ),
+        front=_front(card, layout, license, title, summary, heads),
         title=title,
         variant=card.variant,
         parameters=parameters,
@@ -116,33 +114,16 @@ def text(
         size=card.image_size,
         mean=mean,
         std=std,
-        results=_results(summary, heads),
+        results=_results(summary, heads) if heads else "",
         load=LOAD[layout].format(name=name, place="hf-hub" if on_hub else "local-dir"),
         source="the hub" if on_hub else "this directory",
         src=f"hf:{name}" if on_hub else name,
     )
 
 
-def dataset(name: str) -> str:
-    """A data set's name without the path on this machine: `folder:/my/pets` is pets."""
-    on_hub = re.fullmatch(r"hf:([\w.-]+/[\w.-]+)", name)
-    return on_hub[1] if on_hub else re.split("[:/]", name.rstrip("/"))[-1]
-
-
-def _heads(summary: Mapping | None, weights: str) -> dict[str, Mapping]:
-    """The metrics of each head."""
-    measured = (summary or {}).get("eval" if weights == "raw" else "eval_ema", {})
-    return {head: x for head, x in measured.items() if isinstance(x, Mapping)}
-
-
 def _front(
-    card: ModelCard,
-    layout: str,
-    title: str,
-    license: str,
-    summary: Mapping | None,
-    heads: Mapping,
-) -> dict:
+    card: ModelCard, layout: str, license: str, title: str, summary, heads: Mapping
+) -> str:
     distilled = VARIANTS[card.variant]["distilled"]
     front = {
         "license": license,
@@ -154,23 +135,35 @@ def _front(
             *(["deit", "distillation"] if distilled else ["vit"]),
         ],
     }
-    if base := re.fullmatch(r"hf:([\w.-]+/[\w.-]+)", card.origin):
+    if base := re.fullmatch(HUB_NAME, card.origin):
         front["base_model"] = base[1]
     if heads:
-        name = dataset(summary["dataset"])
-        measured = heads.get("mean", heads["class"])
-        front["metrics"] = list(dict.fromkeys(kind for _, kind, _ in METRICS))
-        result = {
-            "task": {"type": "image-classification"},
-            "dataset": {"type": name, "name": name, "split": summary["eval_split"]},
-            "metrics": [
-                {"type": kind, "name": shown, "value": measured[metric]}
-                for metric, kind, shown in METRICS
-                if metric in measured
-            ],
-        }
-        front["model-index"] = [{"name": title, "results": [result]}]
-    return front
+        front |= _measured(title, summary, heads.get("mean", heads["class"]))
+    return yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
+
+
+def dataset(name: str) -> str:
+    """A data set's name without the path on this machine: `folder:/my/pets` is pets."""
+    on_hub = re.fullmatch(HUB_NAME, name)
+    return on_hub[1] if on_hub else re.split("[:/]", name.rstrip("/"))[-1]
+
+
+def _measured(title: str, summary: Mapping, head: Mapping) -> dict:
+    """The metrics as the hub compares them."""
+    name = dataset(summary["dataset"])
+    result = {
+        "task": {"type": "image-classification"},
+        "dataset": {"type": name, "name": name, "split": summary["eval_split"]},
+        "metrics": [
+            {"type": kind, "name": shown, "value": head[metric]}
+            for metric, kind, shown in METRICS
+            if metric in head
+        ],
+    }
+    return {
+        "metrics": list(dict.fromkeys(kind for _, kind, _ in METRICS)),
+        "model-index": [{"name": title, "results": [result]}],
+    }
 
 
 def _origin(card: ModelCard, summary: Mapping | None) -> str:
@@ -188,24 +181,17 @@ def _origin(card: ModelCard, summary: Mapping | None) -> str:
     return text
 
 
-def _results(summary: Mapping | None, heads: Mapping[str, Mapping]) -> str:
+def _results(summary: Mapping, heads: Mapping[str, Mapping]) -> str:
     """A table, a row for each head."""
-    if not heads:
-        return ""
     columns = [c for c in METRICS if all(c[0] in values for values in heads.values())]
-    rows = [
-        ["head", *(title for *_, title in columns)],
-        ["---"] * (1 + len(columns)),
-        *(
-            [head, *(f"{values[metric]:.4f}" for metric, *_ in columns)]
-            for head, values in heads.items()
-        ),
-    ]
+    rows = [["head", *(title for *_, title in columns)], ["---"] * (1 + len(columns))]
+    for head, values in heads.items():
+        rows.append([head, *(f"{values[metric]:.4f}" for metric, *_ in columns)])
     about = (
         f"{summary['eval_images']:,} images of {dataset(summary['dataset'])} "
-        f"{summary['eval_split']}, each once; the mean of both heads' logits predicts."
+        f"{summary['eval_split']}, each once"
     )
-    if len(heads) == 1:
-        about = about.partition(";")[0] + "."
+    if len(heads) > 1:
+        about += "; the mean of both heads' logits predicts"
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    return f"\n## Results\n\n{about}\n\n{table}\n"
+    return f"\n## Results\n\n{about}.\n\n{table}\n"

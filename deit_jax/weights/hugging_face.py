@@ -18,32 +18,33 @@ import numpy as np
 from deit_jax.models.model_card import ModelCard
 from deit_jax.models.variants import VARIANTS
 
-# Ours (timm's) on the left, theirs on the right, without `.weight` and `.bias`.
-TRUNK = {
+# Parts of timm's names and of theirs, without the `vit.` or `deit.` before the trunk's.
+NAMES = {
     "cls_token": "embeddings.cls_token",
     "dist_token": "embeddings.distillation_token",
     "pos_embed": "embeddings.position_embeddings",
-    "patch_embed.proj": "embeddings.patch_embeddings.projection",
-    "norm": "layernorm",
+    "patch_embed.proj.": "embeddings.patch_embeddings.projection.",
+    "norm.": "layernorm.",
+    "blocks.": "encoder.layer.",
+    ".norm1.": ".layernorm_before.",
+    ".attn.qkv.": ".attention.attention.qkv.",
+    ".attn.proj.": ".attention.output.dense.",
+    ".norm2.": ".layernorm_after.",
+    ".mlp.fc1.": ".intermediate.dense.",
+    ".mlp.fc2.": ".output.dense.",
 }
-BLOCK = {
-    "norm1": "layernorm_before",
-    "attn.proj": "attention.output.dense",
-    "norm2": "layernorm_after",
-    "mlp.fc1": "intermediate.dense",
-    "mlp.fc2": "output.dense",
+QKV = (".query.", ".key.", ".value.")  # one tensor in timm
+# Of a file's names, and of those that transformers 5 has in memory.
+TO_TIMM = {
+    r"^(vit|deit)\.": "",
+    r"^distillation_classifier\.": "head_dist.",
+    r"^(cls_)?classifier\.": "head.",
+    r"^layers\.": "encoder.layer.",
+    r"\.attention\.q_proj\.": ".attention.attention.query.",
+    r"\.attention\.k_proj\.": ".attention.attention.key.",
+    r"\.attention\.v_proj\.": ".attention.attention.value.",
+    r"\.attention\.o_proj\.": ".attention.output.dense.",
 }
-QKV = ("query", "key", "value")
-# The names that transformers 5 uses in memory, and those of its files.
-IN_MEMORY = (
-    (r"^(vit|deit)\.layers\.", r"\1.encoder.layer."),
-    (r"\.attention\.q_proj\.", ".attention.attention.query."),
-    (r"\.attention\.k_proj\.", ".attention.attention.key."),
-    (r"\.attention\.v_proj\.", ".attention.attention.value."),
-    (r"\.attention\.o_proj\.", ".attention.output.dense."),
-    (r"\.mlp\.fc1\.", ".intermediate.dense."),
-    (r"\.mlp\.fc2\.", ".output.dense."),
-)
 # Tensors that take no part in the logits: ViTModel's pooler, which only models without
 # a classifier use, and the token of masked-image pretraining.
 UNUSED = ("pooler.dense.weight", "pooler.dense.bias", "embeddings.mask_token")
@@ -52,13 +53,6 @@ UNUSED = ("pooler.dense.weight", "pooler.dense.bias", "embeddings.mask_token")
 def is_layout(names: Iterable[str]) -> bool:
     """Whether these are names of transformers, rather than timm's."""
     return any(name.startswith(("vit.", "deit.", "embeddings.")) for name in names)
-
-
-def published_name(name: str) -> str:
-    """The name in a published file of a tensor that may have its name in memory."""
-    for pattern, replacement in IN_MEMORY:
-        name = re.sub(pattern, replacement, name)
-    return name
 
 
 def config(card: ModelCard) -> dict:
@@ -114,20 +108,6 @@ def preprocessor_config(card: ModelCard) -> dict:
     }
 
 
-def roles(names: Iterable[str]) -> dict[str, str]:
-    """As `timm.ROLES`."""
-    names = set(names)
-    model = "deit." if any(name.startswith("deit.") for name in names) else "vit."
-    teacher = any(name.startswith("cls_classifier.") for name in names)
-    return {
-        "patches": f"{model}embeddings.patch_embeddings.projection.weight",
-        "positions": f"{model}embeddings.position_embeddings",
-        "distillation token": f"{model}embeddings.distillation_token",
-        "head": "cls_classifier.weight" if teacher else "classifier.weight",
-        "blocks": f"{model}encoder.layer.",
-    }
-
-
 def from_timm(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """A state dict of transformers, in views, from one of timm.
 
@@ -135,55 +115,42 @@ def from_timm(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     without that of `ViTForImageClassification`.
     """
     distilled = "dist_token" in state_dict
-    model = "deit." if distilled else "vit."
-    heads = (
-        {"head": "cls_classifier", "head_dist": "distillation_classifier"}
-        if distilled
-        else {"head": "classifier"}
-    )
     result = {}
     for name, value in state_dict.items():
-        stem, _, kind = name.rpartition(".")
-        if not stem:  # a token, or the positions
-            result[model + TRUNK[name]] = value
-        elif stem in heads:
-            result[f"{heads[stem]}.{kind}"] = value
-        elif stem in TRUNK:
-            result[f"{model}{TRUNK[stem]}.{kind}"] = value
+        if name.startswith("head"):
+            head = "cls_classifier." if distilled else "classifier."
+            name = name.replace("head_dist.", "distillation_classifier.")
+            result[name.replace("head.", head)] = value
+            continue
+        for timms, theirs in NAMES.items():
+            name = name.replace(timms, theirs)
+        name = ("deit." if distilled else "vit.") + name
+        if ".qkv." in name:
+            for which, third in zip(QKV, np.split(value, 3), strict=True):
+                result[name.replace(".qkv.", which)] = third
         else:
-            _, index, part = stem.split(".", maxsplit=2)
-            layer = f"{model}encoder.layer.{index}."
-            if part == "attn.qkv":
-                for which, third in zip(QKV, np.split(value, 3), strict=True):
-                    result[f"{layer}attention.attention.{which}.{kind}"] = third
-            else:
-                result[f"{layer}{BLOCK[part]}.{kind}"] = value
+            result[name] = value
     return result
 
 
 def to_timm(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The inverse of `from_timm`; `state_dict` has just the names that it gives."""
-    stems = {theirs: ours for ours, theirs in TRUNK.items()} | {
-        "classifier": "head",
-        "cls_classifier": "head",
-        "distillation_classifier": "head_dist",
-    }
-    parts = {theirs: ours for ours, theirs in BLOCK.items()}
+    """The inverse of `from_timm`, without `UNUSED`; other names stay as they are."""
+    theirs = {}
+    for name, value in state_dict.items():
+        if not name.endswith(UNUSED):
+            for pattern, replacement in TO_TIMM.items():
+                name = re.sub(pattern, replacement, name)
+            theirs[name] = value
+    for query in [name for name in theirs if ".query." in name]:
+        names = [query.replace(".query.", which) for which in QKV]
+        thirds = [theirs[name] for name in names if name in theirs]
+        if len(thirds) == 3 and len({third.shape for third in thirds}) == 1:
+            theirs[query.replace(".query.", ".qkv.")] = np.concatenate(thirds)
+            for name in names:
+                del theirs[name]
     result = {}
-    for full_name, value in state_dict.items():
-        name = re.sub(r"^(vit|deit)\.", "", full_name)
-        stem, _, kind = name.rpartition(".")
-        if name in stems:
-            result[stems[name]] = value
-        elif stem in stems:
-            result[f"{stems[stem]}.{kind}"] = value
-        else:
-            _, _, index, part = stem.split(".", maxsplit=3)
-            if part in parts:
-                result[f"blocks.{index}.{parts[part]}.{kind}"] = value
-            elif part.endswith(".query"):
-                thirds = [full_name.replace(".query.", f".{which}.") for which in QKV]
-                result[f"blocks.{index}.attn.qkv.{kind}"] = np.concatenate(
-                    [state_dict[third] for third in thirds]
-                )
+    for name, value in theirs.items():
+        for timms, published in NAMES.items():
+            name = name.replace(published, timms)
+        result[name] = value
     return result

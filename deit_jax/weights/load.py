@@ -1,7 +1,6 @@
 """Weights of timm, DeiT's authors or transformers, as parameters and a model card."""
 
 import dataclasses
-import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,7 @@ import numpy as np
 from deit_jax import files
 from deit_jax.errors import InputError
 from deit_jax.models import variants
-from deit_jax.models.model_card import MODEL, ModelCard
+from deit_jax.models.model_card import ModelCard, is_run
 from deit_jax.models.params import abstract_params
 from deit_jax.models.variants import VARIANTS
 from deit_jax.weights import (
@@ -56,19 +55,13 @@ class Loaded:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Source:
-    """Tensors, and what the files beside them say."""
+    """Arrays under timm's names, and what the files beside them say."""
 
-    weights: tensor_files.Weights
-    config: dict = dataclasses.field(default_factory=dict)
-    preprocessor: dict = dataclasses.field(default_factory=dict)
-
-    @property
-    def where(self) -> str:
-        return self.weights.where
-
-    @property
-    def is_hugging_face(self) -> bool:
-        return hugging_face.is_layout(self.weights.tensors)
+    where: str
+    tensors: dict[str, np.ndarray]
+    is_hugging_face: bool
+    config: dict
+    preprocessor: dict
 
 
 def load(
@@ -98,62 +91,70 @@ def load(
         of another than `variant`, or what stands beside them contradicts them.
     """
     if variant is not None:
-        variants.create(variant, num_classes=1)  # explains an unknown one
+        variants.resolve_image_size(variant)  # explains an unknown one
     notes = []
-    source = _published(_open(str(path), average=weights == "ema"), notes)
-    found = _architecture(source)
-    chosen = _choose(found, variant, source, notes)
-    _check_config(chosen, found.pool, source, notes)
+    source = _open(str(path), weights == "ema", notes)
+    fitting, image_size = architecture.infer(source.tensors, source.where)
+    chosen = _choose(fitting, variant, source, notes)
+    if VARIANTS[chosen]["no_embed_class"]:
+        _drop_token_positions(source, image_size // VARIANTS[chosen]["patch_size"])
+    pool = "mean" if "fc_norm.weight" in source.tensors else "token"
+    _check_config(chosen, pool, source, notes)
     given = {"mean": mean, "std": std, "crop_ratio": crop_ratio}
-    placed = _preprocessing(source, chosen, given, notes)
-    if found.image_size != VARIANTS[chosen]["image_size"]:
-        notes.append(f"the weights are for {found.image_size} px, as {chosen} resized")
+    prepared = _preprocessing(source, chosen, given, notes)
+    if image_size != VARIANTS[chosen]["image_size"]:
+        notes.append(f"the weights are for {image_size} px, as {chosen} resized")
     card = ModelCard(
         variant=chosen,
-        image_size=found.image_size,
-        class_names=_class_names(source, found.num_classes, class_names, notes),
-        mean=placed.mean,
-        std=placed.std,
-        crop_ratio=placed.crop_ratio,
+        image_size=image_size,
+        class_names=_class_names(source, class_names, notes),
+        **prepared,
         origin=str(path),
-        pool=found.pool,
+        pool=pool,
     )
-    return Loaded(_read_params(source, card), card, tuple(notes))
+    return Loaded(_params(source, card), card, tuple(notes))
 
 
-def _open(path: str, *, average: bool) -> _Source:
-    what = "ViT or DeiT of timm or transformers: no patch_embed.proj.weight or the like"
+def _open(path: str, average: bool, notes: list[str]) -> _Source:
     kind, _, name = path.partition(":")
+    config, preprocessor = {}, {}
     if kind == "timm":
         tensors, config = download.timm_model(name)
         file = tensor_files.Weights(path, tensors)
-        return _Source(
-            one_model.choose(file, NAME.fullmatch, what, average=average), config
-        )
-    place = path
-    if kind == "hf":
-        place = download.hugging_face_directory(name, (CONFIG, PREPROCESSOR))
-    elif Path(path, MODEL).is_file():
-        raise InputError(
-            f"{path} is a run directory of this package. Expected weights of timm or "
-            "transformers; commands take a run directory as it is."
-        )
-    file = tensor_files.find(place)
-    weights = one_model.choose(
-        tensor_files.open_file(file), NAME.fullmatch, what, average=average
-    )
-    config = _read_json(file.with_name(CONFIG))
-    source = _Source(weights, config, _read_json(file.with_name(PREPROCESSOR)))
-    if not (
-        config.get("model_type") in ("vit", "deit")
-        if source.is_hugging_face
-        else "architecture" in config
-    ):
-        config.clear()  # of something else that lies in the same folder
-    return source
+    else:
+        if kind == "hf":
+            place = download.hugging_face_directory(name, (CONFIG, PREPROCESSOR))
+        elif is_run(path):
+            raise InputError(
+                f"{path} is a run directory of this package. Expected weights of timm "
+                "or transformers; commands take a run directory as it is."
+            )
+        else:
+            place = path
+        place = tensor_files.find(place)
+        file = tensor_files.open_file(place)
+        config = read_config(place.with_name(CONFIG))
+        preprocessor = read_config(place.with_name(PREPROCESSOR))
+    what = "ViT or DeiT of timm or transformers: no patch_embed.proj.weight or the like"
+    model = one_model.choose(file, NAME.fullmatch, what, average=average)
+    if model.note:
+        notes.append(f"{model.note} (convert's --weights chooses)")
+    theirs = hugging_face.is_layout(model.tensors)
+    if theirs:
+        tensors = hugging_face.to_timm(model.tensors)
+        if unused := [n for n in model.tensors if n.endswith(hugging_face.UNUSED)]:
+            notes.append(f"{', '.join(unused)}: left out, the logits do not need them")
+    else:
+        tensors = {timm.published_name(n): x for n, x in model.tensors.items()}
+        # Older files have one level only.
+        config = (config.get("pretrained_cfg") or {}) | config
+    if ("model_type" if theirs else "architecture") not in config:
+        config = {}  # of something else that lies in the same folder
+    return _Source(model.where, tensors, theirs, config, preprocessor)
 
 
-def _read_json(path: Path) -> dict:
+def read_config(path: Path) -> dict:
+    """A JSON object; {} where there is no such file."""
     if not path.is_file():
         return {}
     try:
@@ -161,123 +162,69 @@ def _read_json(path: Path) -> dict:
         files.check(content, {})
         return content
     except (OSError, ValueError) as error:
+        raise InputError(f"{path} is damaged: {error}. Fix or remove it.") from error
+
+
+def _drop_token_positions(source: _Source, grid: int) -> None:
+    """Makes the positions those of the patches, as DeiT III has them."""
+    positions = source.tensors["pos_embed"]
+    tokens, patches = np.split(positions, [positions.shape[1] - grid**2], axis=1)
+    if tokens.any():
         raise InputError(
-            f"{path} is damaged: {error}. Fix or remove it; "
-            "without it defaults are assumed and printed."
-        ) from error
-
-
-def _published(source: _Source, notes: list[str]) -> _Source:
-    """The same under the names of published files, without what no logit needs."""
-    if source.weights.note:
-        notes.append(f"{source.weights.note} (convert's --weights chooses)")
-    naming = hugging_face if source.is_hugging_face else timm
-    unused, tensors = [], {}
-    for name, tensor in source.weights.tensors.items():
-        published = naming.published_name(name)
-        if name.endswith(naming.UNUSED):
-            unused.append(name)
-        elif published in tensors:
-            raise InputError(f"{source.where} has {published} twice, also as {name}.")
-        else:
-            tensors[published] = tensor
-    if unused:
-        notes.append(f"{', '.join(unused)}: left out, the logits do not need them")
-    if not source.is_hugging_face and timm.ROLES["layer scale"] in tensors:
-        _drop_token_positions(tensors, source.where)
-    weights = tensor_files.Weights(source.where, tensors)
-    return dataclasses.replace(source, weights=weights)
-
-
-def _drop_token_positions(tensors: dict, where: str) -> None:
-    """Makes the positions those of the patches, as DeiT III has them.
-
-    timm can have a distillation token beside LayerScale only with positions of the
-    tokens; those of 0 are none (`timm.with_token_positions`).
-    """
-    name = timm.ROLES["positions"]
-    count = 1 + (timm.ROLES["distillation token"] in tensors)
-    found = tensors.get(name)
-    if found is None or len(found.shape) != 3 or found.shape[1] <= count:
-        return  # `architecture.infer` says what is wrong
-    patches = found.shape[1] - count
-    if math.isqrt(patches) ** 2 != patches:
-        return
-    positions = found.read()
-    if positions[:, :count].any():
-        raise InputError(
-            f"{where}: {name} has {found.shape[1]:,} entries, and beside LayerScale a "
-            f"learned position of the class token: expected {patches:,}, those of the "
-            "patches alone (no_embed_class, as in DeiT III)."
+            f"{source.where}: beside LayerScale pos_embed has a learned position of "
+            "the class token. Expected those of the patches alone (no_embed_class, as "
+            "in DeiT III)."
         )
-    patches = positions[:, count:]
-    tensors[name] = tensor_files.Tensor(patches.shape, found.dtype, lambda: patches)
+    source.tensors["pos_embed"] = patches
 
 
-def _architecture(source: _Source) -> architecture.Architecture:
-    """What the shapes of the tensors say of the model."""
-    shapes = {name: tensor.shape for name, tensor in source.weights.tensors.items()}
-    roles = hugging_face.roles(shapes) if source.is_hugging_face else timm.ROLES
-    if roles["distillation token"] in shapes and "classifier.weight" in shapes:
-        raise InputError(
-            f"{source.where} is a DeiTForImageClassification: it has the distillation "
-            "token without its head. Expected a "
-            "DeiTForImageClassificationWithTeacher."
-        )
-    return architecture.infer(shapes, roles, where=source.where)
-
-
-def _choose(found, variant: str | None, source: _Source, notes: list[str]) -> str:
+def _choose(
+    fitting: Sequence[str], variant: str | None, source: _Source, notes: list[str]
+) -> str:
     """The name of the variant; remarks on the choice go to `notes`."""
     if variant is not None:
-        if variant not in found.variants:
+        if variant not in fitting:
             raise InputError(
                 f"--variant={variant}: the weights of {source.where} are "
-                f"{' or '.join(found.variants)} ({found.words})."
+                f"{' or '.join(fitting)}."
             )
         return variant
-    if len(found.variants) == 1:
-        return found.variants[0]
-    named = source.config.get("architecture")
-    family = str(named).partition("_")[0]
+    if len(fitting) == 1:
+        return fitting[0]
+    family = str(source.config.get("architecture")).partition("_")[0]
     if source.is_hugging_face or family == "vit":
         family = "vit"
     elif family != "deit":
         family = "deit"
         notes.append(
-            f"{' and '.join(found.variants)} are one architecture, and timm prepares "
+            f"{' and '.join(fitting)} are one architecture, and timm prepares "
             "images differently for them: deit_* is taken (convert's --variant says "
             "otherwise)"
         )
-    return next(name for name in found.variants if name.startswith(family + "_"))
+    return next(name for name in fitting if name.startswith(family + "_"))
 
 
 def _check_config(chosen: str, pool: str, source: _Source, notes: list[str]) -> None:
     """What shapes do not show: heads, pooling, the activation, the norms' epsilon."""
-    theirs, config = source.is_hugging_face, source.config
-    arguments = config if theirs else _section(config, "model_args")
-    expected = VARIANTS[chosen]["num_heads"]
-    name = "num_attention_heads" if theirs else "num_heads"
-    if arguments.get(name, expected) != expected:
-        raise InputError(
-            f"{source.where}: {CONFIG} has {name}={arguments[name]}, but {chosen} has "
-            f"{expected} attention heads. Such a model is not in this package."
-        )
-    if not theirs:
-        ours = {"token": "token", "mean": "avg"}[pool]
-        if (theirs := config.get("global_pool", ours)) != ours:
+    if source.is_hugging_face:
+        arguments = source.config
+        expected = {
+            "num_attention_heads": VARIANTS[chosen]["num_heads"],
+            "hidden_act": "gelu",
+        }
+    else:
+        arguments = source.config | source.config.get("model_args", {})
+        expected = {
+            "num_heads": VARIANTS[chosen]["num_heads"],
+            "global_pool": {"token": "token", "mean": "avg"}[pool],
+        }
+    for name, ours in expected.items():
+        if (theirs := arguments.get(name, ours)) != ours:
             raise InputError(
-                f"{source.where}: {CONFIG} has global_pool={theirs!r}, but the head "
-                f"behind {'fc_norm' if pool == 'mean' else 'norm'} reads "
-                f"{ours!r} in models of this package."
+                f"{source.where}: {CONFIG} has {name}={theirs!r}, but {chosen} with "
+                f"these tensors has {ours!r}. Such a model is not in this package."
             )
-        return
-    if (activation := config.get("hidden_act", "gelu")) != "gelu":
-        raise InputError(
-            f"{source.where}: {CONFIG} has hidden_act={activation!r}; models of this "
-            "package have 'gelu' only, the exact one."
-        )
-    epsilon = config.get("layer_norm_eps", EPSILON)
+    epsilon = arguments.get("layer_norm_eps", EPSILON)
     if epsilon != EPSILON:
         notes.append(
             f"{CONFIG} has layer_norm_eps={epsilon}, here it is {EPSILON}, as in timm; "
@@ -287,28 +234,25 @@ def _check_config(chosen: str, pool: str, source: _Source, notes: list[str]) -> 
 
 def _preprocessing(
     source: _Source, chosen: str, given: Mapping, notes: list[str]
-) -> preprocessing.Preprocessing:
+) -> dict:
     """What is `given`; for the rest what the files say, or the variant."""
-    if source.is_hugging_face and source.preprocessor:
-        found = preprocessing.from_hugging_face(source.preprocessor)
-    elif not source.is_hugging_face and source.config:
-        # Older files have one level only.
-        found = preprocessing.from_timm(
-            _section(source.config, "pretrained_cfg") or source.config
-        )
-    else:
-        found = preprocessing.of_variant(chosen)
     given = {name: value for name, value in given.items() if value is not None}
-    found = preprocessing.check(dataclasses.replace(found, **given), source.where)
-    if len(given) < 3:
-        notes += found.notes
-    return found
+    if len(given) == 3:
+        notes = []  # what the files say does not count
+    if source.is_hugging_face and source.preprocessor:
+        found = preprocessing.from_hugging_face(source.preprocessor, notes)
+    elif not source.is_hugging_face and source.config:
+        found = preprocessing.from_timm(source.config, notes)
+    else:
+        found = preprocessing.of_variant(chosen, notes)
+    return preprocessing.check(found | given, source.where)
 
 
 def _class_names(
-    source: _Source, count: int, given: Sequence[str] | None, notes: list[str]
+    source: _Source, given: Sequence[str] | None, notes: list[str]
 ) -> tuple[str, ...]:
     """One a class: those `given`, or those of the files, or numbers."""
+    count = source.tensors["head.weight"].shape[0]
     if given is not None:
         if len(given) != count:
             raise InputError(
@@ -316,15 +260,8 @@ def _class_names(
                 "Expected one a class, in the order of the logits."
             )
         return tuple(given)
-    field, words = "id2label", {}
+    field = "id2label" if source.is_hugging_face else "label_names"
     names = source.config.get(field)
-    if not source.is_hugging_face:
-        field = "label_names"
-        inner = _section(source.config, "pretrained_cfg")
-        names = source.config.get(field) or inner.get(field)
-        words = _section(source.config, "label_descriptions") or _section(
-            inner, "label_descriptions"
-        )
     if not names:
         notes.append(
             f"no class names were found: the classes are called 0 .. {count - 1} "
@@ -333,42 +270,33 @@ def _class_names(
         return tuple(map(str, range(count)))
     if isinstance(names, dict):
         names = [names.get(str(index)) for index in range(len(names))]
-    if (
-        not isinstance(names, list)
-        or len(names) != count
-        or not all(isinstance(name, str) for name in names)
-    ):
+    if len(names) != count or not all(isinstance(name, str) for name in names):
         raise InputError(
             f"{source.where}: {field} of {CONFIG} is no list of names for {count:,} "
             "classes. Give --class_names=FILE, one a line."
         )
+    words = source.config.get("label_descriptions") or {}
     return tuple(str(words.get(name, name)) for name in names)
 
 
-def _section(config: Mapping, name: str) -> dict:
-    section = config.get(name)
-    return section if isinstance(section, dict) else {}
-
-
-def _read_params(source: _Source, card: ModelCard) -> dict:
-    """Reads the tensors when all shapes are those of the card's model."""
-    state_dict = timm.from_flax(_placeholders(card))
-    if source.is_hugging_face:
-        state_dict = hugging_face.from_timm(state_dict)
-    one_model.check(source.weights, state_dict, card.variant)
-    state_dict = {n: tensor.read() for n, tensor in source.weights.tensors.items()}
-    for name, value in state_dict.items():
-        if not np.isfinite(value).all():
-            raise InputError(f"{source.where}: {name} has values that are not finite.")
-    if source.is_hugging_face:
-        state_dict = hugging_face.to_timm(state_dict)
-    return timm.to_flax(state_dict)
-
-
-def _placeholders(card: ModelCard) -> dict:
-    """Arrays with the shapes of the model's parameters, and next to no memory."""
+def _params(source: _Source, card: ModelCard) -> dict:
+    """The parameters, if all shapes are those of the card's model."""
+    if "dist_token" in source.tensors and "head_dist.weight" not in source.tensors:
+        raise InputError(
+            f"{source.where} has the distillation token without its head: of "
+            "transformers take a DeiTForImageClassificationWithTeacher."
+        )
     zero = np.zeros((), np.float32)
-    return jax.tree.map(
-        lambda leaf: np.broadcast_to(zero, leaf.shape),
+    expected = jax.tree.map(
+        lambda leaf: np.broadcast_to(zero, leaf.shape),  # next to no memory
         abstract_params(card.create_model()),
     )
+    one_model.check(
+        tensor_files.Weights(source.where, source.tensors),
+        timm.from_flax(expected),
+        card.variant,
+    )
+    for name, value in source.tensors.items():
+        if not np.isfinite(value).all():
+            raise InputError(f"{source.where}: {name} has values that are not finite.")
+    return timm.to_flax(source.tensors)

@@ -4,8 +4,8 @@ import collections
 import re
 from collections.abc import Callable, Mapping
 
-from deit_jax.errors import InputError
-from deit_jax.weights.tensor_files import FLOATS, Weights
+from deit_jax.errors import InputError, listed
+from deit_jax.weights.tensor_files import Weights
 
 AVERAGES = {"ema", "swa", "avg", "average", "averaged"}  # words in the name of one
 FEWEST = 8  # tensors of a model; fewer names that fit are chance
@@ -37,9 +37,8 @@ def choose(
     most = max(found.values(), default=0)
     places = [p for p, count in found.items() if count >= max(FEWEST, most / 2)]
     if not places:
-        names = ", ".join(list(file.tensors)[:3]) or "no tensors"
-        more = f" and {len(file.tensors) - 3:,} more" if len(file.tensors) > 3 else ""
-        raise InputError(f"{file.where} holds no {what}. It has {names}{more}.")
+        names = listed(file.tensors) or "no tensors"
+        raise InputError(f"{file.where} holds no {what}. It has {names}.")
     averages = [p for p in places if AVERAGES & set(re.split(r"[._]", p.lower()))]
     raw = [place for place in places if place not in averages]
     if average and not averages:
@@ -47,8 +46,7 @@ def choose(
     chosen = averages if average or not raw else raw
     if len(chosen) > 1:
         raise InputError(
-            f"{file.where} holds several models: {_show(chosen)}. Save one of them "
-            "alone."
+            f"{file.where} holds several models: {_show(chosen)}. Save one alone."
         )
     [place] = chosen
     inner = tuple(p for p in places if p != place and p.startswith(place))
@@ -71,11 +69,10 @@ def _show(places: list[str]) -> str:
 
 
 def check(found: Weights, expected: Mapping, what: str) -> None:
-    """Refuses tensors that are not just those of a model.
+    """Refuses tensors that are not just those of a model, `what` for the message.
 
     Args:
       expected: Its arrays, or tensors of torch: names, shapes and types.
-      what: The model, for the message.
 
     Raises:
       InputError: Lists what is missing, left over, or of another shape or type.
@@ -89,7 +86,7 @@ def check(found: Weights, expected: Mapping, what: str) -> None:
             problem = f"{tensor.shape}, left over"
         elif tensor.shape != tuple(model.shape):
             problem = f"{tensor.shape}, expected {tuple(model.shape)}"
-        elif tensor.dtype not in (*FLOATS, str(model.dtype).removeprefix("torch.")):
+        elif str(tensor.dtype) not in ("float32", str(model.dtype).split(".")[-1]):
             problem = f"{tensor.dtype}, expected a floating-point type"
         else:
             continue

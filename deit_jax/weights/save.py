@@ -1,44 +1,36 @@
 """Parameters and a model card, as files of timm or transformers."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from deit_jax import files
 from deit_jax.errors import InputError
-from deit_jax.models.model_card import MODEL, ModelCard
+from deit_jax.models import model_card
+from deit_jax.models.model_card import ModelCard
 from deit_jax.models.variants import VARIANTS
 from deit_jax.weights import hugging_face, tensor_files, timm
 
 
-def check(out: str | os.PathLike) -> None:
-    """Refuses a path that `save` must not write to.
-
-    Raises:
-      InputError: It has the ending of a pickle, or is a run directory.
-    """
-    out = Path(out)
+def check(out: Path) -> None:
+    """Raises InputError for the ending of a pickle, and for a run directory."""
     if out.suffix.lower() in (".pth", ".pt", ".bin"):
         raise InputError(
             f"--out={out}: expected a file that ends in .safetensors, which torch, "
             "timm and transformers read, or a directory."
         )
-    if (out / MODEL).exists() or (out / "checkpoints").exists():
+    if model_card.is_run(out):
         raise InputError(
             f"--out={out} holds a run, whose config.json would be lost. Give another."
         )
 
 
-def save(
-    out: str | os.PathLike, params: Mapping, card: ModelCard, *, layout: str
-) -> list[Path]:
+def save(out: Path, params: Mapping, card: ModelCard, *, layout: str) -> list[Path]:
     """Writes the weights; with what is needed to load and use them, if `out` allows.
 
     Args:
       out: A file that ends in .safetensors, or a directory, which is made:
         model.safetensors and config.json, and for `hf` preprocessor_config.json.
-      params: Of `card.create_model()`.
       layout: `timm` or `hf`.
 
     Returns:
@@ -50,11 +42,10 @@ def save(
     """
     check(out)
     _check_model(card, layout)
-    out = Path(out)
     sizes = VARIANTS[card.variant]
     state_dict = timm.from_flax(params)
     if sizes["distilled"] and sizes["no_embed_class"]:
-        state_dict = timm.with_token_positions(state_dict, 2)
+        state_dict = timm.with_token_positions(state_dict)
     if layout == "hf":
         state_dict = hugging_face.from_timm(state_dict)
     with files.writing(out):
@@ -64,14 +55,12 @@ def save(
             return [out]
         out.mkdir(parents=True, exist_ok=True)
         tensor_files.write_safetensors(out / "model.safetensors", state_dict)
-        configs = (
-            {
+        configs = {"config.json": timm.config(card)}
+        if layout == "hf":
+            configs = {
                 "config.json": hugging_face.config(card),
                 "preprocessor_config.json": hugging_face.preprocessor_config(card),
             }
-            if layout == "hf"
-            else {"config.json": timm.config(card)}
-        )
         for name, content in configs.items():
             files.replace_file(out / name, json.dumps(content, indent=1) + "\n")
         return [out / "model.safetensors", *(out / name for name in configs)]
@@ -84,15 +73,13 @@ def _check_model(card: ModelCard, layout: str) -> None:
     lacks = None
     if layout == "hf" and sizes["init_values"] is not None:
         lacks = "LayerScale"
-    elif card.pool == "mean" and (layout == "hf" or sizes["distilled"]):
-        token = " beside a distillation token" if layout == "timm" else ""
-        lacks = f"a head on the mean of the patches{token}"
+    elif card.pool == "mean" and layout == "hf":
+        lacks = "a head on the mean of the patches"
+    elif card.pool == "mean" and sizes["distilled"]:
+        lacks = "a head on the mean of the patches beside a distillation token"
     if lacks:
+        advice = ": take --to=timm" if layout == "hf" else ""
         raise InputError(
-            f"{program} has no ViT or DeiT with {lacks}, as {card.variant} here is"
-            + (
-                ": take --to=timm."
-                if layout == "hf" and not sizes["distilled"]
-                else "."
-            )
+            f"{program} has no ViT or DeiT with {lacks}, as {card.variant} here "
+            f"is{advice}."
         )

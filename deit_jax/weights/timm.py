@@ -16,18 +16,6 @@ from flax import traverse_util
 from deit_jax.models.model_card import ModelCard
 from deit_jax.models.variants import VARIANTS
 
-# The tensors whose shapes say which variant a state dict belongs to.
-ROLES = {
-    "patches": "patch_embed.proj.weight",
-    "positions": "pos_embed",
-    "distillation token": "dist_token",
-    "head": "head.weight",
-    "blocks": "blocks.",
-    "layer scale": "blocks.0.ls1.gamma",
-    "norm of the mean": "fc_norm.weight",
-}
-UNUSED = ()  # tensors that no logit needs
-
 
 def published_name(name: str) -> str:
     """timm's name of a tensor that may have that of the authors of DeiT III."""
@@ -59,10 +47,10 @@ def from_flax(params: Mapping) -> dict[str, np.ndarray]:
     return state_dict
 
 
-def with_token_positions(state_dict: Mapping, count: int) -> dict[str, np.ndarray]:
-    """The same model, with `count` rows of 0 before the positions of the patches."""
+def with_token_positions(state_dict: Mapping) -> dict[str, np.ndarray]:
+    """The same model, with a position of 0 for each of both tokens."""
     patches = state_dict["pos_embed"]
-    rows = np.zeros_like(patches, shape=(1, count, patches.shape[-1]))
+    rows = np.zeros_like(patches, shape=(1, 2, patches.shape[-1]))
     return {**state_dict, "pos_embed": np.concatenate([rows, patches], axis=1)}
 
 

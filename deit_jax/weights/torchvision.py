@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 from flax import traverse_util
 
-from deit_jax import files
 from deit_jax.errors import InputError
 from deit_jax.models import convnets
 from deit_jax.models.params import abstract_params
 from deit_jax.weights import one_model, preprocessing, tensor_files, timm
+from deit_jax.weights.load import read_config
 
 TEACHER = "teacher.pt"  # in the run directory of teacher.finetune
 CONFIG = "config.json"
@@ -29,22 +29,22 @@ COUNTER = "num_batches_tracked"  # of torch's BatchNorm; it takes no part in the
 SIDE = 32  # pixels; the parameters of a convolutional network do not depend on it
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Described:
-    """A file of weights that is not yet read, and all that is known of its network.
+@dataclasses.dataclass(eq=False, kw_only=True)
+class Network:
+    """What is known of a trained classifier.
 
     Attributes:
-      file: Its tensors.
       arch: torchvision's name.
       stem: `standard`, or `cifar`.
       image_size: Side in pixels of what the network sees.
       mean, std: Of the RGB channels, in 0 .. 1.
-      crop_ratio: Of `deit_jax.data.crops.centre_view`.
+      crop_ratio: Of the `deit_jax.data.crops.centre_view` of images that are not all
+        squares of one size.
       class_names: In the order of the logits; None where nothing says them.
-      top1, top1_split: What teacher.finetune has measured; None elsewhere.
+      top1: Accuracy in 0 .. 1 on `top1_split`; None where it was not measured.
+      top1_split: e.g. `test`.
     """
 
-    file: tensor_files.Weights
     arch: str
     stem: str
     image_size: int
@@ -58,12 +58,18 @@ class Described:
     @property
     def words(self) -> str:
         """The network for messages, by the flags that a user can change."""
-        return describe(self.arch, self.stem, self.image_size)
+        return f"{self.arch} of --stem={self.stem} and --image_size={self.image_size}"
+
+    def known(self) -> dict:
+        """These attributes."""
+        return {x.name: getattr(self, x.name) for x in dataclasses.fields(Network)}
 
 
-def describe(arch: str, stem: str, image_size: int) -> str:
-    """A network for messages, by the flags that a user can change."""
-    return f"{arch} of --stem={stem} and --image_size={image_size}"
+@dataclasses.dataclass(eq=False)
+class Described(Network):
+    """A file of weights that is not yet read into its network."""
+
+    file: tensor_files.Weights
 
 
 def is_teacher(content: Mapping) -> bool:
@@ -84,9 +90,8 @@ def open_file(
       path: A run directory of teacher.finetune, or what `tensor_files.open_file` reads.
       arch, stem, image_size: What a bare state dict does not say: `arch` and
         `image_size` are needed for one without a `config.json`, its stem is `standard`
-        if not given. Where a `teacher.pt` says them, they may only repeat it. A bare
-        state dict of any float type is taken, with ImageNet's mean and standard
-        deviation.
+        if not given, its mean and standard deviation are ImageNet's. Where a
+        `teacher.pt` says them, they may only repeat it.
 
     Raises:
       InputError: There is no such file, it is damaged, or says too little.
@@ -102,7 +107,7 @@ def open_file(
     if is_teacher(file.content):
         return _of_teacher(path, file, given)
     config = Path(path, CONFIG) if Path(path).is_dir() else Path(path).parent / CONFIG
-    return of_timm(path, file, _read_config(config), given)
+    return of_timm(path, file, read_config(config), given)
 
 
 def _of_teacher(path, file: tensor_files.Weights, given: Mapping) -> Described:
@@ -113,8 +118,8 @@ def _of_teacher(path, file: tensor_files.Weights, given: Mapping) -> Described:
                 f"{path} has {name}={content[name]}, not --{name}={value}. "
                 f"Leave --{name} out."
             )
-    names = {field.name for field in dataclasses.fields(Described)} & content.keys()
-    return Described(file=file, **{name: content[name] for name in names - {"file"}})
+    names = {field.name for field in dataclasses.fields(Network)}
+    return Described(file, **{n: content[n] for n in names & content.keys()})
 
 
 def of_timm(
@@ -128,7 +133,9 @@ def of_timm(
     Raises:
       InputError: The architecture or the size is not known, or what is said is wrong.
     """
-    about = config.get("pretrained_cfg") or config
+    if "architecture" not in config:  # of something else that lies in the same folder
+        config = {}
+    about = (config.get("pretrained_cfg") or {}) | config
     size = about.get("input_size") or [None]
     arch = given["arch"]
     if arch is None and "architecture" in config:
@@ -143,53 +150,39 @@ def of_timm(
             "224]}}."
         )
     prepared = preprocessing.check(
-        preprocessing.Preprocessing(
-            about.get("mean", timm.IMAGENET[0]),
-            about.get("std", timm.IMAGENET[1]),
-            about.get("crop_pct", CROP_RATIO),
-        ),
+        {
+            "mean": about.get("mean", timm.IMAGENET[0]),
+            "std": about.get("std", timm.IMAGENET[1]),
+            "crop_ratio": about.get("crop_pct", CROP_RATIO),
+        },
         str(path),
     )
-    names = config.get("label_names") or about.get("label_names")
+    names = about.get("label_names")
     return Described(
-        file=dataclasses.replace(file, tensors=_torchvision_names(file.tensors)),
+        dataclasses.replace(file, tensors=_torchvision_names(file.tensors)),
         arch=arch,
         stem=given["stem"] or "standard",
         image_size=image_size,
-        mean=prepared.mean,
-        std=prepared.std,
-        crop_ratio=prepared.crop_ratio,
+        **prepared,
         class_names=tuple(names) if isinstance(names, list) else None,
     )
 
 
-def _read_config(path: Path) -> dict:
-    """A `config.json` of timm; {} where there is none, or one of something else."""
-    if not path.is_file():
-        return {}
-    try:
-        content = files.read_json(path)
-        files.check(content, {})
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} is damaged: {error}. Fix or remove it.") from error
-    return content if "architecture" in content else {}
-
-
 # timm's names of the layers of a RegNet, and torchvision's.
-REGNET = (
-    (r"^stem\.conv\.", "stem.0."),
-    (r"^stem\.bn\.", "stem.1."),
-    (r"^head\.fc\.", "fc."),
-    (r"\.conv1\.conv\.", ".f.a.0."),
-    (r"\.conv1\.bn\.", ".f.a.1."),
-    (r"\.conv2\.conv\.", ".f.b.0."),
-    (r"\.conv2\.bn\.", ".f.b.1."),
-    (r"\.conv3\.conv\.", ".f.c.0."),
-    (r"\.conv3\.bn\.", ".f.c.1."),
-    (r"\.se\.", ".f.se."),
-    (r"\.downsample\.conv\.", ".proj.0."),
-    (r"\.downsample\.bn\.", ".proj.1."),
-)
+REGNET = {
+    "stem.conv.": "stem.0.",
+    "stem.bn.": "stem.1.",
+    "head.fc.": "fc.",
+    ".conv1.conv.": ".f.a.0.",
+    ".conv1.bn.": ".f.a.1.",
+    ".conv2.conv.": ".f.b.0.",
+    ".conv2.bn.": ".f.b.1.",
+    ".conv3.conv.": ".f.c.0.",
+    ".conv3.bn.": ".f.c.1.",
+    ".se.": ".f.se.",
+    ".downsample.conv.": ".proj.0.",
+    ".downsample.bn.": ".proj.1.",
+}
 
 
 def _torchvision_names(tensors: Mapping) -> dict:
@@ -198,8 +191,8 @@ def _torchvision_names(tensors: Mapping) -> dict:
         return dict(tensors)
     renamed = {}
     for name, tensor in tensors.items():
-        for theirs, ours in REGNET:
-            name = re.sub(theirs, ours, name)
+        for theirs, ours in REGNET.items():
+            name = name.replace(theirs, ours)
         parts = re.fullmatch(r"s(\d)\.b(\d+)\.(.*)", name)
         if parts:
             stage, block = int(parts[1]), int(parts[2]) - 1
@@ -208,11 +201,29 @@ def _torchvision_names(tensors: Mapping) -> dict:
     return renamed
 
 
-def read(found: Described, dtype: str) -> tuple[object, dict, str]:
-    """The network of a file in JAX.
+def choose(found: Described, expected: Mapping) -> tensor_files.Weights:
+    """The tensors of the network in its file; a note on raw and averaged is printed.
+
+    BatchNorm's counters are a part of the hash, as in torch; old files have none.
 
     Args:
-      dtype: What it computes in.
+      expected: Arrays of such a network, by name.
+
+    Raises:
+      InputError: The file has no such network.
+    """
+    first = ", ".join(list(expected)[:3])
+    weights = one_model.choose(
+        found.file, expected.__contains__, f"{found.words}: no {first}, ..."
+    )
+    if weights.note:
+        print(f"note: {weights.where}: {weights.note}", file=sys.stderr)
+    counters = {n: np.zeros((), np.int64) for n in expected if n.endswith(COUNTER)}
+    return dataclasses.replace(weights, tensors=counters | weights.tensors)
+
+
+def read(found: Described, dtype: str) -> tuple[object, dict, str]:
+    """The network of a file in JAX, to compute in `dtype`.
 
     Returns:
       The module, its parameters (float32 NumPy arrays), and the SHA-256 of the weights.
@@ -220,35 +231,19 @@ def read(found: Described, dtype: str) -> tuple[object, dict, str]:
     Raises:
       InputError: The architecture does not run in JAX, or the file holds another.
     """
-    arch, stem = found.arch, found.stem
-    thousand = convnets.create(arch, num_classes=1000, stem=stem, dtype=dtype)
-    expected = _state_dict(abstract_params(thousand, SIDE))
-    first = ", ".join(list(expected)[:3])
-    weights = one_model.choose(
-        found.file, expected.__contains__, f"{found.words}: no {first}, ..."
-    )
-    head = weights.tensors.get("fc.weight")
-    classes = head.shape[0] if head is not None and len(head.shape) == 2 else 1000
-    module = convnets.create(arch, num_classes=classes, stem=stem, dtype=dtype)
+    options = {"stem": found.stem, "dtype": dtype}
+    module = convnets.create(found.arch, num_classes=1000, **options)
+    weights = choose(found, _state_dict(abstract_params(module, SIDE)))
+    if "fc.weight" in weights.tensors:
+        classes = weights.tensors["fc.weight"].shape[0]
+        module = convnets.create(found.arch, num_classes=classes, **options)
     abstract = abstract_params(module, SIDE)
-    expected = _state_dict(abstract)
-    one_model.check(
-        weights,
-        {
-            name: array
-            for name, array in expected.items()
-            if name in weights.tensors or not name.endswith(COUNTER)
-        },
-        found.words,
+    one_model.check(weights, _state_dict(abstract), found.words)
+    return (
+        module,
+        _fold(weights.tensors, abstract),
+        tensor_files.sha256(weights.tensors),
     )
-    if weights.note:
-        print(f"note: {weights.where}: {weights.note}", file=sys.stderr)
-    # BatchNorm's counters are a part of the hash, as in torch; old files have none.
-    state_dict = {
-        name: weights.tensors[name].read() if name in weights.tensors else zeros
-        for name, zeros in expected.items()
-    }
-    return module, _fold(state_dict, abstract), tensor_files.sha256(state_dict)
 
 
 def norm_of(layer: str) -> str | None:
@@ -260,7 +255,7 @@ def norm_of(layer: str) -> str | None:
 
 
 def _state_dict(abstract: Mapping) -> dict[str, np.ndarray]:
-    """torch's names and shapes for these parameters: zeros, without their memory."""
+    """torch's arrays for these parameters: zeros, without their memory."""
     shapes = {}
     for (*path, kind), leaf in traverse_util.flatten_dict(abstract).items():
         layer = ".".join(path)

@@ -5,19 +5,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from deit_jax.errors import InputError
+from deit_jax.weights.download import first_line
 
 
 def check(name: str, directory: Path) -> None:
-    """Refuses, before anything is written, what `push` could not do.
-
-    Raises:
-      InputError: huggingface_hub is missing, knows no token, `name` is no name, or
-        `directory` would be a file.
-    """
+    """Raises InputError, before anything is written, where `push` could not work."""
     if directory.suffix.lower() == ".safetensors":
         raise InputError(f"--push={name} wants a directory: --out={directory.stem}")
     try:
-        import huggingface_hub
+        from huggingface_hub import get_token
         from huggingface_hub.utils import HFValidationError, validate_repo_id
     except ImportError as error:
         raise InputError(
@@ -27,7 +23,7 @@ def check(name: str, directory: Path) -> None:
         validate_repo_id(name)
     except HFValidationError as error:
         raise InputError(f"--push={name}: expected org/name. {error}") from error
-    if huggingface_hub.get_token() is None:
+    if get_token() is None:
         raise InputError(
             f"--push={name} needs a token of the hub that may write: hf auth login, or "
             "set HF_TOKEN."
@@ -35,10 +31,10 @@ def check(name: str, directory: Path) -> None:
 
 
 def push(directory: str | os.PathLike, files: Sequence[Path], name: str) -> str:
-    """Uploads files of a directory as one commit; makes the repository if need be.
+    """Uploads files of a directory as one commit; makes a public repository if need be.
 
     Args:
-      name: `org/name`; a private repository is one that is made by hand before.
+      name: `org/name`.
 
     Returns:
       The address of the commit.
@@ -58,8 +54,8 @@ def push(directory: str | os.PathLike, files: Sequence[Path], name: str) -> str:
             commit_message="Weights from deit_jax",
         ).commit_url
     except Exception as error:  # the network, the hub, the token's rights
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        first = first_line(error).rstrip(".")
         raise InputError(
-            f"--push={name}: {first.rstrip('.')}. The files are in {directory}: the "
+            f"--push={name}: {first}. The files are in {directory}: the "
             f"same command tries again, or: hf upload {name} {directory}"
         ) from error
