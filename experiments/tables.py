@@ -23,7 +23,7 @@ from deit_jax.reporting.runs import Group, Run
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 PAGES = ("results.md", "results/*.md")
 MARK = re.compile(r"(<!-- (overview|runs|differences)(?:: ([\w-]+))? -->\n)(\|.*\n)*")
-FIRST = ("vit", "no-teacher", "plain-linear", "same-linear")  # the others by name
+FIRST = ("vit", "no-teacher", "plain-linear", "same-linear", "same-exact")  # the others by name
 
 
 def groups(name: str) -> list[Group]:
