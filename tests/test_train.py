@@ -142,7 +142,7 @@ def test_a_stopped_run_resumes_to_the_same_bits(small, tmp_path, ctrl_c):
         ]
     ):
         parts = tmp_path / f"parts-{number}"
-        kind, said = KeyboardInterrupt, ""
+        kind, said = KeyboardInterrupt, None
         if "signal" in stop:
             kind, said = signals.Stopped, f"step {resumed} is saved"
         with steps.stopped_after(**stop), pytest.raises(kind, match=said):
