@@ -15,9 +15,9 @@ import statistics
 from collections.abc import Iterator
 from pathlib import Path
 
-from deit_jax.reporting.comparison import Estimate, difference, sample
-from deit_jax.reporting.results import METRICS, PERCENT, WEIGHTS
+from deit_jax.reporting.comparison import METRICS, PERCENT, difference, sample
 from deit_jax.reporting.runs import Group, Run
+from deit_jax.training.summary import WEIGHTS
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 PAGES = ("results.md", "results/*.md")
@@ -93,7 +93,8 @@ def differences(name: str) -> Iterator[list[str]]:
     metrics = [m for m in METRICS if all(found[m[0]] for _, found in rows)]
     yield ["", *(title for _, title, *_ in metrics)]
     for label, found in rows:
-        yield [label, *(_gain(found[metric], metric) for metric, *_ in metrics)]
+        shown = [found[m].shown(m, 3, sign="+") for m, *_ in metrics]
+        yield [label, *(f"{value} ({interval})" for value, interval in shown)]
 
 
 def _mean(scores: list[dict], metric: str) -> str:
@@ -106,12 +107,6 @@ def _mean(scores: list[dict], metric: str) -> str:
     if len(values) == 1:
         return mean
     return f"{mean} ± {statistics.stdev(values):.{digits}f}"
-
-
-def _gain(of: Estimate, metric: str) -> str:
-    scale, digits = (100, 2) if metric in PERCENT else (1, 3)
-    value, low, high = (scale * x for x in (of.value, of.low, of.high))
-    return f"{value:+.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
 def rewrite(text: str) -> str:

@@ -10,45 +10,35 @@ from deit_jax.reporting.document import Cell, Image, Table, Text
 from deit_jax.reporting.runs import Group
 from deit_jax.training import metrics
 
-MOST_CLASSES = 30  # that the table and the image of F1 have room for
+MOST_CLASSES = 30  # that the table of F1 has room for
 
 
 def per_class(members: Sequence[Group]) -> list:
-    """F1 of the classes as an image and a table; the lowest, of many."""
-    chosen = [(n, g) for n, g in enumerate(members) if g.tables("per_class")]
-    if not chosen:
+    """A table of the F1 of the classes; the lowest, of many."""
+    members = [g for g in members if g.tables("per_class")]
+    if not members:
         return []
-    f1 = [class_f1(g) for _, g in chosen]
-    values = np.array([one.mean(axis=0) for one in f1])
-    deviations = [one.std(axis=0, ddof=1) if len(one) > 1 else None for one in f1]
-    support = np.array(chosen[0][1].tables("per_class")[0]["support"])
+    f1 = [class_f1(g) for g in members]
+    means = np.array([one.mean(axis=0).round(4) for one in f1])
+    support = np.array(members[0].tables("per_class")[0]["support"])
     shown = present = np.flatnonzero(support)
-    caption = "F1 of every class, with the head that predicts."
+    text = "F1 of every class, with the head that predicts."
     if len(present) > MOST_CLASSES:
-        mean = values.mean(axis=0)[present]
-        shown = present[np.argsort(mean, kind="stable")[:MOST_CLASSES]]
-        caption = (
+        order = np.argsort(means.mean(axis=0)[present], kind="stable")
+        shown = present[order[:MOST_CLASSES]]
+        text = (
             f"The {MOST_CLASSES} classes of {len(present)} with the lowest F1, "
             "averaged over the runs."
         )
-    if any(deviation is not None for deviation in deviations):
-        caption += " Bars: one standard deviation over the seeds."
-    names, rows = chosen[0][1].class_names, []
+    rows = []
     for c in shown:
-        row = [names[c], f"{support[c]:,}"]
-        for value, deviation in zip(values[:, c].round(4), deviations, strict=True):
-            text = f"{value:.4f}" + (
-                f" ± {deviation[c]:.4f}" if deviation is not None else ""
-            )
-            row.append(Cell(text, len(f1) > 1 and value == values[:, c].max().round(4)))
+        row = [members[0].class_names[c], f"{support[c]:,}"]
+        for seeds, mean in zip(f1, means[:, c], strict=True):
+            note = f"± {seeds[:, c].std(ddof=1):.4f}" if len(seeds) > 1 else ""
+            is_best = len(members) > 1 and mean == means[:, c].max()
+            row.append(Cell(f"{mean:.4f}", is_best, note))
         rows.append(row)
-    drawn = [
-        (n, value[shown], None if deviation is None else deviation[shown])
-        for (n, _), value, deviation in zip(chosen, values, deviations, strict=True)
-    ]
-    image = figures.dots(drawn, [names[c] for c in shown], [g.name for g in members])
-    header = ["class", "images", *(g.name for _, g in chosen)]
-    return [Image("per_class_f1", image, caption), Table(header, rows)]
+    return [Text(text), Table(["class", "images", *(g.name for g in members)], rows)]
 
 
 def confusion(g: Group) -> np.ndarray | None:

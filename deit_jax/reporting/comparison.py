@@ -14,6 +14,19 @@ from deit_jax.reporting.runs import Group, Run
 from deit_jax.training import bootstrap
 from deit_jax.training.bootstrap import LEVEL
 
+# Name, title, whether more is better, and digits; the accuracies are in percent.
+METRICS = (
+    ("top1", "top-1 %", True, 2),
+    ("top5", "top-5 %", True, 2),
+    ("precision", "precision", True, 4),
+    ("recall", "recall", True, 4),
+    ("f1", "F1", True, 4),
+    ("auc", "AUC", True, 4),
+    ("ece", "ECE", False, 4),
+    ("loss", "NLL", False, 4),
+)
+PERCENT = ("top1", "top5")
+
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
@@ -27,6 +40,12 @@ class Estimate:
     def could_be_chance(self) -> bool:
         """Whether the interval, that of a difference, holds 0."""
         return self.low <= 0 <= self.high
+
+    def shown(self, metric: str, digits: int = 4, *, sign: str = "") -> tuple[str, str]:
+        """The value and `low to high`; the accuracies in percent, with two digits."""
+        scale, digits = (100, 2) if metric in PERCENT else (1, digits)
+        low, high = (f"{scale * x:.{digits}f}" for x in (self.low, self.high))
+        return f"{scale * self.value:{sign}.{digits}f}", f"{low} to {high}"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

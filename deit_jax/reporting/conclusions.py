@@ -3,11 +3,10 @@
 import itertools
 from collections.abc import Sequence
 
+from deit_jax.errors import joined
 from deit_jax.reporting import effects, findings
-from deit_jax.reporting.comparison import Estimate, difference, sample
+from deit_jax.reporting.comparison import METRICS, Estimate, difference, sample
 from deit_jax.reporting.document import Points
-from deit_jax.reporting.phrases import interval, joined
-from deit_jax.reporting.results import METRICS
 from deit_jax.reporting.runs import Group
 
 SURE, CHANCE = "That is more than chance.", "That could be chance."
@@ -56,9 +55,10 @@ def _lead(first: Group, second: Group, ahead: Estimate | None) -> str:
         return f"By top-1 {first.name} is best with {top1}."
     if ahead.value == 0:
         return f"{first.name} and {second.name} have the same top-1, {top1}."
+    points, interval = ahead.shown("top1")
     return (
-        f"By top-1 {first.name} is best with {top1}, {100 * ahead.value:.2f} points "
-        f"before {second.name} (95 % interval {interval('top1', ahead)}). "
+        f"By top-1 {first.name} is best with {top1}, {points} points before "
+        f"{second.name} (95 % interval {interval}). "
         f"{CHANCE if ahead.could_be_chance else SURE}"
     )
 

@@ -4,9 +4,10 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
 
+from deit_jax.errors import listed
 from deit_jax.reporting import classes, conclusions, examples, learning, results
 from deit_jax.reporting.document import NONE, Image, Section, Table, Text
-from deit_jax.reporting.runs import Group, config_differences
+from deit_jax.reporting.runs import Group, Run, config_differences
 
 Parts = list[tuple[str, list[Group]]]
 
@@ -40,17 +41,16 @@ def sections(
         *_each("Student and teacher", learning.agreement, parts),
         Section("Cost", _cost(groups)),
         Section("Differences of the configs", _differences(groups)),
-        Section("Seeds, versions and teachers", _versions(groups)),
     ]
     return [section for section in found if section.blocks]
 
 
 def _by_data(groups: Sequence[Group]) -> Parts:
     """The groups of each data set; one that has other classes now is another."""
-    classes = {g.data: g.class_names for g in reversed(groups) if g.class_names}
+    known = {g.data: g.class_names for g in reversed(groups) if g.class_names}
     parts: dict[tuple, list[Group]] = {}
     for g in groups:
-        names = g.class_names or classes.get(g.data, [])
+        names = g.class_names or known.get(g.data, [])
         parts.setdefault((g.data, *names), []).append(g)
     return [(data, members) for (data, *_), members in parts.items()]
 
@@ -72,17 +72,32 @@ def _each(title: str, make: Callable, parts: Parts) -> Iterator[Section]:
 
 
 def _overview(groups: Sequence[Group]) -> list:
-    rows = []
-    for g in groups:
-        for run in g.runs:
-            state = f"unfinished, at step {run.last_step:,}"
-            if run.finished:
-                steps = run.summary.get("steps", run.last_step)
-                state = f"finished, {steps:,} steps"
-            variant = g.setting("model", "variant")
-            rows.append([run.name, variant, g.data, state, str(run.seed)])
-    table = Table(["run", "model", "data and splits", "state", "seed"], rows, 4)
-    return [table, *_warnings(groups)]
+    rows = [_run_row(g, run) for g in groups for run in g.runs]
+    header = ["run", "model", "data and splits", "state", "seed", "augmentation seed"]
+    header += ["teacher", "versions"]
+    return [Table(header, rows, labels=len(header)), *_warnings(groups)]
+
+
+def _run_row(g: Group, run: Run) -> list[str]:
+    facts = run.summary or {}
+    state = f"unfinished, at step {run.last_step:,}"
+    if run.finished:
+        state = f"finished, {facts.get('steps', run.last_step):,} steps"
+    about = NONE
+    if teacher := facts.get("teacher"):
+        top1 = f"{100 * teacher.get('top1', 0):.2f} %"
+        about = f"{teacher.get('arch')}, top-1 {top1} on {teacher.get('top1_split')}"
+    versions = [f"{program} {v}" for program, v in facts.get("versions", {}).items()]
+    return [
+        run.name,
+        g.setting("model", "variant"),
+        g.data,
+        state,
+        str(run.seed),
+        g.setting("augment", "seed"),
+        about,
+        ", ".join(versions) or NONE,
+    ]
 
 
 def _warnings(groups: Sequence[Group]) -> list[Text]:
@@ -108,36 +123,37 @@ def _warnings(groups: Sequence[Group]) -> list[Text]:
     for run in runs:
         if absent := (run.summary or {}).get("absent_classes"):
             said.append(
-                f"{run.name}: no images of {', '.join(absent[:20])}"
-                f"{', ...' * (len(absent) > 20)} in the evaluation split. Macro "
-                "averages are over the other classes."
+                f"{run.name}: no images of {listed(absent)} in the evaluation split. "
+                "Macro averages are over the other classes."
             )
     seeds = [
-        f"{g.name} stands for {', '.join(run.name for run in g.runs)}: one config, "
-        f"{len(g.runs)} seeds."
+        Text(
+            f"{g.name} stands for {', '.join(run.name for run in g.runs)}: one config, "
+            f"{len(g.runs)} seeds."
+        )
         for g in groups
         if len(g.runs) > 1
     ]
-    return [Text(text, warning=True) for text in said] + list(map(Text, seeds))
+    return [*(Text(text, warning=True) for text in said), *seeds]
 
 
 def _cost(groups: Sequence[Group]) -> list:
     rows = []
     for run in (run for g in groups for run in g.finished):
         facts = run.summary
-        flops, devices = facts.get("flops_per_image"), facts.get("devices", [])
+        flops, devices = facts.get("flops_per_image") or 0, facts.get("devices", [])
         images = facts.get("steps", 0) * facts.get("batch_size", 0)
-        amounts = {
-            ",.2f": facts.get("parameters", 0) / 1e6,
-            ",.3f": (flops or 0) / 1e9,
-            ".3g": 3 * (flops or 0) * images / 1e15,
-            ",.0f": facts.get("images_per_sec"),
-        }
+        amounts = [
+            (facts.get("parameters", 0) / 1e6, ",.2f"),
+            (flops / 1e9, ",.3f"),
+            (3 * flops * images / 1e15, ".3g"),
+            (facts.get("images_per_sec"), ",.0f"),
+        ]
         kinds = ", ".join(f"{devices.count(k)} x {k}" for k in dict.fromkeys(devices))
         rows.append(
             [
                 run.name,
-                *(format(x, digits) if x else NONE for digits, x in amounts.items()),
+                *(format(x, digits) if x else NONE for x, digits in amounts),
                 f"{facts.get('seconds', 0) / 3600:,.3f}",
                 kinds or NONE,
             ]
@@ -157,34 +173,9 @@ def _cost(groups: Sequence[Group]) -> list:
 def _differences(groups: Sequence[Group]) -> list:
     if len(groups) == 1:
         return []
-    found = config_differences(groups)
-    if not found:
-        return [Text("None but the seed.")]
-    rows = [[field, *map(_show, values)] for field, values in found.items()]
+    rows = [
+        [field, *(NONE if value in (None, "") else str(value) for value in values)]
+        for field, values in config_differences(groups).items()
+    ]
     header = ["field", *(g.name for g in groups)]
-    return [Table(header, rows, labels=len(header))]
-
-
-def _show(value) -> str:
-    return NONE if value is None or value == "" else str(value)
-
-
-def _versions(groups: Sequence[Group]) -> list:
-    runs = [run for g in groups for run in g.runs]
-    programs = dict.fromkeys(
-        name for run in runs for name in (run.summary or {}).get("versions", {})
-    )
-    rows = []
-    for run in runs:
-        facts = run.summary or {}
-        versions = [str(facts.get("versions", {}).get(p, NONE)) for p in programs]
-        about = NONE
-        if teacher := facts.get("teacher"):
-            about = (
-                f"{teacher.get('arch')}, top-1 {100 * teacher.get('top1', 0):.2f} % on "
-                f"{teacher.get('top1_split')}"
-            )
-        seeds = [str(run.seed), _show(run.config.get("augment", {}).get("seed"))]
-        rows.append([run.name, *seeds, *versions, about])
-    header = ["run", "seed", "augmentation seed", *programs, "teacher"]
     return [Table(header, rows, labels=len(header))]

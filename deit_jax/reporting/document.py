@@ -23,9 +23,9 @@ class Text:
 
 @dataclasses.dataclass(frozen=True)
 class Points:
-    """A list; each point has its topic and what is said of it."""
+    """A list; each point is a topic and what is said of it, in one text or several."""
 
-    points: Sequence[tuple[str, str]]
+    points: Sequence[tuple[str, ...]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +71,7 @@ body { font: 15px/1.5 system-ui, "Segoe UI", "DejaVu Sans", sans-serif; color: #
 h1 { font-size: 1.7rem; margin: 0 0 .25rem; }
 h2 { font-size: 1.2rem; margin: 2.25rem 0 .5rem; padding-bottom: .2rem;
   border-bottom: 1px solid #999; }
-p, li { margin: .5rem 0; max-width: 80ch; }
+p, li { margin: .5rem 0; max-width: 80ch; } li li { margin: .2rem 0; }
 blockquote { border-left: 4px solid #d55e00; padding: .1rem .75rem; margin: .5rem 0;
   background: #fbf3ee; }
 p:has(img) { max-width: none; }
@@ -138,9 +138,11 @@ def _block_markdown(block: Text | Points | Table | Image) -> str:
         case Text(text, warning):
             return ("> " if warning else "") + _escape(text)
         case Points(points):
-            lines = (
-                f"- **{_escape(topic)}.** {_escape(said)}" for topic, said in points
-            )
+            lines = []
+            for topic, *said in points:
+                before = "\n    - " if len(said) > 1 else " "
+                texts = (before + _escape(text) for text in said)
+                lines.append(f"- **{_escape(topic)}.**{''.join(texts)}")
             return "\n".join(lines)
         case Image(name, _, caption):
             alt = name.replace("_", " ")

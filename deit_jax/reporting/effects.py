@@ -2,9 +2,8 @@
 
 import statistics
 
-from deit_jax.reporting.comparison import difference
-from deit_jax.reporting.phrases import change, interval, joined
-from deit_jax.reporting.results import METRICS
+from deit_jax.errors import joined
+from deit_jax.reporting.comparison import METRICS, PERCENT, difference
 from deit_jax.reporting.runs import Group, config_differences
 
 # Fields of a config that change no figure: what is written, and how fast.
@@ -34,10 +33,12 @@ def effect(a: Group, b: Group) -> list[tuple[str, str]]:
         found = difference(b, a, name)
         if found is None or found.value == 0:
             continue
+        change, interval = found.shown(name, sign="+")
+        change += " points" * (name in PERCENT)
         if found.could_be_chance:
-            unsure.append(f"{title} ({change(name, found)})")
+            unsure.append(f"{title} ({change})")
         else:
-            said.append(f"{title} {change(name, found)} ({interval(name, found)})")
+            said.append(f"{title} {change} ({interval})")
     how = f"({b.setting('distillation', 'kind')})"
     if kind == "augmentation":
         how = f"(recipe {b.setting('augment', 'recipe')})"

@@ -7,12 +7,11 @@ import numpy as np
 import PIL.Image
 
 from deit_jax.data import crops, sources
-from deit_jax.errors import InputError
+from deit_jax.errors import InputError, joined
 from deit_jax.models import model_card
 from deit_jax.reporting import figures
 from deit_jax.reporting.document import Image, Text
 from deit_jax.reporting.labels import readable
-from deit_jax.reporting.phrases import joined
 from deit_jax.reporting.runs import Group, Run
 from deit_jax.training.predictions import Predictions
 

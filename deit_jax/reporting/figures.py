@@ -6,6 +6,7 @@ markers and dashes say the same for print in grey.
 
 import contextlib
 import dataclasses
+import functools
 import io
 import math
 from collections.abc import Iterator, Sequence
@@ -63,17 +64,11 @@ def curves(panels: Sequence[tuple[str, Sequence[Line]]], names: Sequence[str]) -
             ax.set_xlabel("epoch")
             ax.tick_params(labelbottom=True)
         every = [line for _, lines in panels for line in lines]
-        handles = [
-            _key(number, names[number]) for number in sorted({x.of for x in every})
-        ]
+        handles = [_key(of, names[of]) for of in sorted({line.of for line in every})]
         if any(line.dashed for line in every):
-            solid = {"marker": "o", "markersize": 4}
-            handles += [
-                Line2D([], [], color="0.3", label="validation", **solid),
-                Line2D(
-                    [], [], color="0.3", ls="--", lw=1.2, label="training", **HOLLOW
-                ),
-            ]
+            grey = functools.partial(Line2D, [], [], color="0.3")
+            handles.append(grey(label="validation", marker="o", markersize=4))
+            handles.append(grey(label="training", ls="--", lw=1.2, **HOLLOW))
         _legend(figure, handles)
     return png.getvalue()
 
@@ -103,38 +98,6 @@ def _plot(ax, line: Line) -> None:
         **marker,
         markevery=max(1, len(line.x) // 12),
     )
-
-
-def dots(
-    values: Sequence[tuple[int, np.ndarray, np.ndarray | None]],
-    class_names: Sequence[str],
-    names: Sequence[str],
-) -> bytes:
-    """A line for each class, with the F1 of every run on it.
-
-    Args:
-      values: (number of the run, [C] values with nan for none, [C] standard deviations
-        over seeds or None).
-    """
-    count = len(class_names)
-    with canvas(WIDTH * 0.75, 1.1 + count * (0.16 + 0.07 * len(values))) as drawn:
-        figure, png = drawn
-        ax = figure.subplots()
-        rows = np.arange(count)
-        for place, (of, value, deviation) in enumerate(values):
-            offset = 0.6 * ((place + 0.5) / len(values) - 0.5)
-            style = {"color": _colour(of), "marker": _marker(of), "linestyle": ""}
-            style |= {"markersize": 5, "elinewidth": 1}
-            ax.errorbar(value, rows + offset, xerr=deviation, **style)
-        labels = [readable(name, c) for c, name in enumerate(class_names)]
-        ax.set_yticks(rows, labels)
-        ax.set_ylim(count - 0.5, -0.5)
-        ax.set_xlabel("F1")
-        ax.grid(axis="x", alpha=0.3)
-        for edge in rows[1:] - 0.5:
-            ax.axhline(edge, color="0.88", linewidth=0.8)
-        _legend(figure, [_key(of, names[of], line=False) for of, _, _ in values])
-    return png.getvalue()
 
 
 def confusions(
@@ -227,16 +190,20 @@ def answers(
 
 
 def attention(
-    rows: Sequence[tuple[str, np.ndarray]], columns: Sequence[tuple[str, np.ndarray]]
+    rows: Sequence[tuple[str, np.ndarray]],
+    columns: Sequence[tuple[str, np.ndarray]],
+    *,
+    side: float | None = None,
 ) -> bytes:
-    """Attention maps: a row for each image, a column for each token of each run.
+    """Attention maps over images: left an image, and as many maps of it as columns.
 
     Args:
-      rows: (name, uint8 [S, S, 3]).
+      rows: (name, the image uint8 [S, S, 3]).
       columns: (name, a map float [s, s] for each row).
+      side: Inches of a panel; as many as there is room for, if not given.
     """
     across = len(columns) + 1
-    side = min(1.5, WIDTH / across)
+    side = side or min(1.5, WIDTH / across)
     with canvas(side * across, (side + 0.2) * len(rows) + 0.4) as (figure, png):
         bare = {"xticks": [], "yticks": []}
         axes = figure.subplots(len(rows), across, squeeze=False, subplot_kw=bare)
@@ -301,10 +268,10 @@ def _legend(figure: Figure, handles: Sequence[Line2D]) -> None:
     )
 
 
-def _key(of: int, name: str, *, line: bool = True) -> Line2D:
+def _key(of: int, name: str) -> Line2D:
     style = {"color": _colour(of), "marker": _marker(of), "markersize": 5, "lw": 1.8}
     label = readable(name, of, 40, kind="run")
-    return Line2D([], [], ls="-" if line else "", label=label, **style)
+    return Line2D([], [], label=label, **style)
 
 
 def _colour(of: int) -> str:

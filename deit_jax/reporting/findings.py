@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from deit_jax.errors import joined
 from deit_jax.reporting.classes import confusion, pooled_calibration
 from deit_jax.reporting.comparison import class_differences
-from deit_jax.reporting.phrases import joined
 from deit_jax.reporting.runs import Group
 from deit_jax.training.progress import clock
 
@@ -16,7 +16,7 @@ EVALUATIONS = 4  # of a run, to say when its loss was lowest
 RISE = 0.01  # of the lowest loss: less is no overfitting
 
 
-def of_each(members: Sequence[Group]) -> list[tuple[str, str]]:
+def of_each(members: Sequence[Group]) -> list[tuple[str, ...]]:
     """What each group shows, topic by topic."""
     found = []
     for topic, say in (
@@ -25,8 +25,8 @@ def of_each(members: Sequence[Group]) -> list[tuple[str, str]]:
         ("Most confused", confused),
         ("Cost", cost),
     ):
-        if said := " ".join(filter(None, map(say, members))):
-            found.append((topic, said))
+        if said := list(filter(None, map(say, members))):
+            found.append((topic, *said))
     return found
 
 
@@ -116,7 +116,7 @@ def cost(g: Group) -> str:
     return f"{g.name}: {joined(parts)}." if parts else ""
 
 
-def classes(members: Sequence[Group]) -> list[tuple[str, str]]:
+def classes(members: Sequence[Group]) -> list[tuple[str, ...]]:
     """Which classes gain and lose most against the first group, beyond chance."""
     first, *others = members
     said = []
@@ -126,8 +126,8 @@ def classes(members: Sequence[Group]) -> list[tuple[str, str]]:
             said.append(_gains_and_losses(g, first, *found))
     if not said:
         return []
-    margins = "Margins hold 95 % for all classes together."
-    return [("Classes, by F1", " ".join([*said, margins]))]
+    said[-1] += " Margins hold 95 % for all classes together."
+    return [("Classes, by F1", *said)]
 
 
 def _gains_and_losses(

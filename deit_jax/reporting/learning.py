@@ -6,9 +6,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from deit_jax.reporting import figures
-from deit_jax.reporting.document import NONE, Image, Table, Text
+from deit_jax.reporting.comparison import METRICS
+from deit_jax.reporting.document import Image
 from deit_jax.reporting.figures import Line
-from deit_jax.reporting.results import METRICS
 from deit_jax.reporting.runs import Group, Run
 
 # What training has of the metrics.
@@ -43,58 +43,30 @@ def curves(groups: Sequence[Group]) -> list[Image]:
     return _drawn(panels, groups, "learning_curves", caption)
 
 
-def gaps(groups: Sequence[Group]) -> list:
-    """How far training is ahead of validation, over the training and at its end."""
-    top1, nll = (
-        [[gap(run, metric) for run in g.runs] for g in groups]
-        for metric in ("top1", "loss")
-    )
-    rows = [
-        _gap_row(run, ahead[1], loss[1])
-        for g, *each in zip(groups, top1, nll, strict=True)
-        for run, ahead, loss in zip(g.runs, *each, strict=True)
-        if ahead[0]
-    ]
-    if not rows:
-        return []
+def gaps(groups: Sequence[Group]) -> list[Image]:
+    """How far training is ahead of validation."""
     panels = [
-        (title, [line for n, each in enumerate(found) for line in _with_mean(n, each)])
-        for title, found in (
-            ("top-1, training - validation", top1),
-            ("NLL, validation - training", nll),
+        (
+            title,
+            [
+                line
+                for number, g in enumerate(groups)
+                for line in _with_mean(number, [gap(run, metric) for run in g.runs])
+            ],
+        )
+        for metric, title in (
+            ("top1", "top-1, training - validation"),
+            ("loss", "NLL, validation - training"),
         )
     ]
-    header = ["run", "last gap, top-1 points", "last gap, NLL"]
-    header += ["highest validation top-1 %", "at epoch", "last - highest, points"]
-    return [
-        Text(
-            "Of the class head with the raw parameters. A gap that grows while the "
-            "validation figures no longer improve is overfitting. Training figures are "
-            "taken under augmentation, stochastic depth and label smoothing, so a "
-            "strong recipe has a negative gap; they are those of the log line before "
-            "the evaluation."
-        ),
-        *_drawn(
-            panels,
-            groups,
-            "generalisation_gap",
-            "The gap between training and validation; higher is more overfitting.",
-        ),
-        Table(header, rows),
-    ]
-
-
-def _gap_row(run: Run, top1: list[float], nll: list[float]) -> list[str]:
-    at, validation = run.series("eval/class/top1")
-    best = int(np.argmax(validation))
-    return [
-        run.name,
-        f"{100 * top1[-1]:+.2f}",
-        f"{nll[-1]:+.4f}" if nll else NONE,
-        f"{100 * validation[best]:.2f}",
-        f"{at[best]:g}",
-        f"{100 * (validation[-1] - validation[best]):+.2f}",
-    ]
+    caption = (
+        "Of the class head with the raw parameters; higher is more overfitting, and a "
+        "gap that grows while the validation figures no longer improve is overfitting. "
+        "Training figures are taken under augmentation, stochastic depth and label "
+        "smoothing, so a strong recipe has a negative gap; they are those of the log "
+        "line before the evaluation."
+    )
+    return _drawn(panels, groups, "generalisation_gap", caption)
 
 
 def gap(run: Run, metric: str) -> tuple[list[float], list[float]]:

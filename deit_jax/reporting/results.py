@@ -4,24 +4,18 @@ import math
 import statistics
 from collections.abc import Iterable, Sequence
 
-from deit_jax.reporting.comparison import Estimate, difference, sample
+from deit_jax.reporting.comparison import (
+    METRICS,
+    PERCENT,
+    Estimate,
+    difference,
+    sample,
+)
 from deit_jax.reporting.document import NONE, Cell, Table, Text
 from deit_jax.reporting.runs import Group
+from deit_jax.training.summary import WEIGHTS
 
-# Name, title, whether more is better, and digits; the accuracies are in percent.
-METRICS = (
-    ("top1", "top-1 %", True, 2),
-    ("top5", "top-5 %", True, 2),
-    ("precision", "precision", True, 4),
-    ("recall", "recall", True, 4),
-    ("f1", "F1", True, 4),
-    ("auc", "AUC", True, 4),
-    ("ece", "ECE", False, 4),
-    ("loss", "NLL", False, 4),
-)
-PERCENT = ("top1", "top5")
 TITLES = [title for _, title, *_ in METRICS]
-WEIGHTS = (("eval", "raw"), ("eval_ema", "EMA"))
 
 
 def scores(groups: Sequence[Group]) -> list:
@@ -70,15 +64,12 @@ def intervals(members: Sequence[Group]) -> list:
 def _cells(figures: Iterable[Estimate | None], *, sign: str = "") -> list[Cell | str]:
     """A cell for each of `METRICS`; with a `sign` they are differences."""
     cells = []
-    for of, (name, _, _, digits) in zip(figures, METRICS, strict=True):
+    for of, (name, *_) in zip(figures, METRICS, strict=True):
         if of is None:
             cells.append(NONE)
             continue
-        scale = 100 if name in PERCENT else 1
-        value, low, high = (scale * x for x in (of.value, of.low, of.high))
-        surely = bool(sign) and not of.could_be_chance
-        text = f"{value:{sign}.{digits}f}"
-        cells.append(Cell(text, surely, f"{low:.{digits}f} to {high:.{digits}f}"))
+        value, interval = of.shown(name, sign=sign)
+        cells.append(Cell(value, bool(sign) and not of.could_be_chance, interval))
     return cells
 
 

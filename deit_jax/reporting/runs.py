@@ -6,7 +6,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from flax.traverse_util import flatten_dict
@@ -168,19 +168,12 @@ def read(directories: Sequence[str | os.PathLike]) -> list[Run]:
 
 
 def _read(path: Path, name: str) -> Run:
-    config = _json(path / CONFIG, lambda content: files.check(content, {}))
-    finished = (path / summary.SUMMARY).exists()
-    found = _json(path / summary.SUMMARY, summary.check) if finished else None
-    return Run(path, name, config, writers.read(path), found)
-
-
-def _json(path: Path, check: Callable) -> dict:
     try:
-        content = files.read_json(path)
-        check(content)
+        config = files.read_json(path / CONFIG)
+        files.check(config, {})
     except (OSError, ValueError) as error:
-        raise _damaged(path, error) from error
-    return content
+        raise _damaged(path / CONFIG, error) from error
+    return Run(path, name, config, writers.read(path), summary.read(path))
 
 
 def _damaged(path: Path, error: Exception) -> InputError:
