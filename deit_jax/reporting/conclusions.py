@@ -46,7 +46,9 @@ def best(members: Sequence[Group]) -> list[tuple[str, str]]:
                 f"{name} is best by {joined(found)}" for name, found in leads.items()
             )
             sentences.append(f"{'; '.join(each)}. {sureness}")
-    return said + [("The other metrics", " ".join(sentences))] * bool(sentences)
+    if sentences:
+        said.append(("The other metrics", " ".join(sentences)))
+    return said
 
 
 def _lead(first: Group, second: Group, ahead: Estimate | None) -> str:

@@ -34,7 +34,8 @@ def effect(a: Group, b: Group) -> list[tuple[str, str]]:
         if found is None or found.value == 0:
             continue
         change, interval = found.shown(name, sign="+")
-        change += " points" * (name in PERCENT)
+        if name in PERCENT:
+            change += " points"
         if found.could_be_chance:
             unsure.append(f"{title} ({change})")
         else:
