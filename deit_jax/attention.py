@@ -66,10 +66,8 @@ def draw(
             unreadable += 1
             continue
         (heads, rollout), logits = seen
-        rows = [
-            (f"{tokens[head]}\n{_top(values, trained.card)}", view)
-            for head, values in logits.items()
-        ]
+        said = [f"{tokens[h]}\n{_top(x, trained.card)}" for h, x in logits.items()]
+        rows = [(text, view) for text in said]
         columns = [(f"head {n + 1}", heads[:, n]) for n in range(heads.shape[1])]
         columns.append(("rollout", rollout))
         drawn = figures.attention(rows, columns, side=PANEL)

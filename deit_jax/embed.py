@@ -43,8 +43,7 @@ def embed(
       The number of files that could not be read.
 
     Raises:
-      InputError: An argument cannot work, no file can be read, or `out` cannot be
-        written.
+      InputError: An argument cannot work, or nothing can be read or written.
     """
     command.require_at_least(1, batch_size=batch_size)
     over_images.check_npz(out, "--out")
@@ -56,8 +55,7 @@ def embed(
     tokens = (*trained.module.heads, "mean")
     compute = trained.features_of(*tokens, layer=layer)
     shape = len(found), trained.module.width
-    kept = {token: np.empty(shape, np.float32) for token in tokens}
-    read = []
+    kept, read = {token: np.empty(shape, np.float32) for token in tokens}, []
     results = over_images.each(trained, compute, found, batch_size=batch_size)
     for file, _, row in Patience("features", len(found)).over(results):
         if row is None:

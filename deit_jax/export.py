@@ -66,8 +66,6 @@ def export(
     out = Path(out).absolute()
     _check(out, format)
     # Flags are refused without waiting for JAX.
-    import jax
-
     from deit_jax import trained_model
 
     trained = trained_model.load(workdir, weights=weights, step=step)
@@ -75,18 +73,9 @@ def export(
         card = dataclasses.replace(trained.card, dtype="float32")
         trained = dataclasses.replace(trained, card=card)
     model = {"stablehlo": stablehlo, "onnx": onnx}[format](trained)
-    about = dataclasses.asdict(trained.card) | {
-        "format": format,
-        "file": FILES[format],
-        "input": INPUT,
-        "outputs": output_names(trained.module.heads),
-        "weights": trained.weights,
-        "step": trained.step,
-        "jax": jax.__version__,
-    }
     contents = {
         FILES[format]: model,
-        "model.json": (json.dumps(about, indent=1) + "\n").encode(),
+        "model.json": (json.dumps(_about(trained, format), indent=1) + "\n").encode(),
         PREDICT.name: _program().encode(),
     }
     _write_directory(out, contents)
@@ -95,6 +84,20 @@ def export(
         f"{len(model):,} bytes of {format}: {out}\n"
         f"try it: python {out / PREDICT.name} IMAGE ..."
     )
+
+
+def _about(trained, format: str) -> dict:
+    import jax
+
+    return dataclasses.asdict(trained.card) | {
+        "format": format,
+        "file": FILES[format],
+        "input": INPUT,
+        "outputs": output_names(trained.module.heads),
+        "weights": trained.weights,
+        "step": trained.step,
+        "jax": jax.__version__,
+    }
 
 
 def _program() -> str:

@@ -35,17 +35,14 @@ def predict(
     as_json: bool = False,
     logits_out: str | None = None,
 ) -> int:
-    """Prints the most probable classes of every image at `paths`, sorted by name.
+    """Prints the classes of the images at `paths`; returns how many are unreadable.
 
     Args:
       workdir, weights, step: As for `trained_model.load`.
       paths: Images, and folders of images.
       as_json: One JSON object a line instead of the table.
       logits_out: An .npz file for `files`, str [N], and the logits of every head,
-        float32 [N, C], in the order of the file names; without the unreadable.
-
-    Returns:
-      The number of files that could not be read.
+        float32 [N, C]; without the unreadable.
 
     Raises:
       InputError: An argument cannot work, or `logits_out` cannot be written.
@@ -58,11 +55,9 @@ def predict(
 
     trained = trained_model.load(workdir, weights=weights, step=step)
     width = min(NAME_WIDTH, max(map(len, found)))
-    kept: dict[str, list] = collections.defaultdict(list, files=[])
-    unreadable = 0
-    for file, view, logits in over_images.each(
-        trained, trained.logits_of, found, batch_size=batch_size
-    ):
+    kept, unreadable = collections.defaultdict(list, files=[]), 0
+    each = over_images.each(trained, trained.logits_of, found, batch_size=batch_size)
+    for file, view, logits in each:
         if logits is None:
             unreadable += 1
             if as_json:
@@ -70,11 +65,7 @@ def predict(
             continue
         decisive = logits.get("mean", logits["class"])
         answers = trained_model.rank(decisive, trained.card.class_names)[:top]
-        line = json.dumps({"file": file, "top": answers})
-        if not as_json:
-            shown = (f"{100 * a['probability']:5.1f}% {a['name']}" for a in answers)
-            line = f"{file:<{width}}  {'  '.join(shown)}"
-        print(line, flush=True)
+        print(_line(file, answers, None if as_json else width), flush=True)
         if logits_out is not None:
             for name, value in {"files": file, **logits}.items():
                 kept[name].append(value)
@@ -82,6 +73,14 @@ def predict(
         with files.writing(logits_out, "--logits_out"):
             np.savez(logits_out, **kept)
     return unreadable
+
+
+def _line(file: str, answers: list[dict], width: int | None) -> str:
+    """A line of the table, its first column `width` wide; JSON without a width."""
+    if width is None:
+        return json.dumps({"file": file, "top": answers})
+    shown = (f"{100 * a['probability']:5.1f}% {a['name']}" for a in answers)
+    return f"{file:<{width}}  {'  '.join(shown)}"
 
 
 def define_flags() -> None:

@@ -30,15 +30,7 @@ def show(
 ) -> str:
     """Draws training images of `config` into the PNG file `out`.
 
-    Args:
-      config: A `ConfigDict` as in configs/deit.py.
-      out: Ends in .png; its folder is made.
-      images: So many, evenly spread over the training source; all, of fewer.
-      views: Columns, from `first_view` on.
-      indices: These images instead.
-
-    Returns:
-      What was drawn, in words.
+    Returns what was drawn, in words; the flags explain the arguments.
 
     Raises:
       InputError: An argument cannot work, or the file cannot be written.
