@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 from absl import flags
 
-from deit_jax import command, over_images
+from deit_jax import command, files, over_images
 from deit_jax.errors import InputError
 
 
@@ -38,27 +38,24 @@ def embed(
       paths: Images, and folders of images.
       out: An .npz file, as the module says.
       layer: As for `TrainedModel.features`.
-      batch_size: Images at once.
 
     Returns:
       The number of files that could not be read.
 
     Raises:
-      InputError: `workdir`, `paths` or a setting cannot work, no file can be read, or
-        `out` cannot be written.
+      InputError: An argument cannot work, or nothing can be read or written.
     """
     command.require_at_least(1, batch_size=batch_size)
     over_images.check_npz(out, "--out")
+    found = over_images.find(paths)
     from deit_jax import trained_model
     from deit_jax.patience import Patience
 
-    found = over_images.find(paths)
     trained = trained_model.load(workdir, weights=weights, step=step)
     tokens = (*trained.module.heads, "mean")
     compute = trained.features_of(*tokens, layer=layer)
     shape = len(found), trained.module.width
-    kept = {token: np.empty(shape, np.float32) for token in tokens}
-    read = []
+    kept, read = {token: np.empty(shape, np.float32) for token in tokens}, []
     results = over_images.each(trained, compute, found, batch_size=batch_size)
     for file, _, row in Patience("features", len(found)).over(results):
         if row is None:
@@ -69,7 +66,8 @@ def embed(
     if not read:
         raise InputError(f"none of the {len(found):,} files can be read")
     features = {token: rows[: len(read)] for token, rows in kept.items()}
-    over_images.save_npz(out, "--out", {"files": read, **features})
+    with files.writing(out):
+        np.savez(out, files=read, **features)
     print(f"{len(read):,} images, {', '.join(tokens)} of {shape[1]} numbers: {out}")
     return len(found) - len(read)
 
@@ -83,8 +81,6 @@ def define_flags() -> None:
 
 def main(argv) -> int:
     command.require(workdir="runs/deit-digits", out="features.npz")
-    if not argv[1:]:
-        raise InputError("give images or folders of images")
     settings = command.values("out", "weights", "step", "layer", "batch_size")
     return min(1, embed(flags.FLAGS.workdir, argv[1:], **settings))
 

@@ -1,7 +1,7 @@
 """The one exception that a user, not a programmer, has to read."""
 
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class InputError(ValueError):
@@ -11,6 +11,12 @@ class InputError(ValueError):
     print it without a traceback and exit with code 2; everything else that is
     raised is a defect of the program and keeps its traceback.
     """
+
+
+def joined(words: Sequence[str]) -> str:
+    """`a, b and c`."""
+    *before, last = words
+    return f"{', '.join(before)} and {last}" if before else last
 
 
 def listed(words: Iterable[str]) -> str:

@@ -19,21 +19,24 @@ them on the training split, its images as in evaluation, and are scored on the o
 The classes of the data set may then be others than the model's.
 """
 
+import dataclasses
 import functools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from absl import flags
 
 from deit_jax import command, files
-from deit_jax.errors import InputError
+from deit_jax.errors import InputError, listed
+from deit_jax.training import probes
 
-SPLIT, TRAIN_SPLIT = "test", "train"  # of a data set that is not the run's own
-OWN = ("name", "eval_split", "train_split", "data_dir")  # of a run's config.dataset
+# Of a data set that is not the run's own; named as in a run's config.dataset.
+ANOTHER = {"data_dir": "", "eval_split": "test", "train_split": "train"}
 SECTIONS = {"raw": "eval", "ema": "eval_ema"}  # in summary.json and here
+PROBES = (("knn", "k-NN", ".2%"), ("linear", "linear", ".2%"))  # for `summary.table`
 
 
 def evaluate(
@@ -52,118 +55,134 @@ def evaluate(
     linear_probe: bool = False,
     train_split: str | None = None,
 ) -> dict:
-    """Computes all metrics of a model.
-
-    Args:
-      workdir: A run directory, or weights as `trained_model.load` reads them.
-      dataset: As `config.dataset.name`; None is the run's own.
-      split: In TFDS syntax; None is the run's own, or `test` of another data set.
-      data_dir: Where TFDS keeps its sets; None is the run's own, or TFDS's default.
-      weights: `raw`, `ema` or `both`, which is `raw` where there is no average.
-      step: Of the checkpoint; None is the newest.
-      batch_size: Images at once, over all devices.
-      workers: Processes that read images too large for memory.
-      bootstrap: Resamples of the images for the intervals; 0 for none.
-      tta: `flip` takes the mean of the logits of every image and its mirror image.
-      knn: The number of neighbours that vote (`probes.nearest`); None for no vote.
-      linear_probe: Whether to fit one (`probes.linear`).
-      train_split: What `knn` and `linear_probe` learn from, in TFDS syntax; None is the
-        run's own, or `train` of another data set.
+    """Computes all metrics of a model, as the flags of the same names say.
 
     Returns:
       `workdir`, `variant`, `step`, `dataset`, `split`, `images`, `notes` (a list of
-      str), `tta` and, as in summary.json, `absent_classes`, `eval` and `eval_ema`,
-      which are missing where features are measured on other classes. With `knn` or
-      `linear_probe` there is `features`: `train_split`, `train_images` and
-      {"eval": {token: {"knn": accuracy, "linear": accuracy}}}; with `bootstrap` also
-      `intervals`, {"eval": {head: {metric: [low, high]}}}.
+      str), `tta` and, as in summary.json, `absent_classes`, `eval` and `eval_ema`, but
+      not where features are measured on other classes. With `knn` or `linear_probe`
+      `features`: `train_split`, `train_images` and {"eval": {token: {"knn": accuracy,
+      "linear": accuracy}}}; with `bootstrap` `intervals`: {"eval": {head: {metric:
+      [low, high]}}}.
 
     Raises:
-      InputError: The model, the data set or a setting cannot work, the classes of the
-        data set are not the model's, the training features would take too much memory,
-        or several processes were started.
+      InputError: The model, the data set or a setting cannot work, or the classes of
+        the data set are not the model's.
     """
-    command.require_at_least(1, batch_size=batch_size)
+    command.require_at_least(1, batch_size=batch_size, knn=1 if knn is None else knn)
     command.require_at_least(0, bootstrap=bootstrap)
-    if knn is not None:
-        command.require_at_least(1, knn=knn)
-    probing = knn is not None or linear_probe
-    if train_split is not None and not probing:
+    classifiers = probes.classifiers(knn=knn, linear=linear_probe)
+    if train_split is not None and not classifiers:
         raise InputError("--train_split goes with --knn or --linear_probe.")
-    from deit_jax.training import processes
-
-    processes.refuse("deit_jax.evaluate")
-    trained = _load(workdir, weights, step)
-    one = next(iter(trained.values()))
-    data = _dataset(workdir, dataset, data_dir, split=split, train_split=train_split)
-    source = _open(data, "split")
-    train = _open_train(data, trained, knn, linear_probe) if probing else None
-    settings = {"batch_size": batch_size, "workers": workers}
-    result = {
-        "workdir": str(workdir),
-        "variant": one.card.variant,
-        "step": one.step,
-        "dataset": source.name,
-        "split": source.split,
-        "images": len(source),
-        "notes": [*one.notes, *source.notes],
-        "tta": tta,
-    }
-    try:
-        scored, remarks = _score(trained, source, tta, bootstrap, settings)
-    except OtherClasses as error:
-        if not probing:
-            raise
-        scored, remarks = {}, [f"the heads are not scored: {error}"]
-    result["notes"] += remarks
-    result |= scored
-    if probing:
-        result["features"] = _probe(trained, train, source, knn, linear_probe, settings)
-    return result
+    model = _load(workdir, weights, step, batch_size, workers)
+    data = {"name": dataset} | ANOTHER if dataset else _dataset_of(workdir)
+    given = {"data_dir": data_dir, "eval_split": split, "train_split": train_split}
+    data |= {name: value for name, value in given.items() if value}
+    source = _open(data, "eval_split")
+    probed = _probe(model, data, source, classifiers) if classifiers else {}
+    scored = _score(model, source, tta, bootstrap, required=not classifiers)
+    result = {"workdir": str(workdir), **model.about(source), "tta": tta}
+    result["notes"] += scored.pop("notes")
+    return result | scored | probed
 
 
-class OtherClasses(InputError):
-    """The heads say nothing about the classes of a data set."""
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A `TrainedModel` for each section of the result, and how images come to it."""
+
+    trained: dict
+    batch_size: int
+    workers: int
+
+    @property
+    def one(self):
+        return next(iter(self.trained.values()))
+
+    def about(self, source) -> dict:
+        return {
+            "variant": self.one.card.variant,
+            "step": self.one.step,
+            "dataset": source.name,
+            "split": source.split,
+            "images": len(source),
+            "notes": [*self.one.notes, *source.notes],
+        }
+
+    def outputs(self, compute: Callable, source) -> tuple[dict, np.ndarray]:
+        """What `compute` gives for all images, by section, and the labels."""
+        import jax
+
+        from deit_jax.data.pipeline import open_images
+        from deit_jax.training import evaluation
+
+        card = self.one.card
+        with open_images(
+            source,
+            size=card.image_size,
+            workers=self.workers,
+            crop_ratio=card.crop_ratio,
+        ) as images:
+            return evaluation.collect_logits(
+                compute,
+                {section: model.params for section, model in self.trained.items()},
+                images,
+                batch_size=self.batch_size,
+                devices=len(jax.local_devices()),
+            )
 
 
-def _load(workdir, weights: str, step: int | None) -> dict:
-    """A `TrainedModel` for each section of the result."""
+def _load(workdir, weights: str, step: int | None, batch_size: int, workers: int):
     from deit_jax import trained_model
     from deit_jax.models import model_card
-    from deit_jax.training import saved_params
+    from deit_jax.training import processes, saved_params
 
+    processes.refuse("deit_jax.evaluate")
     kinds = [weights]
     if weights == "both":
         run = model_card.is_run(workdir)
         kinds = saved_params.weights_in(workdir, step=step) if run else ["raw"]
-    return {
+    trained = {
         SECTIONS[kind]: trained_model.load(workdir, weights=kind, step=step)
         for kind in kinds
     }
+    return Model(trained, batch_size, workers)
 
 
 def _score(
-    trained: dict, source, tta: str | None, resamples: int, settings: dict
-) -> tuple[dict, list[str]]:
-    """The metrics of each `TrainedModel` over all images, and notes."""
+    model: Model, source, tta: str | None, resamples: int, *, required: bool
+) -> dict:
+    """The metrics over all images, and `notes`; these alone of classes unknown.
+
+    Raises:
+      InputError: The heads do not know the classes, and `required` is set.
+    """
     import jax
 
     from deit_jax.training import evaluation
     from deit_jax.training.step import pmap_eval_step
 
-    one = next(iter(trained.values()))
-    names = one.card.class_names
-    labels_of, notes = match_classes(source.class_names, names, name=source.name)
-    statics = {"model": one.module, "mean": one.card.mean, "std": one.card.std}
-    eval_step = pmap_eval_step(jax.local_devices(), **statics)
+    card = model.one.card
+    try:
+        found = match_classes(source.class_names, card.class_names, name=source.name)
+    except InputError as error:
+        if required:
+            raise
+        return {"notes": [f"the heads are not scored: {error}"]}
+    labels_of, notes = found
+    statics = {"model": model.one.module, "mean": card.mean, "std": card.std}
+    compute = pmap_eval_step(jax.local_devices(), **statics)
     if tta == "flip":
-        eval_step = functools.partial(_with_mirror_image, eval_step)
+        compute = functools.partial(_with_mirror_image, compute)
         notes.append("logits are the mean over each image and its mirror image")
-    labels = source.labels if labels_of is None else labels_of[source.labels]
-    more = {"labels_of": labels_of, "resamples": resamples}
-    results = _over(source, evaluation.evaluate, eval_step, trained, settings, **more)
-    absent = evaluation.absent_classes(labels, names)
-    return {"absent_classes": absent, **results}, notes
+    outputs, labels = model.outputs(compute, source)
+    labels = labels_of[labels]
+    absent = evaluation.absent_classes(labels, card.class_names)
+    results, _ = evaluation.score(outputs, labels, everything=True)
+    if resamples:
+        results["intervals"] = evaluation.intervals(
+            outputs, labels, resamples=resamples
+        )
+    return {"notes": notes, "absent_classes": absent, **results}
 
 
 def _with_mirror_image(eval_step, params, images) -> dict:
@@ -174,68 +193,29 @@ def _with_mirror_image(eval_step, params, images) -> dict:
     return jax.tree.map(lambda one, other: (one + other) / 2, *both)
 
 
-def _open_train(data: dict, trained: dict, knn: int | None, linear_probe: bool):
-    """What `_probe` learns from, if there is not too much or too little of it."""
-    from deit_jax.training import probes
+def _probe(model: Model, data: dict, test, classifiers: dict) -> dict:
+    """What classifiers learn from the tokens of each set of parameters, each apart."""
+    import jax
 
-    module, train = next(iter(trained.values())).module, _open(data, "train_split")
+    train, module = _open(data, "train_split"), model.one.module
     probes.check(
+        classifiers,
         train.labels,
-        len(train.class_names),
-        numbers=len(module.heads) * len(trained) * module.width,
-        width=module.width,
-        k=knn,
-        linear=linear_probe,
+        numbers=len(module.heads) * len(model.trained) * module.width,
+        more=module.width + 2 * len(train.class_names),
     )
-    return train
-
-
-def _probe(trained, train, test, knn, linear_probe: bool, settings: dict) -> dict:
-    """What classifiers learn from the tokens of each `TrainedModel`, each apart."""
-    import jax
-
-    from deit_jax.training import evaluation, probes
-
-    one = next(iter(trained.values()))
-    tokens = one.module.heads
-    compute = jax.pmap(one.features_of(*tokens), in_axes=(None, 0))
-    (learned, labels), (seen, test_labels) = (
-        _over(source, evaluation.collect_logits, compute, trained, settings)
-        for source in (train, test)
-    )
+    compute = jax.pmap(model.one.features_of(*module.heads), in_axes=(None, 0))
+    learned, labels = model.outputs(compute, train)
+    seen, test_labels = model.outputs(compute, test)
     found = {"train_split": train.split, "train_images": len(train)}
-    for section in trained:
-        found[section] = {token: {} for token in tokens}
+    for section in model.trained:
+        found[section] = {token: {} for token in module.heads}
         for token, accuracies in found[section].items():
-            split = (learned[section][token], labels, seen[section][token], test_labels)
-            if knn is not None:
-                accuracies["knn"] = probes.nearest(*split, k=knn)
-            if linear_probe:
-                accuracies["linear"] = probes.linear(*split)
-    return found
-
-
-def _over(source, function, eval_step, trained: dict, settings: dict, **more):
-    """What a `function` of `evaluation` makes of the images and each `TrainedModel`."""
-    import jax
-
-    from deit_jax.data.pipeline import open_images
-
-    card = next(iter(trained.values())).card
-    with open_images(
-        source,
-        size=card.image_size,
-        workers=settings["workers"],
-        crop_ratio=card.crop_ratio,
-    ) as images:
-        return function(
-            eval_step,
-            {section: model.params for section, model in trained.items()},
-            images,
-            batch_size=settings["batch_size"],
-            devices=len(jax.local_devices()),
-            **more,
-        )
+            for name, classifier in classifiers.items():
+                classifier.fit(learned[section][token], labels)
+                top1 = classifier.score(seen[section][token], test_labels)
+                accuracies[name] = float(top1)
+    return {"features": found}
 
 
 def _open(data: dict, split: str):
@@ -244,75 +224,57 @@ def _open(data: dict, split: str):
     return sources.load(data["name"], data[split], data_dir=data["data_dir"] or None)
 
 
-def _dataset(workdir, name: str | None, data_dir: str | None, **splits) -> dict:
-    """`name`, `data_dir`, `split` and `train_split`: those given, or the run's own."""
-    own = dict.fromkeys(OWN)
-    if name is None:
-        own = _dataset_of(workdir)
-        if own is None:
-            raise InputError(
-                f"{workdir} was not trained here, so it has no data set of its own: "
-                "say which, e.g. --dataset=imagenet2012 --split=validation"
-            )
-    return {
-        "name": name or own["name"],
-        "data_dir": data_dir or own["data_dir"],
-        "split": splits["split"] or own["eval_split"] or SPLIT,
-        "train_split": splits["train_split"] or own["train_split"] or TRAIN_SPLIT,
-    }
+def _dataset_of(workdir: str | os.PathLike) -> dict[str, str]:
+    """What a training run's config says of its data."""
+    from deit_jax.training.run_directory import CONFIG
+
+    path = Path(workdir) / CONFIG
+    if not path.exists():
+        raise InputError(
+            f"{workdir} was not trained here, so it has no data set of its own: say "
+            "which, e.g. --dataset=imagenet2012 --split=validation"
+        )
+    try:
+        config = files.read_json(path)
+        files.check(config, {"dataset": dict.fromkeys(["name", *ANOTHER], str)})
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path} is damaged: {error}. Say which data set: --dataset=..."
+        ) from error
+    return config["dataset"]
 
 
 def match_classes(
     data: Sequence[str], model: Sequence[str], *, name: str
-) -> tuple[np.ndarray | None, list[str]]:
+) -> tuple[np.ndarray, list[str]]:
     """Which class of the model each class of a data set is.
 
     By name, where the model knows all of the names: the data set may then have fewer
     classes, in any order. Otherwise by position, where the numbers of classes agree.
 
     Returns:
-      The model's class for each of the data set's, int [C], None where they are the
-      same; and notes.
+      The model's class for each of the data set's, int [C], and notes.
 
     Raises:
       InputError: Neither fits.
     """
-    if tuple(data) == tuple(model):
-        return None, []
+    if list(data) == list(model):
+        return np.arange(len(data)), []
     position = {class_name: i for i, class_name in enumerate(model)}
-    if set(data) <= position.keys():
+    unknown = [class_name for class_name in data if class_name not in position]
+    if not unknown:
         notes = [f"the {len(data)} classes of {name} are matched by their names"]
         return np.array([position[class_name] for class_name in data]), notes
-    unknown = [class_name for class_name in data if class_name not in position]
     if len(data) != len(model):
-        raise OtherClasses(
+        raise InputError(
             f"{name} has {len(data)} classes, the model {len(model)}, and the model "
-            f"does not know {len(unknown)} of their names: {', '.join(unknown[:5])}"
-            f"{', ...' * (len(unknown) > 5)}. Its own are {', '.join(model[:5])}"
-            f"{', ...' * (len(model) > 5)}. Evaluate on the classes it was trained on."
+            f"does not know {len(unknown)} of their names: {listed(unknown)}. Its own "
+            f"are {listed(model)}. Evaluate on the classes it was trained on."
         )
-    return None, [
+    return np.arange(len(data)), [
         f"the classes of {name} ({', '.join(data[:3])}, ...) bear other names than the "
         f"model's ({', '.join(model[:3])}, ...): they are compared in their order"
     ]
-
-
-def _dataset_of(workdir: str | os.PathLike) -> dict[str, str] | None:
-    """What a training run's config says of its data; None of other models."""
-    from deit_jax.training.run_directory import CONFIG
-
-    path = Path(workdir) / CONFIG
-    if not path.exists():
-        return None
-    try:
-        config = files.read_json(path)
-        files.check(config, {"dataset": dict.fromkeys(OWN, str)})
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path} is damaged: {error}. Say which data set (--dataset=...), and "
-            "move the file away."
-        ) from error
-    return config["dataset"]
 
 
 def define_flags() -> None:
@@ -348,30 +310,13 @@ def main(_) -> None:
         f"{result['variant']} of {result['workdir']}, step {result['step']:,}, on "
         f"{result['dataset']} ({result['split']}, {result['images']:,} images)"
     )
-    if "eval" in result or "eval_ema" in result:
+    if "absent_classes" in result:
         print(summary.table(result))
-    if "features" in result:
-        print(_features_table(result["features"], result["dataset"]))
-
-
-def _features_table(found: dict, dataset: str) -> str:
-    """A line for each set of parameters and each token."""
-    title = {"knn": "k-NN", "linear": "linear probe"}
-    rows = [
-        (kind, token, values)
-        for kind, section in SECTIONS.items()
-        for token, values in found.get(section, {}).items()
-    ]
-    heads = "".join(f"{title[name]:>14}" for name in rows[0][2])
-    lines = [
-        f"features of {found['train_images']:,} images of {dataset} "
-        f"({found['train_split']}), top-1:",
-        f"{'weights':<10}{'token':<10}{heads}",
-    ]
-    for kind, token, values in rows:
-        cells = "".join(f"{value:>14.2%}" for value in values.values())
-        lines.append(f"{kind:<10}{token:<10}{cells}")
-    return "\n".join(lines)
+    if found := result.get("features"):
+        print(
+            f"features of {found['train_images']:,} images of {result['dataset']} "
+            f"({found['train_split']}), top-1:\n{summary.table(found, PROBES)}"
+        )
 
 
 if __name__ == "__main__":

@@ -7,19 +7,16 @@
 The directory `--out` is all that is needed:
 
 - `model.stablehlo`, the model with its parameters, as `jax.export` serialises it: for
-  CPU, CUDA, ROCm and TPU alike. A newer JAX reads it for at least six months; beyond,
-  and with an older JAX than it was made with (`model.json` has the version), export
-  again. Or `model.onnx`, always float32, as jax2onnx writes it: for ONNX Runtime and
-  what else reads ONNX.
-- `model.json`: the `ModelCard`, the names of the input and the outputs, and what the
-  parameters are.
-- `predict.py`: how to use it, with this package's decoding of images.
+  CPU, CUDA, ROCm and TPU alike. A newer JAX reads it for at least six months, an older
+  one than `model.json` names does not. Or `model.onnx`, always float32, as jax2onnx
+  writes it.
+- `model.json`: the `ModelCard`, and the names of the input and the outputs.
+- `predict.py`: how to use it, with this package's decoding and resizing of images,
+  for which neither StableHLO nor ONNX has an operation.
 
 The input is uint8 [b, S, S, 3] for any b, normalised inside. The outputs are the logits
 of every head, with two heads their `mean`, and the `probabilities` of the mean or of
-the one head, each float32 [b, C]. Resizing is outside, in `predict.py`: the model was
-trained on pixels that Pillow's bicubic had made, in rounded integers, and neither
-StableHLO nor ONNX has that operation.
+the one head, each float32 [b, C].
 """
 
 import dataclasses
@@ -55,31 +52,44 @@ def export(
     """Writes the artifact directory `out`, whole or not at all.
 
     Args:
-      workdir: A run directory.
+      workdir, weights, step: As for `trained_model.load`.
       out: Does not exist, or is empty.
-      weights, step: As for `trained_model.load`.
       format: A key of `FILES`.
 
     Returns:
       What was written, in words.
 
     Raises:
-      InputError: `workdir` holds no such model, `out` holds something or cannot be
-        written, or what writes the format is not installed.
+      InputError: There is no such model, `out` holds something or cannot be written, or
+        what writes the format is not installed.
     """
     out = Path(out).absolute()
-    _check_flags(out, format)
+    _check(out, format)
     # Flags are refused without waiting for JAX.
-    import jax
-
     from deit_jax import trained_model
 
     trained = trained_model.load(workdir, weights=weights, step=step)
     if format == "onnx":  # ONNX Runtime has no bfloat16 on the CPU
         card = dataclasses.replace(trained.card, dtype="float32")
         trained = dataclasses.replace(trained, card=card)
-    model = stablehlo(trained) if format == "stablehlo" else onnx(trained)
-    about = dataclasses.asdict(trained.card) | {
+    model = {"stablehlo": stablehlo, "onnx": onnx}[format](trained)
+    contents = {
+        FILES[format]: model,
+        "model.json": (json.dumps(_about(trained, format), indent=1) + "\n").encode(),
+        PREDICT.name: _program().encode(),
+    }
+    _write_directory(out, contents)
+    return (
+        f"{trained.card.variant}, {trained.weights} parameters of step {trained.step}, "
+        f"{len(model):,} bytes of {format}: {out}\n"
+        f"try it: python {out / PREDICT.name} IMAGE ..."
+    )
+
+
+def _about(trained, format: str) -> dict:
+    import jax
+
+    return dataclasses.asdict(trained.card) | {
         "format": format,
         "file": FILES[format],
         "input": INPUT,
@@ -88,19 +98,6 @@ def export(
         "step": trained.step,
         "jax": jax.__version__,
     }
-    _write_directory(
-        out,
-        {
-            FILES[format]: model,
-            "model.json": (json.dumps(about, indent=1) + "\n").encode(),
-            PREDICT.name: _program().encode(),
-        },
-    )
-    return (
-        f"{trained.card.variant}, {trained.weights} parameters of step {trained.step}, "
-        f"{len(model):,} bytes of {format}: {out}\n"
-        f"try it: python {out / PREDICT.name} IMAGE ..."
-    )
 
 
 def _program() -> str:
@@ -121,8 +118,7 @@ def stablehlo(trained) -> bytes:
     limit = jax.config.jax_traceback_in_locations_limit
     jax.config.update("jax_traceback_in_locations_limit", 0)
     try:
-        # The default checks stay on: they refuse custom calls without a promise of
-        # compatibility.
+        # Its checks refuse custom calls without a promise of compatibility.
         exported = jax.export.export(
             jax.jit(_predict_function(trained)), platforms=PLATFORMS
         )(_symbolic_images(trained.card.image_size))
@@ -133,8 +129,7 @@ def stablehlo(trained) -> bytes:
 
 def onnx(trained) -> bytes:
     """A `TrainedModel` as an ONNX file, its dtype float32."""
-    # They tell of converters that do not load and of types that are not written, none
-    # of them a ViT's.
+    # They tell of converters and types that no ViT needs.
     for chatty in ("jax2onnx", "onnx_ir"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
     import jax2onnx
@@ -159,15 +154,10 @@ def _predict_function(trained) -> Callable:
     """`TrainedModel.logits` and the probabilities, with the parameters as constants."""
     import jax
 
-    from deit_jax.training import metrics
-    from deit_jax.training.step import eval_step
-
-    params, card, model = jax.device_get(trained.params), trained.card, trained.module
+    params = jax.device_get(trained.params)
 
     def predict(images):
-        logits = metrics.heads(
-            eval_step(params, images, model=model, mean=card.mean, std=card.std)
-        )
+        logits = trained.logits_of(params, images)
         decisive = logits.get("mean", logits["class"])
         return logits | {"probabilities": jax.nn.softmax(decisive)}
 
@@ -179,21 +169,17 @@ def _symbolic_images(size: int):
     import jax
     import jax.export
 
-    (b,) = jax.export.symbolic_shape("b")
-    return jax.ShapeDtypeStruct((b, size, size, 3), "uint8")
+    shape = jax.export.symbolic_shape(f"b, {size}, {size}, 3")
+    return jax.ShapeDtypeStruct(shape, "uint8")
 
 
-def _check_flags(out: Path, format: str) -> None:
-    what = ""
+def _check(out: Path, format: str) -> None:
     with files.writing(out):
-        if out.is_dir():
-            what = "is not empty" if any(out.iterdir()) else ""
-        elif out.exists():
-            what = "is a file"
-    if what:
-        raise InputError(f"--out={out} {what}. Give a new or an empty directory.")
-    if format not in FILES:
-        raise InputError(f"--format={format}: expected {' or '.join(FILES)}.")
+        full = any(out.iterdir()) if out.is_dir() else out.exists()
+    if full:
+        raise InputError(
+            f"--out={out} is a file or not empty. Give a new or an empty directory."
+        )
     if format == "onnx" and importlib.util.find_spec("jax2onnx") is None:
         raise InputError(
             "--format=onnx needs jax2onnx, which is not installed: "

@@ -1,13 +1,12 @@
 """What predict, attention and embed do alike: they go over image files."""
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from deit_jax import files
 from deit_jax.errors import InputError
 
 
@@ -15,8 +14,10 @@ def find(paths: Sequence[str]) -> list[str]:
     """The images at `paths`, sorted; says on stderr what was passed over.
 
     Raises:
-      InputError: See `image_files.find`.
+      InputError: None were given; see `image_files.find`.
     """
+    if not paths:
+        raise InputError("give images or folders of images")
     from deit_jax.data.sources import image_files
 
     found, passed_over = image_files.find(paths)
@@ -52,9 +53,3 @@ def check_npz(path: str, flag: str) -> None:
         raise InputError(f"{flag}={path}: expected a name ending in .npz.")
     if not Path(path).parent.is_dir():
         raise InputError(f"{flag}={path}: its folder does not exist.")
-
-
-def save_npz(path: str, flag: str, arrays: Mapping) -> None:
-    """Writes arrays by name."""
-    with files.writing(path, flag):
-        np.savez(path, **arrays)

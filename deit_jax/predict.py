@@ -11,14 +11,15 @@ one head there is. A file that cannot be read is reported, the others go on, and
 exit code is 1.
 """
 
+import collections
 import json
 import os
 from collections.abc import Sequence
 
+import numpy as np
 from absl import flags
 
-from deit_jax import command, over_images
-from deit_jax.errors import InputError
+from deit_jax import command, files, over_images
 
 NAME_WIDTH = 60  # of the table's first column, at most
 
@@ -34,37 +35,29 @@ def predict(
     as_json: bool = False,
     logits_out: str | None = None,
 ) -> int:
-    """Prints the most probable classes of every image at `paths`, sorted by name.
+    """Prints the classes of the images at `paths`; returns how many are unreadable.
 
     Args:
       workdir, weights, step: As for `trained_model.load`.
       paths: Images, and folders of images.
-      top: Classes shown for an image; all, of fewer.
-      batch_size: Images at once.
       as_json: One JSON object a line instead of the table.
       logits_out: An .npz file for `files`, str [N], and the logits of every head,
-        float32 [N, C], in the order of the file names; without the unreadable.
-
-    Returns:
-      The number of files that could not be read.
+        float32 [N, C]; without the unreadable.
 
     Raises:
-      InputError: `workdir`, `paths` or a setting cannot work, or `logits_out` cannot
-        be written.
+      InputError: An argument cannot work, or `logits_out` cannot be written.
     """
     command.require_at_least(1, top=top, batch_size=batch_size)
     if logits_out is not None:
         over_images.check_npz(logits_out, "--logits_out")
+    found = over_images.find(paths)
     from deit_jax import trained_model
 
-    found = over_images.find(paths)
     trained = trained_model.load(workdir, weights=weights, step=step)
     width = min(NAME_WIDTH, max(map(len, found)))
-    kept: dict[str, list] = {"files": []}
-    unreadable = 0
-    for file, view, logits in over_images.each(
-        trained, trained.logits_of, found, batch_size=batch_size
-    ):
+    kept, unreadable = collections.defaultdict(list, files=[]), 0
+    each = over_images.each(trained, trained.logits_of, found, batch_size=batch_size)
+    for file, view, logits in each:
         if logits is None:
             unreadable += 1
             if as_json:
@@ -72,16 +65,17 @@ def predict(
             continue
         decisive = logits.get("mean", logits["class"])
         answers = trained_model.rank(decisive, trained.card.class_names)[:top]
-        print(_line(file, answers, width=None if as_json else width), flush=True)
-        kept["files"].append(file)
-        for head, row in logits.items() if logits_out is not None else ():
-            kept.setdefault(head, []).append(row)
+        print(_line(file, answers, None if as_json else width), flush=True)
+        if logits_out is not None:
+            for name, value in {"files": file, **logits}.items():
+                kept[name].append(value)
     if logits_out is not None:
-        over_images.save_npz(logits_out, "--logits_out", kept)
+        with files.writing(logits_out, "--logits_out"):
+            np.savez(logits_out, **kept)
     return unreadable
 
 
-def _line(file: str, answers: list[dict], *, width: int | None) -> str:
+def _line(file: str, answers: list[dict], width: int | None) -> str:
     """A line of the table, its first column `width` wide; JSON without a width."""
     if width is None:
         return json.dumps({"file": file, "top": answers})
@@ -99,14 +93,9 @@ def define_flags() -> None:
 
 def main(argv) -> int:
     command.require(workdir="runs/deit-digits")
-    workdir = flags.FLAGS.workdir
-    if not argv[1:]:
-        raise InputError(
-            "give images or folders of images, e.g. "
-            f"python -m deit_jax.predict --workdir={workdir} image.jpg"
-        )
     settings = command.values("weights", "step", "top", "batch_size", "logits_out")
-    return min(1, predict(workdir, argv[1:], as_json=flags.FLAGS.json, **settings))
+    settings["as_json"] = flags.FLAGS.json
+    return min(1, predict(flags.FLAGS.workdir, argv[1:], **settings))
 
 
 if __name__ == "__main__":

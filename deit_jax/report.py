@@ -6,13 +6,9 @@ writes report.html, which needs no other file and no network, and the same as re
 with its images as PNG. Runs whose configs differ in nothing but the seed are shown as
 mean and standard deviation. The first run is what the others are compared with. What
 the figures show is said in words, with confidence intervals, which are paired where the
-predictions.npz of the runs are of the same images.
-
-    python -m deit_jax.report runs/vit-digits runs/deit-digits --out=runs/report \\
-        --images=12 --attention
-
-shows too what the runs say about the same twelve evaluation images, which takes the
-data set, and what they look at, which takes their checkpoints.
+predictions.npz of the runs are of the same images. --images=12 --attention shows too
+what the runs say about the same twelve evaluation images, which takes the data set, and
+what they look at, which takes their checkpoints.
 """
 
 import os
@@ -25,6 +21,7 @@ from deit_jax import command, files
 from deit_jax.errors import InputError
 
 HTML, MARKDOWN = "report.html", "report.md"
+EXAMPLE = "python -m deit_jax.report runs/vit-digits runs/deit-digits --out=runs/report"
 
 
 def report(
@@ -40,8 +37,7 @@ def report(
     Args:
       directories: Run directories, finished or not; differences are to the first.
       out: Is made; files of an earlier report are replaced.
-      images: How many evaluation images to show the answers to.
-      attention: Whether to show attention in some of these images.
+      images, attention: As for `contents.sections`.
 
     Returns:
       The HTML page. Beside it are report.md and the images.
@@ -74,18 +70,11 @@ def define_flags() -> None:
 def main(argv) -> None:
     directories, out = argv[1:], flags.FLAGS.out
     if not directories or out is None:
-        raise InputError(
-            "give run directories and where to write, e.g. "
-            "python -m deit_jax.report runs/vit-digits runs/deit-digits "
-            "--out=runs/report"
-        )
+        raise InputError(f"give run directories and where to write, e.g. {EXAMPLE}")
     command.require_at_least(0, images=flags.FLAGS.images)
     if flags.FLAGS.attention and not flags.FLAGS.images:
-        raise InputError(
-            "--attention is shown in some of --images: give --images=12 too."
-        )
-    settings = command.values("title", "images", "attention")
-    page = report(directories, out, **settings)
+        raise InputError("--attention needs --images, e.g. --images=12")
+    page = report(directories, out, **command.values("title", "images", "attention"))
     print(f"{page}\n{page.with_name(MARKDOWN)}")
 
 

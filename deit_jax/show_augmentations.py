@@ -18,8 +18,6 @@ from PIL import Image
 from deit_jax import command, config_flag, files
 from deit_jax.errors import InputError
 
-LAST_VIEW = 2**31 - 1  # views are int32
-
 
 def show(
     config,
@@ -32,23 +30,16 @@ def show(
 ) -> str:
     """Draws training images of `config` into the PNG file `out`.
 
-    Args:
-      config: A `ConfigDict` as in configs/deit.py.
-      out: Ends in .png; its folder is made.
-      images: So many, evenly spread over the training source; all, of fewer.
-      views: Columns, from `first_view` on.
-      indices: These images instead.
-
-    Returns:
-      What was drawn, in words.
+    Returns what was drawn, in words; the flags explain the arguments.
 
     Raises:
-      InputError: The config does not resolve, an image or view does not exist, or the
-        file cannot be written.
+      InputError: An argument cannot work, or the file cannot be written.
     """
     out = Path(out)
-    _check_flags(out, images, views, first_view)
-
+    command.require_at_least(1, images=images, views=views)
+    command.require_at_least(0, first_view=first_view)
+    if out.suffix.lower() != ".png":
+        raise InputError(f"--out={out}: expected a file name that ends in .png.")
     # Flags are refused without waiting for JAX.
     from deit_jax.data import sources
     from deit_jax.recipe import student_views
@@ -62,33 +53,18 @@ def show(
     with files.writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
     index = grid.spread(images, len(source)) if indices is None else indices
-    drawn = grid.draw(
-        student,
-        source,
-        index=index,
-        views=range(first_view, first_view + views),
-        title=f"recipe {config.augment.recipe}, seed {student.augment_seed}",
-    )
+    columns = range(first_view, first_view + views)
+    title = f"recipe {config.augment.recipe}, seed {student.augment_seed}"
+    drawn = grid.draw(student, source, index=index, views=columns, title=title)
     with files.writing(out):
         Image.fromarray(drawn).save(out, "PNG")
     height, width = drawn.shape[:2]
     return (
         f"{len(index):,} images of {source.name} {source.split} in views {first_view} "
-        f".. {first_view + views - 1}, {width} x {height} pixels: {out}\n"
+        f".. {columns[-1]}, {width} x {height} pixels: {out}\n"
         f"augmentation {config.augment.recipe}, seed {student.augment_seed}: "
         f"{student.settings}"
     )
-
-
-def _check_flags(out: Path, images: int, views: int, first_view: int) -> None:
-    command.require_at_least(1, images=images, views=views)
-    command.require_at_least(0, first_view=first_view)
-    if first_view + views - 1 > LAST_VIEW:
-        raise InputError(
-            f"--first_view={first_view} with --views={views}: views end at {LAST_VIEW}."
-        )
-    if out.suffix.lower() != ".png":
-        raise InputError(f"--out={out}: expected a file name that ends in .png.")
 
 
 def define_flags() -> None:

@@ -15,15 +15,20 @@ import statistics
 from collections.abc import Iterator
 from pathlib import Path
 
-from deit_jax.reporting import comparison
-from deit_jax.reporting.comparison import Estimate
-from deit_jax.reporting.results import METRICS, PERCENT
+from deit_jax.reporting.comparison import METRICS, PERCENT, difference, sample
 from deit_jax.reporting.runs import Group, Run
+from deit_jax.training.summary import WEIGHTS
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 PAGES = ("results.md", "results/*.md")
 MARK = re.compile(r"(<!-- (overview|runs|differences)(?:: ([\w-]+))? -->\n)(\|.*\n)*")
-FIRST = ("vit", "no-teacher", "plain-linear", "same-linear", "same-exact")  # the others by name
+FIRST = (
+    "vit",
+    "no-teacher",
+    "plain-linear",
+    "same-linear",
+    "same-exact",
+)  # the others by name
 
 
 def groups(name: str) -> list[Group]:
@@ -49,10 +54,9 @@ def overview() -> Iterator[list[str]]:
     """A row for each model of the demo and of every scale of the study."""
     titles = ["runs", "model", "million parameters", "epochs", "seeds", "top-1 %"]
     yield [*titles, "95 % interval", "F1", "AUC", "ECE", "machine"]
-    folders = ["digits", *scales()]
-    for name, g in [(folder, g) for folder in folders for g in groups(folder)]:
+    for name, g in ((n, g) for n in ("digits", *scales()) for g in groups(n)):
         facts, scores = g.runs[0].summary, [run.heads()[run.head] for run in g.runs]
-        top1 = comparison.sample(g).estimate("top1")
+        top1 = sample(g).estimate("top1")
         devices = facts["devices"]
         yield [
             name,
@@ -72,7 +76,7 @@ def heads(name: str) -> Iterator[list[str]]:
     entries = [
         (g, key, weights, head)
         for g in groups(name)
-        for key, weights in (("eval", "raw"), ("eval_ema", "EMA"))
+        for key, weights in WEIGHTS
         for head in g.runs[0].heads(key)
     ]
     scores = [[run.heads(key)[head] for run in g.runs] for g, key, _, head in entries]
@@ -90,13 +94,13 @@ def differences(name: str) -> Iterator[list[str]]:
     """A row for each model: what it gains over the one before it, with intervals."""
     rows = []
     for before, g in itertools.pairwise(groups(name)):
-        pair = comparison.sample(g), comparison.sample(before)
-        found = {m: comparison.difference(*pair, m) for m, *_ in METRICS}
+        found = {m: difference(g, before, m) for m, *_ in METRICS}
         rows.append((f"{g.name} - {before.name}", found))
     metrics = [m for m in METRICS if all(found[m[0]] for _, found in rows)]
     yield ["", *(title for _, title, *_ in metrics)]
     for label, found in rows:
-        yield [label, *(_gain(found[metric], metric) for metric, *_ in metrics)]
+        shown = [found[m].shown(m, 3, sign="+") for m, *_ in metrics]
+        yield [label, *(f"{value} ({interval})" for value, interval in shown)]
 
 
 def _mean(scores: list[dict], metric: str) -> str:
@@ -105,16 +109,10 @@ def _mean(scores: list[dict], metric: str) -> str:
         return ""
     scale, digits = (100, 2) if metric in PERCENT else (1, 3)
     values = [scale * one[metric] for one in scores]
-    text = f"{statistics.fmean(values):.{digits}f}"
-    return text + (
-        f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    )
-
-
-def _gain(of: Estimate, metric: str) -> str:
-    scale, digits = (100, 2) if metric in PERCENT else (1, 3)
-    value, low, high = (scale * x for x in (of.value, of.low, of.high))
-    return f"{value:+.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+    mean = f"{statistics.fmean(values):.{digits}f}"
+    if len(values) == 1:
+        return mean
+    return f"{mean} ± {statistics.stdev(values):.{digits}f}"
 
 
 def rewrite(text: str) -> str:
@@ -125,7 +123,7 @@ def rewrite(text: str) -> str:
 def _table(match: re.Match) -> str:
     mark, kind, name = match[1], match[2], match[3]
     makers = {"overview": overview, "runs": heads, "differences": differences}
-    header, *rows = makers[kind](*[name] if name else [])
+    header, *rows = makers[kind](name) if name else makers[kind]()
     lines = [header, ["---"] * len(header), *rows]
     return mark + "".join(f"| {' | '.join(line)} |\n" for line in lines)
 

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 
-from deit_jax.reporting import comparison, runs
+from deit_jax.reporting import runs
 from deit_jax.training import metrics, predictions
 
 CLASSES = ("cat", "dog", "owl", "cow")
@@ -26,12 +26,20 @@ def make(
     sure=2.0,
     kept=True,
     tables=True,
+    finished=True,
     fingerprint="abc",
     losses=(),
     facts=(),
     config=(),
 ):
-    """Writes the directory of a finished run that is right where `right` [N] says."""
+    """Writes the directory of a run that is right where `right` [N] says.
+
+    Args:
+      sure: The logit of the answer.
+      kept, tables: Whether it has predictions.npz, and tables in summary.json.
+      losses: Of the evaluations, one an epoch of 10 steps.
+      facts, config: More of summary.json and of config.json.
+    """
     directory.mkdir(parents=True)
     logits, labels = logits_of(right, sure=sure)
     dataset = {"name": "pets", "train_split": "train", "eval_split": "val"}
@@ -39,6 +47,16 @@ def make(
     (directory / "config.json").write_text(json.dumps(config))
     found = metrics.tables(logits, labels)
     scores = metrics.classification(logits, labels) | metrics.averages(found)
+    rows = []
+    for epoch, loss in enumerate(losses, 1):
+        values = {"epoch": float(epoch), "train/loss_ce": loss, "train/top1": 0.75}
+        values |= {f"eval/class/{name}": value for name, value in scores.items()}
+        values |= {"eval/class/loss": loss, "eval/class/top1": 0.5}
+        rows.append({"step": 10 * epoch} | values)
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (directory / "metrics.jsonl").write_text(text)
+    if not finished:
+        return directory
     summary = {
         "class_names": CLASSES,
         "eval_split": "val",
@@ -48,26 +66,13 @@ def make(
     if tables:
         summary["tables"] = {"eval": {"class": found}}
     (directory / "summary.json").write_text(json.dumps(summary))
-    rows = [
-        {
-            "step": n,
-            "epoch": float(n),
-            "eval/class/loss": loss,
-            "eval/class/top1": 0.5,
-            "train/top1": 0.75,
-        }
-        for n, loss in enumerate(losses, 1)
-    ]
-    text = "".join(json.dumps(row) + "\n" for row in rows)
-    (directory / "metrics.jsonl").write_text(text)
     if kept:
         predictions.write(directory, {"class": logits}, labels, fingerprint=fingerprint)
     return directory
 
 
 def group(*directories):
-    groups = runs.group(runs.read(directories))
-    return groups, {g: comparison.sample(g) for g in groups}
+    return runs.group(runs.read(directories))
 
 
 def right(images: int, count: int, *, first: int = 0) -> np.ndarray:

@@ -9,7 +9,7 @@ import pytest
 import run_directories
 from PIL import Image
 
-from deit_jax import attention
+from deit_jax import attention, trained_model
 from deit_jax.errors import InputError
 from deit_jax.models import attention_maps, variants
 from deit_jax.models.params import abstract_params
@@ -96,35 +96,30 @@ def test_a_picture_a_file(tmp_path, capsys):
         Image.fromarray(random.integers(0, 256, (40, 50, 3), np.uint8)).save(path)
     (tmp_path / "pictures" / "bad.png").write_bytes(b"x")
     out = tmp_path / "maps"
-    unreadable = attention.draw(tmp_path / "run", [tmp_path / "pictures"], out)
-    assert unreadable == 1
+    assert attention.draw(tmp_path / "run", [tmp_path / "pictures"], out) == 1
     assert "bad.png is not an image" in capsys.readouterr().err
     assert sorted(p.name for p in out.iterdir()) == ["$八$.png", "7-2.png", "7.png"]
     with Image.open(out / "7.png") as picture:
-        assert picture.width > 2 * picture.height > 200
+        assert picture.width > picture.height > 200
+    with pytest.raises(InputError, match=r"7\.png cannot be written: File exists"):
+        attention.draw(tmp_path / "run", [tmp_path / "pictures"], out / "7.png")
 
 
-def test_the_figure_shows_every_head_of_every_token():
-    random = np.random.default_rng(0)
-    view = random.integers(0, 256, (32, 32, 3), np.uint8)
-    heads, rollout = random.random((2, 3, 4, 4)), random.random((2, 4, 4))
-    figure = attention.plot(
-        view, heads, rollout, {"first": "cat 90%", "second": "dog 60%"}, title="a.png"
-    )
-    panels = np.reshape(figure.axes, (2, 5))
-    assert [p.get_ylabel() for p in panels[:, 0]] == ["first", "second"]
-    assert [p.get_title() for p in panels[:, 0]] == ["cat 90%", "dog 60%"]
-    for row in range(2):
-        np.testing.assert_array_equal(panels[row, 0].images[0].get_array(), view)
-        shown = [panel.images[1].get_array() for panel in panels[row, 1:]]
-        np.testing.assert_array_equal(shown[:3], heads[row])
-        np.testing.assert_array_equal(shown[3], rollout[row])
-    assert panels[0, 1].get_title().startswith("head 1, max ")
-    assert panels[1, 4].get_title().startswith("rollout, max ")
-
-
-def test_refuses_a_file_as_out(tmp_path):
+def test_every_head_of_every_token_is_shown(tmp_path, monkeypatch):
     run_directories.make(tmp_path / "run")
-    Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
-    with pytest.raises(InputError, match=r"a\.png cannot be written: File exists"):
-        attention.draw(tmp_path / "run", [tmp_path / "a.png"], tmp_path / "a.png")
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    shown = []
+    monkeypatch.setattr(
+        "deit_jax.reporting.figures.overlay",
+        lambda panel, weights, name, *, view: shown.append((name, weights, view)),
+    )
+    images, out = [tmp_path / "a.png"], tmp_path / "maps"
+    assert attention.draw(tmp_path / "run", images, out) == 0
+    names, weights, views = zip(*shown, strict=True)
+    assert names == ("head 1", "head 2", "head 3", "rollout", "", "", "", "")
+    for view in views:
+        np.testing.assert_array_equal(view, pixels)
+    maps, _ = trained_model.load(tmp_path / "run").attention(pixels)
+    expected = np.concatenate([maps.heads, maps.rollout[:, None]], axis=1)
+    np.testing.assert_allclose(weights, expected.reshape(8, 4, 4), rtol=1e-5)

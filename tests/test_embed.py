@@ -37,9 +37,7 @@ def test_the_features_of_every_image_that_can_be_read(
     told = capsys.readouterr()
     assert "4.png is empty" in told.err
     assert "1 of 7 files unreadable" in told.err
-    tokens = (
-        ("class", "distill", "mean") if "distilled" in variant else ("class", "mean")
-    )
+    tokens = ["class", *(["distill"] if "distilled" in variant else []), "mean"]
     assert f"6 images, {', '.join(tokens)} of 96 numbers" in told.out
     with np.load(out) as written:
         assert set(written) == {"files", *tokens}
@@ -75,12 +73,8 @@ def test_files_none_of_which_can_be_read(images, tmp_path):
     run_directories.make(tmp_path / "run")
     (tmp_path / "a.png").write_bytes(b"x")
     out = tmp_path / "x.npz"
-    done = commands.run(
-        "deit_jax.embed",
-        tmp_path / "a.png",
-        f"--workdir={tmp_path / 'run'}",
-        f"--out={out}",
-    )
+    options = [f"--workdir={tmp_path / 'run'}", f"--out={out}"]
+    done = commands.run("deit_jax.embed", tmp_path / "a.png", *options)
     assert done.returncode == 2
     assert "error: none of the 1 files can be read" in done.stderr
     assert not out.exists()

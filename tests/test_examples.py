@@ -56,25 +56,25 @@ def test_images_and_attention_are_drawn(tmp_path):
     deit = digits_run(tmp_path / "deit", "deit_nano_distilled_patch8_32", 1)
     gone = digits_run(tmp_path / "gone", "deit_nano_patch8_32", 2)
     (gone / "checkpoints").rename(tmp_path / "elsewhere")
-    groups, _ = group(vit, deit, gone)
-    *drawn, said = examples.shown(groups, "", "", images=12, attention=True)
+    groups = group(vit, deit, gone)
+    *drawn, said = examples.shown(groups, images=12, attention=True)
     assert [block.name for block in drawn] == ["same_images", "attention"]
     assert "These 12 are drawn at random" in drawn[0].caption
     assert "all runs are right on 5" in drawn[0].caption
-    assert said == document.Text("without a checkpoint that loads, no attention: gone.")
+    assert said == document.Text("Without a checkpoint that loads, no attention: gone.")
 
 
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"kept": False}, "no run has predictions.npz"),
+        ({"kept": False}, "No run has predictions.npz"),
         ({"dataset": "digits"}, "holds other images now than those"),
-        ({"dataset": "folder:/nowhere"}, "the images cannot be shown: "),
+        ({"dataset": "folder:/nowhere"}, "The images cannot be shown: "),
     ],
 )
 def test_why_no_image_is_shown_is_said(tmp_path, change, says):
     name = change.pop("dataset", "pets")
     config = {"dataset": {"name": name, "train_split": "train", "eval_split": SPLIT}}
-    groups, _ = group(make(tmp_path / "a", right(40, 20), config=config, **change))
-    [block] = examples.shown(groups, "pets: ", "_1", images=12, attention=True)
-    assert block.text.startswith("pets: ") and says in block.text
+    groups = group(make(tmp_path / "a", right(40, 20), config=config, **change))
+    [block] = examples.shown(groups, images=12, attention=True)
+    assert says in block.text

@@ -1,6 +1,7 @@
 """The grid shows what the train step sees, where it says so."""
 
 import functools
+import types
 
 import numpy as np
 import pytest
@@ -66,11 +67,6 @@ def replayed(seen):
     }
 
 
-@functools.cache
-def rows():
-    return grid.make_rows(MIXED, source(), INDEX, VIEWS)
-
-
 def places(picture, image):
     """The top left corners (y, x) of all places where the enlarged image stands."""
     scale = -(-128 // len(image))
@@ -108,27 +104,28 @@ def test_captions_say_what_the_pixels_are_mixed_of():
     """All of both kinds, with the partner that one finds in the pixels."""
     plain = replayed(MIXED.unmixed())
     kinds = {"MixUp": 0, "CutMix": 0, "": 0, "rests": 0}
-    for i, row in enumerate(rows()):
-        assert row.label == (f"image {i}", WORDS[::-1][i])
-        assert row.cells[0].lines == ("source",)
-        for view, cell in zip(VIEWS, row.cells[1:], strict=True):
-            assert cell.lines[0] == f"view {view}"
+    rows = grid.make_rows(MIXED, source(), INDEX, VIEWS)
+    for i, (label, cells) in enumerate(rows):
+        assert label == (f"image {i}", WORDS[::-1][i])
+        assert cells[0][1] == ("source",)
+        for view, (image, lines) in zip(VIEWS, cells[1:], strict=True):
+            assert lines[0] == f"view {view}"
             own = plain[view, i].astype(float)
-            if len(cell.lines) == 1:
-                np.testing.assert_array_equal(cell.image, own)
+            if len(lines) == 1:
+                np.testing.assert_array_equal(image, own)
                 matching = plan.pairs(SEED, int(view) // 2, LENGTH)
                 kinds["" if i in matching else "rests"] += 1
                 continue
-            kind, share, name = cell.lines[1].split()
+            kind, share, name = lines[1].split()
             other = plain[view, WORDS[::-1].index(name)].astype(float)
             assert name != WORDS[::-1][i]
             if kind == "MixUp":
                 blended = float(share) * own + (1 - float(share)) * other
                 # Two digits of the share, and one rounding.
-                assert np.abs(cell.image - blended).max() <= 0.005 * 255 + 0.5
+                assert np.abs(image - blended).max() <= 0.005 * 255 + 0.5
             else:
-                is_own = (cell.image == own).all(-1)
-                is_other = (cell.image == other).all(-1)
+                is_own = (image == own).all(-1)
+                is_other = (image == other).all(-1)
                 assert (is_own | is_other).all()
                 # Where both have the black border of a crop, it is of either.
                 assert is_own.mean() >= float(share) - 0.005
@@ -158,10 +155,10 @@ def test_caption(mixed, partner, lines):
 
 
 def test_unmixed_recipes_name_no_partner():
-    [row] = grid.make_rows(student("none"), source(), INDEX[:1], VIEWS)
-    assert [cell.lines for cell in row.cells[1:]] == [(f"view {v}",) for v in VIEWS]
-    for cell in row.cells:
-        np.testing.assert_array_equal(cell.image, source().images[0])
+    [(_, cells)] = grid.make_rows(student("none"), source(), INDEX[:1], VIEWS)
+    assert [lines for _, lines in cells[1:]] == [(f"view {v}",) for v in VIEWS]
+    for image, _ in cells:
+        np.testing.assert_array_equal(image, source().images[0])
 
 
 def test_pictures_of_another_size_show_their_centre(tmp_path):
@@ -174,13 +171,12 @@ def test_pictures_of_another_size_show_their_centre(tmp_path):
     pictures = sources.load(f"folder:{tmp_path}", "train")
     seen = student(size=32, mixup=0.8)
     made = grid.make_rows(seen, pictures, np.arange(4, dtype=np.int32), VIEWS)
-    for n, row in enumerate(made):
+    for n, (lines, cells) in enumerate(made):
         picture, label = pictures.pil_image(n)
-        assert row.label == (f"image {n}", "ab"[label])
-        np.testing.assert_array_equal(
-            row.cells[0].image, crops.centre_view(picture, 32, crops.CROP_RATIO)
-        )
-        assert len({cell.image.tobytes() for cell in row.cells}) == len(row.cells)
+        assert lines == (f"image {n}", "ab"[label])
+        centre = crops.centre_view(picture, 32, crops.CROP_RATIO)
+        np.testing.assert_array_equal(cells[0][0], centre)
+        assert len({image.tobytes() for image, _ in cells}) == len(cells)
 
 
 @pytest.mark.parametrize("size", [16, 100, 224])
@@ -189,11 +185,10 @@ def test_no_text_is_cut_off_or_meets_another(size):
     long = "of a class with a very long name indeed " * 4
     images = np.random.default_rng(0).integers(0, 99, (6, size, size, 3), np.uint8)
     cells = [
-        grid.Cell(image, (f"view {n}", f"CutMix 0.61 {long}"))
-        for n, image in enumerate(images)
+        (image, (f"view {n}", f"CutMix 0.61 {long}")) for n, image in enumerate(images)
     ]
     picture = grid.paint(
-        [grid.Row(("image 1,281,166", long), tuple(cells[row::2])) for row in range(2)],
+        [(("image 1,281,166", long), cells[row::2]) for row in range(2)],
         title=long,
         about="x" * 999 + " " + long,
     )
@@ -219,38 +214,30 @@ def test_no_text_is_cut_off_or_meets_another(size):
 
 @pytest.mark.parametrize(
     ("name", "shown"),
+    [("Bücher", "Bücher"), ("two\nlines", "two lines"), ("7", "class 7"),
+     ("猫", "class 0"), ("犬 dog", "? dog")],
+)  # fmt: skip
+def test_class_names_are_of_letters_that_the_font_has(name, shown):
+    named = types.SimpleNamespace(class_names=(name,))
+    assert grid.class_name(named, 0) == shown
+
+
+@pytest.mark.parametrize(
+    ("count", "length", "expected"),
+    [(4, 100, [0, 25, 50, 75]), (3, 10, [0, 3, 6]), (8, 3, [0, 1, 2])],
+)
+def test_indices_are_spread_over_the_source(count, length, expected):
+    assert grid.spread(count, length).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("index", "views", "message"),
     [
-        ("owl", "owl"),
-        ("Bücher", "Bücher"),
-        ("n01440764", "n01440764"),
-        ("two\nlines", "two lines"),
-        ("7", "class 7"),
-        ("猫", "class 0"),
-        ("犬 dog", "? dog"),
-        ("🐈", "class 0"),
+        ([0, -1], [0], r"no image -1 in noise train.* 0 \.\. 14"),
+        ([0, LENGTH], [0], rf"no image {LENGTH} in noise train"),
+        (INDEX, range(9999), r"15 images x 9,999 views .* million"),
     ],
 )
-def test_class_names_are_of_letters_that_the_font_has(name, shown):
-    class Named:
-        class_names = (name,)
-
-    assert grid.class_name(Named, 0) == shown
-
-
-def test_indices_are_spread_over_the_source():
-    assert grid.spread(4, 100).tolist() == [0, 25, 50, 75]
-    assert grid.spread(3, 10).tolist() == [0, 3, 6]
-    assert grid.spread(8, 3).tolist() == [0, 1, 2]
-
-
-@pytest.mark.parametrize("index", [-1, LENGTH])
-def test_an_image_that_does_not_exist_is_refused(index):
-    with pytest.raises(
-        InputError, match=rf"no image {index} in noise train.* 0 \.\. 14"
-    ):
-        grid.draw(MIXED, source(), index=[0, index], views=[0], title="")
-
-
-def test_a_grid_that_no_viewer_opens_is_refused():
-    with pytest.raises(InputError, match=r"15 images x 9,999 views .* million"):
-        grid.draw(MIXED, source(), index=INDEX, views=range(9999), title="")
+def test_what_cannot_be_drawn_is_refused(index, views, message):
+    with pytest.raises(InputError, match=message):
+        grid.draw(MIXED, source(), index=index, views=views, title="")

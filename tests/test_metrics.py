@@ -24,21 +24,17 @@ def test_equal_to_scikit_learn():
         assert got[f"top{k}"] == pytest.approx(expected)
 
 
-def test_a_constant_model_gets_no_more_than_one_class_right():
-    labels = np.arange(10)
-    assert metrics.classification(np.zeros((10, 10)), labels)["top1"] == 0.1
-
-
-def test_a_model_that_gives_nan_is_never_right():
-    got = metrics.classification(np.full((4, 10), np.nan), np.zeros(4, int))
-    assert got["top1"] == got["top5"] == 0
-    assert np.isnan(got["loss"])
-
-
-def test_fewer_than_five_classes():
-    got = metrics.classification(np.eye(3), np.array([0, 0, 0]))
-    assert got["top1"] == pytest.approx(1 / 3)
-    assert got["top5"] == 1
+@pytest.mark.parametrize(
+    ("logits", "labels", "top1", "top5"),
+    [
+        (np.zeros((10, 10)), np.arange(10), 0.1, 0.5),  # constant: one class right
+        (np.full((4, 10), np.nan), np.zeros(4, int), 0, 0),
+        (np.eye(3), np.zeros(3, int), 1 / 3, 1),  # fewer than five classes
+    ],
+)
+def test_ties_and_nan_are_not_right(logits, labels, top1, top5):
+    got = metrics.classification(logits, labels)
+    assert (got["top1"], got["top5"]) == pytest.approx((top1, top5))
 
 
 def test_mean_head_is_the_mean_of_the_logits():
@@ -62,9 +58,8 @@ def test_macro_averages_are_scikit_learns():
     got = metrics.averages(tables)
     expected = classification_report(labels, logits.argmax(1), output_dict=True)
     macro = expected["macro avg"]
-    assert got["precision"] == pytest.approx(macro["precision"], abs=1e-12)
-    assert got["recall"] == pytest.approx(macro["recall"], abs=1e-12)
-    assert got["f1"] == pytest.approx(macro["f1-score"], abs=1e-12)
+    for ours, theirs in (("precision",) * 2, ("recall",) * 2, ("f1", "f1-score")):
+        assert got[ours] == pytest.approx(macro[theirs], abs=1e-12)
     for c in range(6):
         assert tables["per_class"]["f1"][c] == expected[str(c)]["f1-score"]
         assert tables["per_class"]["support"][c] == expected[str(c)]["support"]
@@ -95,9 +90,8 @@ def test_classes_without_images_are_left_out():
     )["macro avg"]
     assert metrics.averages(tables)["f1"] == pytest.approx(report["f1-score"])
     for name in ("precision", "recall", "f1", "auc"):
-        assert [v is None for v in tables["per_class"][name]] == [
-            c == 2 for c in range(6)
-        ]
+        values = tables["per_class"][name]
+        assert [c for c, value in enumerate(values) if value is None] == [2]
     assert tables["per_class"]["support"][2] == 0
     json.dumps(tables, allow_nan=False)
 
@@ -137,10 +131,5 @@ def test_a_certain_and_right_model_is_calibrated():
     logits = 1000 * np.eye(4, dtype=np.float32)
     tables = metrics.tables(logits, np.arange(4))
     assert tables["calibration"]["count"][-1] == 4  # confidence 1 has a bin
-    assert metrics.averages(tables) == {
-        "precision": 1.0,
-        "recall": 1.0,
-        "f1": 1.0,
-        "auc": 1.0,
-        "ece": 0.0,
-    }
+    perfect = dict.fromkeys(["precision", "recall", "f1", "auc"], 1.0)
+    assert metrics.averages(tables) == perfect | {"ece": 0.0}

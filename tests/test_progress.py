@@ -1,3 +1,4 @@
+import contextlib
 import json
 
 import jax.numpy as jnp
@@ -24,9 +25,16 @@ def create(start=0, log=1, total=20, **settings):
 
 @pytest.fixture
 def bar():
-    made = create()
-    yield made
-    made.close()
+    with contextlib.closing(create()) as made:
+        yield made
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """The seconds, which a test changes."""
+    seconds = [50.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: seconds[0])
+    return seconds
 
 
 def metrics(loss, grad_norm=1.0, grad_norms=(0.1, 0.9, 0.2)):
@@ -114,13 +122,9 @@ def test_an_interval_of_skipped_steps_has_no_means(bar):
     bar.dispatched(1, BROKEN)
     bar.dispatched(2, BROKEN)
     values = bar.interval()
-    assert values.keys() == {
-        "train/skipped",
-        "train/learning_rate",
-        "train/images_per_sec",
-    }
-    assert values["train/skipped"] == 2
-    assert bar.consecutive_skips == 2
+    others = {"train/learning_rate", "train/images_per_sec"}
+    assert values.keys() == {"train/skipped", *others}
+    assert values["train/skipped"] == bar.consecutive_skips == 2
 
 
 @pytest.mark.parametrize(
@@ -156,9 +160,7 @@ def test_they_are_found_while_later_steps_are_in_flight(bar):
             bar.dispatched(done, BROKEN)
 
 
-def test_the_time_of_an_evaluation_is_not_the_trainings(bar, monkeypatch):
-    clock = [0.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+def test_the_time_of_an_evaluation_is_not_the_trainings(bar, clock):
     bar.dispatched(1, metrics(1.0))
     bar.interval()
     bar.dispatched(2, metrics(1.0))
@@ -170,25 +172,19 @@ def test_the_time_of_an_evaluation_is_not_the_trainings(bar, monkeypatch):
     assert bar.images_per_sec == 2.0
 
 
-def test_an_interval_goes_on_in_another_start(bar, monkeypatch):
-    clock = [50.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+def test_an_interval_goes_on_in_another_start(bar, clock):
     first = create()
     losses = [0.1, 0.7, 0.3]
     for done, loss in enumerate(losses[:2], start=1):
         first.dispatched(done, metrics(loss))
     clock[0] += 5.0
     state = json.loads(json.dumps(first.resume_state()))
-    first.close()
     second = create(2, resume_state=state, rates=[8.0, 9.0, 10.0])
     clock[0] += 2.0
-    for whole in (second, bar):
-        if whole is bar:
-            for done, loss in enumerate(losses[:2], start=1):
-                whole.dispatched(done, metrics(loss))
-        whole.dispatched(3, metrics(losses[2]))
+    for done, loss in enumerate(losses, start=1):
+        bar.dispatched(done, metrics(loss))
+    second.dispatched(3, metrics(losses[2]))
     values, undisturbed = second.interval(), bar.interval()
-    second.close()
     # Of the one step that this start has done.
     assert values.pop("train/images_per_sec") == pytest.approx(4 / 2)
     undisturbed.pop("train/images_per_sec")

@@ -1,7 +1,6 @@
 import builtins
 import io
 import json
-import os
 import time
 
 import numpy as np
@@ -36,19 +35,31 @@ def without_tensorflow(monkeypatch):
     monkeypatch.setattr(builtins, "__import__", refuse)
 
 
-def write_some(directory):
-    writer = event_files.create(directory)
+@pytest.mark.parametrize("library", ["clu", "tensorboard"])
+def test_tensorboard_reads_what_is_written(
+    tmp_path, library, request, monkeypatch, capsys
+):
+    """By clu through TensorFlow and, without that, by tensorboard alone."""
+    if library == "clu":
+        pytest.importorskip("tensorflow")
+    else:
+        request.getfixturevalue("without_tensorflow")
+    writer = event_files.create(tmp_path)
+    assert type(writer).__module__.startswith("clu.") == (library == "clu")
     for number in (1, 2):
         writer.write_scalars(number, SCALARS)
     writer.write_texts(0, {"config": "some text"})
     writer.write_images(3, {"augmentation": IMAGES})
     writer.flush()
     writer.close()
-    return writer
-
-
-def check_images(events):
-    """Under their tag stand width, height and a PNG each, for the image plugin."""
+    monkeypatch.undo()  # TensorBoard itself reads with TensorFlow where it is
+    assert ("without TensorFlow" in capsys.readouterr().err) == (library != "clu")
+    events = read_events(tmp_path)
+    scalars = events.Tensors if library == "clu" else events.Scalars
+    for name in SCALARS:
+        assert [event.step for event in scalars(name)] == [1, 2]
+    assert events.Tensors("config")[0].tensor_proto.string_val == [b"some text"]
+    # Under the images' tag stand width, height and a PNG each, for the image plugin.
     metadata = events.SummaryMetadata("augmentation")
     assert metadata.plugin_data.plugin_name == "images"
     [event] = events.Tensors("augmentation")
@@ -56,35 +67,9 @@ def check_images(events):
     assert [d.size for d in event.tensor_proto.tensor_shape.dim] == [4]
     width, height, *encoded = event.tensor_proto.string_val
     assert (width, height) == (b"7", b"5")
-    assert [Image.open(io.BytesIO(png)).format for png in encoded] == ["PNG"] * 2
-    shown = [np.asarray(Image.open(io.BytesIO(png))) for png in encoded]
-    np.testing.assert_array_equal(shown, IMAGES)
-
-
-def test_clu_writes_what_tensorboard_reads(tmp_path):
-    pytest.importorskip("tensorflow")
-    writer = write_some(tmp_path)
-    assert type(writer).__module__.startswith("clu.")
-    events = read_events(tmp_path)
-    assert {"train/loss", "eval/class/top1", "config"} <= set(events.Tags()["tensors"])
-    assert [e.step for e in events.Tensors("train/loss")] == [1, 2]
-    check_images(events)
-
-
-def test_without_tensorflow_tensorboard_reads_the_same(
-    tmp_path, without_tensorflow, monkeypatch, capsys
-):
-    writer = write_some(tmp_path)
-    monkeypatch.undo()  # TensorBoard itself reads with TensorFlow where it is
-    assert isinstance(writer, event_files.EventWriter)
-    assert "without TensorFlow" in capsys.readouterr().err
-    events = read_events(tmp_path)
-    # The accumulator migrates plain scalars to tensors when it reads them.
-    tags = events.Tags()
-    assert {"train/loss", "eval/class/top1"} <= {*tags["scalars"], *tags["tensors"]}
-    assert "config" in tags["tensors"]
-    assert events.Tensors("config")[0].tensor_proto.string_val == [b"some text"]
-    check_images(events)
+    opened = [Image.open(io.BytesIO(png)) for png in encoded]
+    assert [image.format for image in opened] == ["PNG"] * 2
+    np.testing.assert_array_equal([np.asarray(image) for image in opened], IMAGES)
 
 
 @pytest.mark.parametrize("restored", [0, 2])
@@ -126,17 +111,7 @@ def test_metrics_file_is_cut_back_to_the_restored_step(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "line",
-    [
-        b'{"step": 2',
-        b'{"a": 1}',
-        b"3",
-        b'{"step": 2.5}',
-        b'{"step": 2, "a": "1"}',
-        b"[1]",
-        b"\xff",
-        b"\x00",
-    ],
+    "line", [b'{"step": 2', b'{"a": 1}', b"3", b'{"step": 2, "a": "1"}', b"\xff"]
 )
 def test_rows_end_at_the_first_that_is_none(tmp_path, line):
     rows = [b'{"step": 1}', line, b'{"step": 3}']
@@ -144,11 +119,7 @@ def test_rows_end_at_the_first_that_is_none(tmp_path, line):
     assert writers.read(tmp_path) == [{"step": 1}]
     writers.MetricsFile(tmp_path, restored_step=3).close()
     assert (tmp_path / writers.METRICS).read_text() == '{"step": 1}\n'
-
-
-def test_metrics_that_are_no_file_are_refused(tmp_path):
-    os.mkfifo(tmp_path / writers.METRICS)
-    with pytest.raises(
-        InputError, match=r"metrics\.jsonl cannot be read: .* no regular"
-    ):
+    (tmp_path / writers.METRICS).unlink()
+    (tmp_path / writers.METRICS).mkdir()
+    with pytest.raises(InputError, match=r"metrics\.jsonl cannot be read"):
         writers.read(tmp_path)

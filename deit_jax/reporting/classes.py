@@ -1,109 +1,98 @@
 """What stands behind the averages: classes, mistakes and confidence."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from deit_jax.reporting import figures
+from deit_jax.reporting.comparison import class_f1
 from deit_jax.reporting.document import Cell, Image, Table, Text
 from deit_jax.reporting.runs import Group
+from deit_jax.training import metrics
 
-MOST_CLASSES = 30  # that the table and the image of F1 have room for
+MOST_CLASSES = 30  # that the table of F1 has room for
 
 
-def per_class(chosen, names, suffix: str, label: str) -> list:
-    """F1 of the classes as an image and a table; the lowest, of many."""
-    class_names = _class_names(chosen[0][1])
-    support = np.array(_tables(chosen[0][1])[0]["per_class"]["support"])
-    values = []
-    for number, g in chosen:
-        f1 = np.array([t["per_class"]["f1"] for t in _tables(g)], float)  # None is nan
-        deviation = f1.std(axis=0, ddof=1) if len(f1) > 1 else None
-        values.append((number, f1.mean(axis=0), deviation))
-    mean = np.mean([value for _, value, _ in values], axis=0)
-    present = np.flatnonzero(support)
-    shown = present
-    caption = f"{label}F1 of every class, with the head that predicts."
+def per_class(members: Sequence[Group]) -> list:
+    """A table of the F1 of the classes; the lowest, of many."""
+    members = [g for g in members if g.tables("per_class")]
+    if not members:
+        return []
+    f1 = [class_f1(g) for g in members]
+    means = np.array([one.mean(axis=0).round(4) for one in f1])
+    support = np.array(members[0].tables("per_class")[0]["support"])
+    shown = present = np.flatnonzero(support)
+    text = "F1 of every class, with the head that predicts."
     if len(present) > MOST_CLASSES:
-        shown = present[np.argsort(mean[present], kind="stable")[:MOST_CLASSES]]
-        caption = (
-            f"{label}The {MOST_CLASSES} classes of {len(present)} with the lowest F1, "
+        order = np.argsort(means.mean(axis=0)[present], kind="stable")
+        shown = present[order[:MOST_CLASSES]]
+        text = (
+            f"The {MOST_CLASSES} classes of {len(present)} with the lowest F1, "
             "averaged over the runs."
         )
-    if any(deviation is not None for *_, deviation in values):
-        caption += " Bars: one standard deviation over the seeds."
     rows = []
     for c in shown:
-        best = max(round(value[c], 4) for _, value, _ in values)
-        rows.append([class_names[c], f"{support[c]:,}"])
-        for _, value, deviation in values:
-            text = f"{value[c]:.4f}"
-            if deviation is not None:
-                text += f" ± {deviation[c]:.4f}"
-            is_best = len(values) > 1 and round(value[c], 4) == best
-            rows[-1].append(Cell(text, is_best))
-    image = figures.dots(
-        [(n, v[shown], None if d is None else d[shown]) for n, v, d in values],
-        [class_names[c] for c in shown],
-        names,
-        x_label="F1",
-    )
-    header = ["class", "images", *(g.name for _, g in chosen)]
-    return [Image(f"per_class_f1{suffix}", image, caption), Table(header, rows)]
+        row = [members[0].class_names[c], f"{support[c]:,}"]
+        for seeds, mean in zip(f1, means[:, c], strict=True):
+            note = f"± {seeds[:, c].std(ddof=1):.4f}" if len(seeds) > 1 else ""
+            is_best = len(members) > 1 and mean == means[:, c].max()
+            row.append(Cell(f"{mean:.4f}", is_best, note))
+        rows.append(row)
+    return [Text(text), Table(["class", "images", *(g.name for g in members)], rows)]
 
 
-def confusions(chosen, names, suffix: str, label: str) -> list:
+def confusion(g: Group) -> np.ndarray | None:
+    """Images of the row's class that are taken for the column's; seeds added up."""
+    matrices = list(map(np.array, g.tables("confusion")))
+    if not matrices:  # of many classes the summary has none
+        for _, found in (run.predictions for run in g.finished if run.predictions):
+            matrix = np.zeros((found.classes, found.classes), int)
+            np.add.at(matrix, (found.labels, found.predicted), 1)
+            matrices.append(matrix)
+    return np.sum(matrices, axis=0) if matrices else None
+
+
+def confusions(members: Sequence[Group]) -> list:
+    """A matrix for each group."""
     matrices = []
-    for _, g in chosen:
-        found = [t["confusion"] for t in _tables(g) if "confusion" in t]
-        if found:
-            seeds = f", {len(found)} seeds" if len(found) > 1 else ""
-            matrices.append((g.name + seeds, np.sum(found, axis=0)))
-    if not matrices:
-        return [Text(f"{label}too many classes for a matrix that can be read.")]
-    image = figures.confusions(matrices, _class_names(chosen[0][1]))
-    caption = (
-        f"{label}Images of the row's class that were taken for the column's; the "
-        "colour is the share of the row. Seeds are added up."
-    )
-    return [Image(f"confusion{suffix}", image, caption)]
-
-
-def calibration(chosen, names, suffix: str, label: str) -> list:
-    bins = []
-    for number, g in chosen:
-        found = [t["calibration"] for t in _tables(g)]
-        count, *means = (
-            np.nan_to_num(np.array([one[name] for one in found], float))
-            for name in ("count", "confidence", "accuracy")
+    for g in members:
+        if seeds := len(g.tables("confusion")):
+            title = g.name + (f", {seeds} seeds" if seeds > 1 else "")
+            matrices.append((title, confusion(g)))
+    if matrices:
+        caption = (
+            "Images of the row's class that were taken for the column's; the colour is "
+            "the share of the row. Seeds are added up."
         )
-        total = count.sum(axis=0)
-        means = [(count * mean).sum(axis=0) / np.maximum(total, 1) for mean in means]
-        bins.append((number, total, *means))
-    caption = (
-        f"{label}Below the dotted line a model is surer than it is right. Bins with "
-        "few images scatter: see their share on the right. Seeds are pooled."
+        image = figures.confusions(matrices, members[0].class_names)
+        return [Image("confusion", image, caption)]
+    if len(members[0].class_names) > metrics.LARGEST_CONFUSION:
+        return [Text("Too many classes for a matrix that can be read.")]
+    return []
+
+
+def pooled_calibration(g: Group) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Images, mean confidence and accuracy of each bin, over all seeds."""
+    count, *means = (
+        np.nan_to_num(np.array([one[name] for one in g.tables("calibration")], float))
+        for name in ("count", "confidence", "accuracy")
     )
-    return [Image(f"calibration{suffix}", figures.calibration(bins, names), caption)]
+    total = count.sum(axis=0)
+    return total, *((count * mean).sum(axis=0) / np.maximum(total, 1) for mean in means)
 
 
-def by_data(groups: Sequence[Group], make: Callable) -> list:
-    """What `make` gives for the groups of each data set that have tables."""
-    chosen: dict[tuple, list[tuple[int, Group]]] = {}
-    for number, g in enumerate(groups):
-        if _tables(g):
-            chosen.setdefault((g.data, *_class_names(g)), []).append((number, g))
-    blocks = []
-    for place, ((data, *_), members) in enumerate(chosen.items(), 1):
-        suffix = f"_{place}" if len(chosen) > 1 else ""
-        label = f"{data}: " if len(chosen) > 1 else ""
-        blocks += make(members, [g.name for g in groups], suffix, label)
-    return blocks
-
-
-def _tables(g: Group) -> list[dict]:
-    return [run.tables() for run in g.finished if run.tables()]
-
-
-def _class_names(g: Group) -> list[str]:
-    return [str(name) for name in g.finished[0].summary["class_names"]]
+def calibration(members: Sequence[Group]) -> list:
+    """Accuracy over confidence."""
+    bins = [
+        (number, *pooled_calibration(g))
+        for number, g in enumerate(members)
+        if g.tables("calibration")
+    ]
+    if not bins:
+        return []
+    caption = (
+        "Below the dotted line a model is surer than it is right. Bins with few images "
+        "scatter: see their share on the right. Seeds are pooled."
+    )
+    image = figures.calibration(bins, [g.name for g in members])
+    return [Image("calibration", image, caption)]

@@ -14,6 +14,19 @@ from deit_jax.reporting.runs import Group, Run
 from deit_jax.training import bootstrap
 from deit_jax.training.bootstrap import LEVEL
 
+# Name, title, whether more is better, and digits; the accuracies are in percent.
+METRICS = (
+    ("top1", "top-1 %", True, 2),
+    ("top5", "top-5 %", True, 2),
+    ("precision", "precision", True, 4),
+    ("recall", "recall", True, 4),
+    ("f1", "F1", True, 4),
+    ("auc", "AUC", True, 4),
+    ("ece", "ECE", False, 4),
+    ("loss", "NLL", False, 4),
+)
+PERCENT = ("top1", "top5")
+
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
@@ -27,6 +40,12 @@ class Estimate:
     def could_be_chance(self) -> bool:
         """Whether the interval, that of a difference, holds 0."""
         return self.low <= 0 <= self.high
+
+    def shown(self, metric: str, digits: int = 4, *, sign: str = "") -> tuple[str, str]:
+        """The value and `low to high`; the accuracies in percent, with two digits."""
+        scale, digits = (100, 2) if metric in PERCENT else (1, digits)
+        low, high = (f"{scale * x:.{digits}f}" for x in (self.low, self.high))
+        return f"{scale * self.value:{sign}.{digits}f}", f"{low} to {high}"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -47,9 +66,10 @@ class Sample:
     deviations: dict[str, np.ndarray]
     images: str | None
 
-    @property
-    def seeds(self) -> int:
-        return len(self.values["top1"])
+    def mean(self, metric: str) -> float | None:
+        """Over the seeds; None where one of them lacks it."""
+        values = self.values.get(metric)
+        return values and statistics.fmean(values)
 
     def estimate(self, metric: str) -> Estimate | None:
         """The mean over the seeds; None for a metric without an interval."""
@@ -63,6 +83,7 @@ class Sample:
         return Estimate(found.value, max(found.low, 0.0), min(found.high, most))
 
 
+@functools.cache
 def sample(g: Group) -> Sample:
     """Resamples the evaluation images of the finished runs of a group, at least one.
 
@@ -71,18 +92,19 @@ def sample(g: Group) -> Sample:
     """
     each = [_replicates(run) for run in g.finished]
     names = set.intersection(*map(set, each))
-    replicates = {name: np.mean([one[name] for one in each], axis=0) for name in names}
     found = {run.predictions and run.predictions[0] for run in g.finished}
     images = found.pop() if len(found) == 1 else None
     scores = [run.heads()[run.head] for run in g.finished]
-    values = {
-        name: [one[name] for one in scores]
-        for name in set.intersection(*map(set, scores))
-        if all(math.isfinite(one[name]) for one in scores)
-    }
     return Sample(
-        values=values,
-        replicates=replicates if images else {},
+        values={
+            name: [one[name] for one in scores]
+            for name in set.intersection(*map(set, scores))
+            if all(math.isfinite(one[name]) for one in scores)
+        },
+        replicates={
+            name: np.mean([one[name] for one in each], axis=0)
+            for name in (names if images else ())
+        },
         deviations={
             name: np.mean([_deviation(one[name]) for one in each], axis=0)
             for name in names
@@ -91,46 +113,56 @@ def sample(g: Group) -> Sample:
     )
 
 
-def difference(a: Sample, b: Sample, metric: str) -> Estimate | None:
+def difference(a: Group, b: Group, metric: str) -> Estimate | None:
     """`a` - `b`; None where one of them has no figure or no interval.
 
     On the same images it is paired: what is hard for both cancels. Without predictions
     it is that of two independent sets of images, which is rather too wide. With several
     seeds of both the interval covers these: Welch's, with the images' variance added.
     """
+    a, b = sample(a), sample(b)
     if any(metric not in s.values or metric not in s.deviations for s in (a, b)):
         return None
     values = a.values[metric], b.values[metric]
     value = statistics.fmean(values[0]) - statistics.fmean(values[1])
-    drawn = None
-    if a.images is not None and a.images == b.images:
-        drawn = a.replicates[metric] - b.replicates[metric]
+    drawn = _paired(a, b, metric)
     deviation = math.hypot(a.deviations[metric], b.deviations[metric])
     return _estimate(value, drawn, deviation, values)
 
 
-def class_differences(a: Sample, b: Sample, f1: Sequence) -> tuple | None:
-    """The differences [C] in F1 by class, and how far beyond chance each of them goes.
+def class_differences(a: Group, b: Group) -> tuple | None:
+    """The differences [C] in F1 by class, and how far chance alone may go in each.
 
     The margins allow for their number (Bonferroni): with nothing but chance, one report
     in twenty has any difference beyond its margin.
-
-    Args:
-      f1: [seeds, C] of `a`, and of `b`.
     """
     name = "f1_of_class"
-    if any(name not in s.deviations for s in (a, b)):
+    f1 = [class_f1(g) for g in (a, b)]
+    a, b = sample(a), sample(b)
+    if not all(map(len, f1)) or any(name not in s.deviations for s in (a, b)):
         return None
     differences = f1[0].mean(axis=0) - f1[1].mean(axis=0)
     deviations = np.hypot(a.deviations[name], b.deviations[name])
-    if a.images is not None and a.images == b.images:
-        deviations = _deviation(a.replicates[name] - b.replicates[name])
+    if (paired := _paired(a, b, name)) is not None:
+        deviations = _deviation(paired)
     level = 1 - (1 - LEVEL) / max(np.isfinite(differences).sum(), 1)
     margins = [
         _margin(deviation, [one[:, c] for one in f1], level)
         for c, deviation in enumerate(deviations)
     ]
     return differences, np.array(margins)
+
+
+def class_f1(g: Group) -> np.ndarray:
+    """[seeds, C], nan for a class without images."""
+    return np.array([one["f1"] for one in g.tables("per_class")], float)
+
+
+def _paired(a: Sample, b: Sample, metric: str) -> np.ndarray | None:
+    """The differences [R] on the same resampled images; None of other images."""
+    if a.images is None or a.images != b.images:
+        return None
+    return a.replicates[metric] - b.replicates[metric]
 
 
 def _deviation(replicates: np.ndarray) -> np.ndarray:
@@ -167,11 +199,10 @@ def _margin(deviation: float, seeds: Sequence[Sequence[float]], level: float) ->
     return float(stdtrit(total**2 / sum(freedom), upper)) * math.sqrt(total)
 
 
-@functools.cache
 def _replicates(run: Run) -> dict[str, np.ndarray]:
     if run.predictions is not None:
         return bootstrap.replicates(run.predictions[1])
-    tables, images = run.tables(), run.summary.get("eval_images")
+    tables, images = run.tables, run.summary.get("eval_images")
     if "confusion" in tables:
         return bootstrap.confusion_replicates(tables["confusion"])
     if not images:

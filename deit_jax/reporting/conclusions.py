@@ -1,102 +1,86 @@
 """What the runs show, in words: sentences from their figures, and none beyond them."""
 
 import itertools
-import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
+from deit_jax.errors import joined
 from deit_jax.reporting import effects, findings
-from deit_jax.reporting.comparison import Estimate, Sample, difference
-from deit_jax.reporting.document import Points, Text
-from deit_jax.reporting.phrases import interval, joined
-from deit_jax.reporting.results import METRICS
+from deit_jax.reporting.comparison import METRICS, Estimate, difference, sample
+from deit_jax.reporting.document import Points
 from deit_jax.reporting.runs import Group
 
-Samples = Mapping[Group, Sample]
-Said = list[tuple[str, str]]
-SURENESS = {
-    True: "That is more than chance.",
-    False: "That could be chance.",
-    None: "Whether by chance cannot be told without predictions.npz.",
-}
+SURE, CHANCE = "That is more than chance.", "That could be chance."
 
 
-def sentences(members: Sequence[Group], samples: Samples, label: str) -> list:
-    """All that can be said of finished groups on the same data.
-
-    Args:
-      label: Names the data where there are others.
-    """
-    points = []
-    if len(members) > 1:
-        points += best(members, samples)
-        for a, b in itertools.permutations(members, 2):
-            points += effects.effect(a, b, samples)
-        points += findings.classes(members, samples)
-    points += findings.of_each(members)
-    points.append(("How sure", caveats(members, samples)))
-    return [*([Text(label)] if label else []), Points(points)]
-
-
-def best(members: Sequence[Group], samples: Samples) -> Said:
-    """Who is best by top-1, by how much, and by which of the other metrics."""
-    points, others = [], {}
-    for name, title, more, _ in METRICS:
-        ranked = _ranked(members, samples, name, more)
-        if len(ranked) < 2:
-            continue
-        first, second = ranked[:2]
-        ahead = difference(samples[first], samples[second], name)
-        if name == "top1":
-            points.append(("Best", _lead(first, second, samples, ahead)))
-            continue
-        sure = None if ahead is None else not ahead.could_be_chance
-        others.setdefault((sure, first.name), []).append(title.removesuffix(" %"))
+def points(members: Sequence[Group]) -> list[Points]:
+    """All that can be said of finished groups on the same data."""
     said = []
-    for sure, sentence in SURENESS.items():
-        leads = [
-            f"{name} is best by {joined(titles)}"
-            for (how, name), titles in others.items()
-            if how is sure
-        ]
+    if len(members) > 1:
+        said += best(members)
+        for a, b in itertools.permutations(members, 2):
+            said += effects.effect(a, b)
+        said += findings.classes(members)
+    said += findings.of_each(members)
+    return [Points([*said, ("How sure", caveats(members))])]
+
+
+def best(members: Sequence[Group]) -> list[tuple[str, str]]:
+    """Who is best by top-1, by how much, and by which of the other metrics."""
+    said, others = [], {SURE: {}, CHANCE: {}}
+    for name, title, more, _ in METRICS:
+        there = [g for g in members if sample(g).mean(name) is not None]
+        if len(there) < 2:
+            continue
+        there.sort(key=lambda g, name=name: sample(g).mean(name), reverse=more)
+        first, second = there[:2]
+        ahead = difference(first, second, name)
+        if name == "top1":
+            said.append(("Best", _lead(first, second, ahead)))
+        elif ahead is not None and ahead.value != 0:
+            titles = others[CHANCE if ahead.could_be_chance else SURE]
+            titles.setdefault(first.name, []).append(title.removesuffix(" %"))
+    sentences = []
+    for sureness, leads in others.items():
         if leads:
-            said.append(f"{'; '.join(leads)}. {sentence}")
-    return [*points, ("The other metrics", " ".join(said))] if said else points
+            each = (
+                f"{name} is best by {joined(found)}" for name, found in leads.items()
+            )
+            sentences.append(f"{'; '.join(each)}. {sureness}")
+    if sentences:
+        said.append(("The other metrics", " ".join(sentences)))
+    return said
 
 
-def _ranked(members, samples: Samples, name: str, more: bool) -> list[Group]:
-    there = [g for g in members if name in samples[g].values]
-    return sorted(
-        there, key=lambda g: statistics.fmean(samples[g].values[name]), reverse=more
-    )
-
-
-def _lead(first: Group, second: Group, samples: Samples, ahead: Estimate | None) -> str:
-    top1 = f"{100 * statistics.fmean(samples[first].values['top1']):.2f} %"
+def _lead(first: Group, second: Group, ahead: Estimate | None) -> str:
+    top1 = f"{100 * sample(first).mean('top1'):.2f} %"
     if ahead is None:
         return f"By top-1 {first.name} is best with {top1}."
     if ahead.value == 0:
         return f"{first.name} and {second.name} have the same top-1, {top1}."
+    points, interval = ahead.shown("top1")
     return (
-        f"By top-1 {first.name} is best with {top1}, {100 * ahead.value:.2f} points "
-        f"before {second.name} (95 % interval {interval('top1', ahead)}). "
-        f"{SURENESS[not ahead.could_be_chance]}"
+        f"By top-1 {first.name} is best with {top1}, {points} points before "
+        f"{second.name} (95 % interval {interval}). "
+        f"{CHANCE if ahead.could_be_chance else SURE}"
     )
 
 
-def caveats(members: Sequence[Group], samples: Samples) -> str:
+def caveats(members: Sequence[Group]) -> str:
     """What the intervals are over, and what they leave out."""
     said = ["Each 95 % interval is by itself: of twenty, one misses."]
-    if several := [f"{g.name} ({samples[g].seeds})" for g in members if _several(g)]:
+    several = [g for g in members if len(g.finished) > 1]
+    if several:
+        counted = joined([f"{g.name} ({len(g.finished)})" for g in several])
         said.append(
-            f"There are several seeds of {joined(several)}: where both sides of a "
-            "difference have them, its interval covers test images and seeds."
+            f"There are several seeds of {counted}: where both sides of a difference "
+            "have them, its interval covers test images and seeds."
         )
-    if single := [g.name for g in members if not _several(g)]:
+    if single := [g.name for g in members if g not in several]:
         said.append(
             f"There is one seed of {joined(single)}: such an interval covers the test "
             "images alone, and how much another seed would change is not known."
         )
-    unpaired = [g.name for g in members if samples[g].images is None]
+    unpaired = [g.name for g in members if sample(g).images is None]
     if unpaired and len(members) > 1:
         said.append(
             f"Without predictions.npz: {joined(unpaired)}. Their differences are taken "
@@ -104,7 +88,3 @@ def caveats(members: Sequence[Group], samples: Samples) -> str:
             "too wide than too narrow."
         )
     return " ".join(said)
-
-
-def _several(g: Group) -> bool:
-    return len(g.finished) > 1

@@ -23,9 +23,9 @@ class Text:
 
 @dataclasses.dataclass(frozen=True)
 class Points:
-    """A list; each point has its topic and what is said of it."""
+    """A list; each point is a topic and what is said of it, in one text or several."""
 
-    points: Sequence[tuple[str, str]]
+    points: Sequence[tuple[str, ...]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,22 +67,23 @@ PIXELS = 1.44  # of an image, for one of the page: sharp in print
 STYLE = """
 :root { color-scheme: light; }
 body { font: 15px/1.5 system-ui, "Segoe UI", "DejaVu Sans", sans-serif; color: #111;
-  background: #fff; max-width: 1080px; margin: 2rem auto; padding: 0 1.25rem; }
+  background: #fff; max-width: 1180px; margin: 2rem auto; padding: 0 1.25rem; }
 h1 { font-size: 1.7rem; margin: 0 0 .25rem; }
 h2 { font-size: 1.2rem; margin: 2.25rem 0 .5rem; padding-bottom: .2rem;
   border-bottom: 1px solid #999; }
-p, li { margin: .5rem 0; max-width: 80ch; }
+p, li { margin: .5rem 0; max-width: 80ch; } li li { margin: .2rem 0; }
 blockquote { border-left: 4px solid #d55e00; padding: .1rem .75rem; margin: .5rem 0;
   background: #fbf3ee; }
+p:has(img) { max-width: none; }
 .toc ul { margin: .75rem 0; padding: 0; font-size: .9rem; list-style: none; }
-.toc li { display: inline-block; margin-right: 1em; }
+.toc li { display: inline-block; margin: .1rem 1em .1rem 0; }
 .toc a { color: #0072b2; }
 .wide { overflow-x: auto; margin: .75rem 0; }
 table { border-collapse: collapse; font-size: .86rem;
   font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .6rem; border-bottom: 1px solid #ddd; vertical-align: top; }
-th { border-bottom: 1.5px solid #555; vertical-align: bottom; }
-small { display: block; color: #555; }
+th { border-bottom: 1.5px solid #555; vertical-align: bottom; text-align: left; }
+small { display: block; color: #555; white-space: nowrap; }
 img { max-width: 100%; height: auto; display: block; break-inside: avoid; }
 @media print { body { max-width: none; margin: 0; font-size: 11px; }
   table { font-size: 9px; } th, td { padding: .15rem .4rem; } .toc { display: none; }
@@ -93,11 +94,11 @@ img { max-width: 100%; height: auto; display: block; break-inside: avoid; }
 def to_html(title: str, sections: Sequence[Section]) -> str:
     """Renders `to_markdown` as one page with its style and images inside."""
     renderer = markdown.Markdown(
-        extensions=["tables", "toc"], extension_configs={"toc": {"toc_depth": "2"}}
+        extensions=["tables", "toc"], extension_configs={"toc": {"toc_depth": "2-2"}}
     )
     renderer.ESCAPED_CHARS = [*renderer.ESCAPED_CHARS, "|", "~", "$"]
     text = to_markdown(title, sections).replace("\n\n", "\n\n[TOC]\n\n", 1)
-    body = renderer.convert(text)
+    body = renderer.convert(text).replace(" %", "&nbsp;%")
     body = body.replace("<table>", '<div class="wide"><table>')
     body = body.replace("</table>", "</table></div>")
     for image in images(sections):
@@ -137,9 +138,11 @@ def _block_markdown(block: Text | Points | Table | Image) -> str:
         case Text(text, warning):
             return ("> " if warning else "") + _escape(text)
         case Points(points):
-            lines = (
-                f"- **{_escape(topic)}.** {_escape(said)}" for topic, said in points
-            )
+            lines = []
+            for topic, *said in points:
+                before = "\n    - " if len(said) > 1 else " "
+                texts = (before + _escape(text) for text in said)
+                lines.append(f"- **{_escape(topic)}.**{''.join(texts)}")
             return "\n".join(lines)
         case Image(name, _, caption):
             alt = name.replace("_", " ")

@@ -1,11 +1,9 @@
 """What distillation and augmentation are worth, where configs differ in just that."""
 
 import statistics
-from collections.abc import Mapping
 
-from deit_jax.reporting.comparison import Sample, difference
-from deit_jax.reporting.phrases import change, interval, joined
-from deit_jax.reporting.results import METRICS
+from deit_jax.errors import joined
+from deit_jax.reporting.comparison import METRICS, PERCENT, difference
 from deit_jax.reporting.runs import Group, config_differences
 
 # Fields of a config that change no figure: what is written, and how fast.
@@ -24,30 +22,32 @@ IMMATERIAL = (
 TEACHING = ("distillation.view", "distillation.num_views", "distillation.mixing")
 
 
-def effect(a: Group, b: Group, samples: Mapping[Group, Sample]) -> list:
+def effect(a: Group, b: Group) -> list[tuple[str, str]]:
     """What changes from `a` to `b`, which alone of the two distils, or augments."""
     kind = changed(a, b)
     if kind is None:
         return []
-    said, unsure, unknown = [], [], []
+    said, unsure = [], []
     for name, title, *_ in METRICS:
         title = title.removesuffix(" %")
-        if any(name not in samples[g].values for g in (a, b)):
+        found = difference(b, a, name)
+        if found is None or found.value == 0:
             continue
-        found = difference(samples[b], samples[a], name)
-        if found is None:
-            unknown.append(title)
-        elif found.could_be_chance:
-            unsure.append(f"{title} ({change(name, found)})")
+        change, interval = found.shown(name, sign="+")
+        if name in PERCENT:
+            change += " points"
+        if found.could_be_chance:
+            unsure.append(f"{title} ({change})")
         else:
-            said.append(f"{title} {change(name, found)} ({interval(name, found)})")
-    text = f"{b.name} differs from {a.name} in {_in_words(kind, b)} alone."
+            said.append(f"{title} {change} ({interval})")
+    how = f"({b.setting('distillation', 'kind')})"
+    if kind == "augmentation":
+        how = f"(recipe {b.setting('augment', 'recipe')})"
+    text = f"{b.name} differs from {a.name} in {kind} {how} alone."
     if said:
         text += f" With it: {joined(said)}."
     if unsure:
         text += f" What could be chance: {joined(unsure)}."
-    if unknown:
-        text += f" Without predictions.npz there is no interval of {joined(unknown)}."
     return [(kind.capitalize(), text + (_teacher(b) if kind == "distillation" else ""))]
 
 
@@ -62,27 +62,16 @@ def changed(a: Group, b: Group) -> str | None:
     if len({v.replace("_distilled", "").replace("deit_", "vit_") for v in bodies}) == 1:
         del fields["model.variant"]  # the same but for the token
     taught, augmented = (
-        [_setting(g, *field) for g in (a, b)]
+        [g.setting(*field) for g in (a, b)]
         for field in (("distillation", "kind"), ("augment", "recipe"))
     )
     if taught[0] == "none" != taught[1]:
         alone = all(field.startswith("distillation.") for field in fields)
         return "distillation" if alone else None
     if augmented[0] == "none" != augmented[1] and taught[0] == taught[1]:
-        alone = all(f.startswith("augment.") or f in TEACHING for f in fields)
+        alone = all(field.startswith(("augment.", *TEACHING)) for field in fields)
         return "augmentation" if alone else None
     return None
-
-
-def _setting(g: Group, section: str, field: str) -> str:
-    found = g.runs[0].config.get(section)
-    return str(found.get(field, "none")) if isinstance(found, dict) else "none"
-
-
-def _in_words(kind: str, b: Group) -> str:
-    if kind == "distillation":
-        return f"distillation ({_setting(b, 'distillation', 'kind')})"
-    return f"augmentation (recipe {_setting(b, 'augment', 'recipe')})"
 
 
 def _teacher(b: Group) -> str:

@@ -7,12 +7,11 @@ import numpy as np
 import PIL.Image
 
 from deit_jax.data import crops, sources
-from deit_jax.errors import InputError
+from deit_jax.errors import InputError, joined
 from deit_jax.models import model_card
 from deit_jax.reporting import figures
 from deit_jax.reporting.document import Image, Text
 from deit_jax.reporting.labels import readable
-from deit_jax.reporting.phrases import joined
 from deit_jax.reporting.runs import Group, Run
 from deit_jax.training.predictions import Predictions
 
@@ -34,39 +33,36 @@ class Example:
 
 
 def shown(
-    members: Sequence[Group], label: str, suffix: str, *, images: int, attention: bool
+    members: Sequence[Group], *, images: int, attention: bool
 ) -> list[Image | Text]:
     """A block with `images` of the images, and one with attention, or why not.
 
     Args:
       members: Finished groups on the same data; the first run of each is shown.
-      label, suffix: Begin the texts, and end the names of the files.
     """
     chosen = [g.finished[0] for g in members if g.finished[0].predictions][:MOST_RUNS]
     if not chosen:
-        return [Text(f"{label}no run has predictions.npz, so no image can be shown.")]
+        return [Text("No run has predictions.npz, so no image can be shown.")]
     fingerprint = chosen[0].predictions[0]
     chosen = [run for run in chosen if run.predictions[0] == fingerprint]
     answers = [run.predictions[1] for run in chosen]
     indices, shares = select(answers, images)
     try:
-        examples, class_names = _open(chosen[0], fingerprint, indices)
+        examples, class_names = _open(chosen[0], fingerprint, indices.tolist())
     except InputError as error:
-        return [Text(f"{label}the images cannot be shown: {error}")]
+        return [Text(f"The images cannot be shown: {error}")]
     drawn = figures.answers(
-        [_panel(example, chosen, answers, class_names) for example in examples],
+        [_panel(example, answers, class_names) for example in examples],
         [run.name for run in chosen],
     )
     counts = [f"{kind} {100 * s:.1f} %" for kind, s in zip(KINDS, shares, strict=True)]
     caption = (
-        f"{label}Of the evaluation images {joined(counts)}. These {len(examples)} are "
+        f"Of the evaluation images {joined(counts)}. These {len(examples)} are "
         "drawn at random, as many of each kind, as far as there are. A bar is the "
         "probability of the answer; where it is wrong, that of the true class follows."
     )
-    blocks = [Image(f"same_images{suffix}", drawn, caption)]
-    if attention:
-        blocks += _attention(chosen, examples, class_names, label, suffix)
-    return blocks
+    blocks = [Image("same_images", drawn, caption)]
+    return blocks + (_attention(chosen, examples, class_names) if attention else [])
 
 
 def select(
@@ -90,7 +86,9 @@ def select(
     return np.concatenate(drawn), [float(kind.mean()) for kind in kinds]
 
 
-def _open(run: Run, fingerprint: str, indices) -> tuple[list[Example], Sequence[str]]:
+def _open(
+    run: Run, fingerprint: str, indices: Sequence[int]
+) -> tuple[list[Example], Sequence[str]]:
     fields = run.config.get("dataset", {})
     name, split = (str(fields.get(key, "")) for key in ("name", "eval_split"))
     source = sources.load(name, split, data_dir=fields.get("data_dir") or None)
@@ -100,35 +98,29 @@ def _open(run: Run, fingerprint: str, indices) -> tuple[list[Example], Sequence[
             "evaluated on."
         )
     card = model_card.read(run.directory)
-    pairs = source.pil_images([int(i) for i in indices])
-    found = [
-        Example(
-            int(i),
-            label,
-            image,
-            crops.centre_view(image, card.image_size, card.crop_ratio),
-        )
-        for i, (image, label) in zip(indices, pairs, strict=True)
-    ]
+    found = []
+    for i, (image, label) in zip(indices, source.pil_images(indices), strict=True):
+        view = crops.centre_view(image, card.image_size, card.crop_ratio)
+        found.append(Example(i, label, image, view))
     return found, source.class_names
 
 
-def _panel(example: Example, runs, answers, class_names) -> figures.Answered:
-    lines = []
+def _panel(example: Example, answers: Sequence[Predictions], class_names) -> tuple:
+    """The image, its title, and what each run says of it, for `figures.answers`."""
+    i, lines = example.index, []
     for one in answers:
-        i = example.index
         predicted, right = int(one.predicted[i]), bool(one.right[i])
         text = f"{readable(class_names[predicted], predicted, 14)} "
         text += f"{one.confidence[i]:.0%}"
         if not right:
             text += f", true {np.exp(-one.loss[i]):.0%}"
         lines.append((text, float(one.confidence[i]), right))
-    title = f"{readable(class_names[example.label], example.label, 20)}, image "
-    return figures.Answered(example.view, f"{title}{example.index:,}", lines)
+    name = readable(class_names[example.label], example.label, 20)
+    return example.view, f"{name}, image {i:,}", lines
 
 
 def _attention(
-    runs: Sequence[Run], examples: Sequence[Example], class_names, label, suffix: str
+    runs: Sequence[Run], examples: Sequence[Example], class_names
 ) -> list[Image | Text]:
     """The last block's attention, a row an image, a column a token of a run."""
     from deit_jax import trained_model
@@ -142,8 +134,7 @@ def _attention(
         except InputError:
             missing.append(run.name)
             continue
-        views = np.stack([trained.view(one.image) for one in some])
-        maps, logits = trained.attention(views)
+        maps, logits = trained.attention([one.image for one in some])
         for t, head in enumerate(logits):
             title = f"{readable(run.name, 0, 18, kind='run')}\n{TOKENS[head]}"
             columns.append((title, maps.heads[:, t].mean(axis=1)))
@@ -153,12 +144,11 @@ def _attention(
             (readable(class_names[one.label], one.label, 14), one.view) for one in some
         ]
         caption = (
-            f"{label}Attention of the last block to the patches, the mean of its "
-            "heads, each scaled to its maximum, a multiple of uniform attention."
+            "Attention of the last block to the patches, the mean of its heads, each "
+            "scaled to its maximum, a multiple of uniform attention."
         )
-        drawn = figures.attention(rows, columns)
-        blocks.append(Image(f"attention{suffix}", drawn, caption))
+        blocks.append(Image("attention", figures.attention(rows, columns), caption))
     if missing:
-        text = f"{label}without a checkpoint that loads, no attention: "
-        blocks.append(Text(f"{text}{joined(missing)}."))
+        text = f"Without a checkpoint that loads, no attention: {joined(missing)}."
+        blocks.append(Text(text))
     return blocks

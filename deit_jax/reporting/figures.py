@@ -6,6 +6,7 @@ markers and dashes say the same for print in grey.
 
 import contextlib
 import dataclasses
+import functools
 import io
 import math
 from collections.abc import Iterator, Sequence
@@ -39,26 +40,8 @@ class Line:
     faint: bool = False  # one of several seeds
 
 
-@dataclasses.dataclass(frozen=True)
-class Panel:
-    title: str
-    lines: Sequence[Line]
-
-
-@dataclasses.dataclass(frozen=True)
-class Answered:
-    """An image uint8 [S, S, 3], what it is, and what each run says of it.
-
-    `answers` are (text, probability, whether it is right).
-    """
-
-    view: np.ndarray
-    title: str
-    answers: Sequence[tuple[str, float, bool]]
-
-
-def curves(panels: Sequence[Panel], names: Sequence[str], *, x_label: str) -> bytes:
-    """Panels in two columns over one x axis, with one legend for all.
+def curves(panels: Sequence[tuple[str, Sequence[Line]]], names: Sequence[str]) -> bytes:
+    """Panels, each with a title, in two columns over the epochs, with one legend.
 
     Args:
       names: Of the runs, by their number.
@@ -66,11 +49,11 @@ def curves(panels: Sequence[Panel], names: Sequence[str], *, x_label: str) -> by
     rows = math.ceil(len(panels) / 2)
     with canvas(WIDTH, 0.4 + 2.5 * rows) as (figure, png):
         axes = figure.subplots(rows, 2, squeeze=False, sharex=True).ravel()
-        for panel, ax in zip(panels, axes, strict=False):
-            for line in panel.lines:
+        for (title, lines), ax in zip(panels, axes, strict=False):
+            for line in lines:
                 _plot(ax, line)
-            _limit(ax, panel.lines)
-            ax.set_title(panel.title)
+            _limit(ax, lines)
+            ax.set_title(title)
             ax.xaxis.set_major_locator(MaxNLocator(integer=True))
             ax.grid(alpha=0.3)
         axes[0].set_xlim(left=0)  # shared by all
@@ -78,19 +61,14 @@ def curves(panels: Sequence[Panel], names: Sequence[str], *, x_label: str) -> by
             ax.remove()
         # The lowest panel of each column has the numbers.
         for ax in axes[max(0, len(panels) - 2) : len(panels)]:
-            ax.set_xlabel(x_label)
+            ax.set_xlabel("epoch")
             ax.tick_params(labelbottom=True)
-        used = {line.of for panel in panels for line in panel.lines}
-        handles = [_key(number, names[number]) for number in sorted(used)]
-        if any(line.dashed for panel in panels for line in panel.lines):
-            handles += [
-                Line2D(
-                    [], [], color="0.3", marker="o", label="validation", markersize=4
-                ),
-                Line2D(
-                    [], [], color="0.3", ls="--", lw=1.2, label="training", **HOLLOW
-                ),
-            ]
+        every = [line for _, lines in panels for line in lines]
+        handles = [_key(of, names[of]) for of in sorted({line.of for line in every})]
+        if any(line.dashed for line in every):
+            grey = functools.partial(Line2D, [], [], color="0.3")
+            handles.append(grey(label="validation", marker="o", markersize=4))
+            handles.append(grey(label="training", ls="--", lw=1.2, **HOLLOW))
         _legend(figure, handles)
     return png.getvalue()
 
@@ -120,40 +98,6 @@ def _plot(ax, line: Line) -> None:
         **marker,
         markevery=max(1, len(line.x) // 12),
     )
-
-
-def dots(
-    values: Sequence[tuple[int, np.ndarray, np.ndarray | None]],
-    class_names: Sequence[str],
-    names: Sequence[str],
-    *,
-    x_label: str,
-) -> bytes:
-    """A line for each class, with the value of every run on it.
-
-    Args:
-      values: (number of the run, [C] values with nan for none, [C] standard deviations
-        over seeds or None).
-    """
-    count = len(class_names)
-    with canvas(WIDTH * 0.75, 1.1 + count * (0.16 + 0.07 * len(values))) as drawn:
-        figure, png = drawn
-        ax = figure.subplots()
-        rows = np.arange(count)
-        for place, (of, value, deviation) in enumerate(values):
-            offset = 0.6 * ((place + 0.5) / len(values) - 0.5)
-            style = {"color": _colour(of), "marker": _marker(of), "linestyle": ""}
-            style |= {"markersize": 5, "elinewidth": 1}
-            ax.errorbar(value, rows + offset, xerr=deviation, **style)
-        labels = [readable(name, c) for c, name in enumerate(class_names)]
-        ax.set_yticks(rows, labels)
-        ax.set_ylim(count - 0.5, -0.5)
-        ax.set_xlabel(x_label)
-        ax.grid(axis="x", alpha=0.3)
-        for edge in rows[1:] - 0.5:
-            ax.axhline(edge, color="0.88", linewidth=0.8)
-        _legend(figure, [_key(of, names[of], line=False) for of, _, _ in values])
-    return png.getvalue()
 
 
 def confusions(
@@ -209,48 +153,57 @@ def calibration(
     return png.getvalue()
 
 
-def answers(images: Sequence[Answered], names: Sequence[str]) -> bytes:
+def answers(
+    images: Sequence[tuple[np.ndarray, str, Sequence[tuple[str, float, bool]]]],
+    names: Sequence[str],
+) -> bytes:
     """Images in three columns, each with a bar for what every run says of it.
 
     Args:
+      images: (uint8 [S, S, 3], title, answers), where an answer is (text, probability,
+        whether it is right).
       names: Of the runs, in the order of the answers.
     """
     rows = math.ceil(len(images) / 3)
     height = rows * (0.45 + 0.25 * max(len(names), 3)) + 0.3
+    shown = [readable(name, of, 14, kind="run") for of, name in enumerate(names)]
     with canvas(WIDTH, height) as (figure, png):
-        axes = figure.subplots(
-            rows, 6, squeeze=False, width_ratios=[1, 1.8] * 3
-        ).reshape(-1, 2)
-        for image, (left, right) in zip(images, axes, strict=False):
-            left.imshow(image.view)
-            left.set_title(image.title, fontsize=8, loc="left")
-            for place, (text, probability, is_right) in enumerate(image.answers):
+        axes = figure.subplots(rows, 6, squeeze=False, width_ratios=[1, 1.8] * 3)
+        for ax in axes[:, ::2].flat:
+            ax.set_axis_off()
+        for ax in axes.ravel()[2 * len(images) :]:
+            ax.set_axis_off()
+        pairs = axes.reshape(-1, 2)
+        for (view, title, said), (left, right) in zip(images, pairs, strict=False):
+            left.imshow(view)
+            left.set_title(title, fontsize=8, loc="left")
+            for place, (text, probability, is_right) in enumerate(said):
                 colour = COLOURS[0] if is_right else COLOURS[1]
                 right.barh(place, probability, 0.8, color=colour, alpha=0.35)
                 mark = "\N{CHECK MARK}" if is_right else "\N{BALLOT X}"
                 right.text(0.02, place, f"{mark} {text}", fontsize=7, va="center")
-            right.set(xlim=(0, 1), ylim=(len(names) - 0.4, -0.6))
-            right.set_xticks([])
-            shown = [readable(n, of, 14, kind="run") for of, n in enumerate(names)]
+            right.set(xlim=(0, 1), ylim=(len(names) - 0.4, -0.6), xticks=[])
             right.set_yticks(range(len(names)), shown, fontsize=7)
             right.tick_params(length=0)
             right.spines[:].set_visible(False)
-        for ax in [*axes[: len(images), 0], *axes[len(images) :].ravel()]:
-            ax.set_axis_off()
     return png.getvalue()
 
 
 def attention(
-    rows: Sequence[tuple[str, np.ndarray]], columns: Sequence[tuple[str, np.ndarray]]
+    rows: Sequence[tuple[str, np.ndarray]],
+    columns: Sequence[tuple[str, np.ndarray]],
+    *,
+    side: float | None = None,
 ) -> bytes:
-    """Attention maps: a row for each image, a column for each token of each run.
+    """Attention maps over images: left an image, and as many maps of it as columns.
 
     Args:
-      rows: (name, uint8 [S, S, 3]).
+      rows: (name, the image uint8 [S, S, 3]).
       columns: (name, a map float [s, s] for each row).
+      side: Inches of a panel; as many as there is room for, if not given.
     """
     across = len(columns) + 1
-    side = min(1.5, WIDTH / across)
+    side = side or min(1.5, WIDTH / across)
     with canvas(side * across, (side + 0.2) * len(rows) + 0.4) as (figure, png):
         bare = {"xticks": [], "yticks": []}
         axes = figure.subplots(len(rows), across, squeeze=False, subplot_kw=bare)
@@ -298,6 +251,7 @@ def canvas(
         "axes.titlesize": 10,
         "axes.spines.top": False,
         "axes.spines.right": False,
+        "figure.constrained_layout.h_pad": 0.07,
         "text.parse_math": False,  # a name may hold a dollar sign
     }
     with matplotlib.rc_context(style):
@@ -307,16 +261,17 @@ def canvas(
 
 
 def _legend(figure: Figure, handles: Sequence[Line2D]) -> None:
-    columns = max(1, min(len(handles), 4))
+    longest = max(len(handle.get_label()) for handle in handles)
+    columns = min(len(handles), 100 // (longest + 6))  # as many as there is room for
     figure.legend(
         handles=handles, loc="outside upper left", ncols=columns, frameon=False
     )
 
 
-def _key(of: int, name: str, *, line: bool = True) -> Line2D:
+def _key(of: int, name: str) -> Line2D:
     style = {"color": _colour(of), "marker": _marker(of), "markersize": 5, "lw": 1.8}
     label = readable(name, of, 40, kind="run")
-    return Line2D([], [], ls="-" if line else "", label=label, **style)
+    return Line2D([], [], label=label, **style)
 
 
 def _colour(of: int) -> str:

@@ -1,6 +1,5 @@
 """Draws what augmentation does: images go down, their views across."""
 
-import dataclasses
 import operator
 import textwrap
 from collections.abc import Sequence
@@ -28,20 +27,10 @@ PAIRS = 4
 MAX_PIXELS = 2**27  # 400 MB; viewers give up not far beyond
 
 
-@dataclasses.dataclass(frozen=True)
-class Cell:
-    """An image uint8 [S, S, 3], and the lines of the caption under it."""
-
-    image: np.ndarray
-    lines: tuple[str, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """One image of the source: the lines on its left, and its cells."""
-
-    label: tuple[str, ...]
-    cells: tuple[Cell, ...]
+# A row: the lines on its left, and its cells, each an image uint8 [S, S, 3] with the
+# lines under it.
+Lines = tuple[str, ...]
+Row = tuple[Lines, list[tuple[np.ndarray, Lines]]]
 
 
 def spread(count: int, length: int) -> np.ndarray:
@@ -62,8 +51,7 @@ def draw(
 
     Args:
       student: What is done to the images.
-      source: A source (`deit_jax.data.sources`).
-      index: Which of its images, one a row.
+      index: Which images of the source, one a row.
       views: Which views of them, one a column; from 0 on.
       title: The first line; the settings of `student` follow it.
 
@@ -92,7 +80,7 @@ def draw(
     return paint(rows, title=title, about=str(student.settings))
 
 
-def caption(view: int, drawn: mix.Mix, partner: str | None) -> tuple[str, ...]:
+def caption(view: int, drawn: mix.Mix, partner: str | None) -> Lines:
     """What stands under an image of a view.
 
     Args:
@@ -113,10 +101,11 @@ def paint(rows: Sequence[Row], *, title: str, about: str) -> np.ndarray:
 
     What is too long for its place is shortened or, at the top, wrapped.
     """
-    scale = _scale(len(rows[0].cells[0].image))
-    side = scale * len(rows[0].cells[0].image)
+    cells = rows[0][1]
+    scale = _scale(len(cells[0][0]))
+    side = scale * len(cells[0][0])
     left = GAP + LABELS
-    width = left + len(rows[0].cells) * (side + GAP)
+    width = left + len(cells) * (side + GAP)
     head = [(line, TITLE) for line in textwrap.wrap(title, width // TITLE, max_lines=3)]
     head += [(line, TEXT) for line in textwrap.wrap(about, width // LETTER)]
     top = GAP + sum(2 * size for _, size in head)
@@ -124,25 +113,24 @@ def paint(rows: Sequence[Row], *, title: str, about: str) -> np.ndarray:
     figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white")
     canvas = FigureCanvasAgg(figure)
 
-    def write(x: int, y: int, line: str, size: int = TEXT):
-        at = x / width, 1 - y / height
-        figure.text(*at, line, size=size, va="top", parse_math=False)
+    def write(x: int, y: int, lines: Sequence[str], most: int, size: int = TEXT):
+        for n, line in enumerate(lines):
+            at = x / width, 1 - (y + n * LINE) / height
+            line = shorten(line, most)
+            figure.text(*at, line, size=size, va="top", parse_math=False)
 
     y = GAP // 2
     for line, size in head:
-        write(GAP, y, line, size)
+        write(GAP, y, [line], len(line), size)
         y += 2 * size
-    for number, row in enumerate(rows):
+    for number, (labels, cells) in enumerate(rows):
         y = top + number * _row_height(side)
-        for n, line in enumerate(row.label):
-            write(GAP, y + n * LINE, shorten(line, LABELS // LETTER))
-        for column, cell in enumerate(row.cells):
+        write(GAP, y, labels, LABELS // LETTER)
+        for column, (image, lines) in enumerate(cells):
             x = left + column * (side + GAP)
-            enlarged = cell.image.repeat(scale, axis=0).repeat(scale, axis=1)
+            enlarged = image.repeat(scale, axis=0).repeat(scale, axis=1)
             figure.figimage(enlarged, x, height - y - side)  # pixel by pixel
-            for n, line in enumerate(cell.lines):
-                line = shorten(line, (side + GAP) // LETTER)
-                write(x, y + side + 4 + n * LINE, line)
+            write(x, y + side + 4, lines, (side + GAP) // LETTER)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
@@ -161,23 +149,19 @@ def make_rows(
         wanted = np.unique(partner).tolist()
         for number, (_, label) in zip(wanted, source.pil_images(wanted), strict=True):
             names[number] = class_name(source, label)
-
     with student.read_few(source) as opened:
         [(originals, labels)] = opened.batches([(index, None)])
         images, mixes = _replay(student, opened, pairs, views)
-
     rows = []
     for i, label in enumerate(labels):
-        cells = [Cell(originals[i], ("source",))]
+        cells = [(originals[i], ("source",))]
         for v, view in enumerate(views):
-            other = int(partner[i, v])
             # With an odd length one image rests, with itself.
-            name = None if other == index[i] else names.get(other)
+            other = partner[i, v] if partner[i, v] != index[i] else None
             drawn = jax.tree.map(operator.itemgetter((i, v)), mixes)
-            lines = caption(int(view), drawn, name)
-            cells.append(Cell(images[i, v, position[i, v]], lines))
-        left = (f"image {index[i]:,}", class_name(source, int(label)))
-        rows.append(Row(left, tuple(cells)))
+            lines = caption(int(view), drawn, names.get(other))
+            cells.append((images[i, v, position[i, v]], lines))
+        rows.append(((f"image {index[i]:,}", class_name(source, int(label))), cells))
     return rows
 
 

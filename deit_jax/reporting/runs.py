@@ -1,4 +1,4 @@
-"""Run directories as the report sees them: read, checked, and grouped by config."""
+"""Run directories as the report sees them: read, and grouped by config."""
 
 import dataclasses
 import functools
@@ -6,7 +6,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from flax.traverse_util import flatten_dict
@@ -45,13 +45,6 @@ class Run:
         return self.config.get("seed")
 
     @property
-    def data(self) -> str:
-        """Training and evaluation data; figures of one data set can be compared."""
-        fields = self.config.get("dataset", {})
-        names = ("name", "train_split", "eval_split")
-        return " ".join(str(fields.get(name, "?")) for name in names)
-
-    @property
     def last_step(self) -> int:
         return max((row["step"] for row in self.rows), default=0)
 
@@ -63,14 +56,12 @@ class Run:
         """
         if self.summary is not None:
             return self.summary
-        newest = {}  # a later evaluation replaces an earlier
-        for row in self.rows:
-            newest |= {key: v for key, v in row.items() if key.count("/") == 2}
         scores: dict[str, dict] = {}
-        for key, value in newest.items():
-            name, head, metric = key.split("/")
-            if name in ("eval", "eval_ema"):
-                scores.setdefault(name, {}).setdefault(head, {})[metric] = value
+        for row in self.rows:  # a later evaluation replaces an earlier
+            for key, value in row.items():
+                if re.fullmatch("eval(_ema)?/[^/]*/[^/]*", key):
+                    name, head, metric = key.split("/")
+                    scores.setdefault(name, {}).setdefault(head, {})[metric] = value
         return scores
 
     def heads(self, weights: str = "eval") -> dict[str, dict[str, float]]:
@@ -83,10 +74,11 @@ class Run:
         """The one that the model predicts with."""
         return "mean" if "mean" in self.heads() else "class"
 
-    def tables(self, weights: str = "eval") -> dict:
+    @property
+    def tables(self) -> dict:
         """`metrics.tables` of the head that predicts; {} where there are none."""
         tables = (self.summary or {}).get("tables", {})
-        return tables.get(weights, {}).get(self.head, {})
+        return tables.get("eval", {}).get(self.head, {})
 
     @functools.cached_property
     def predictions(self) -> tuple[str, Predictions] | None:
@@ -97,23 +89,21 @@ class Run:
         Raises:
           InputError: The file is damaged.
         """
-        path = self.directory / predictions.PREDICTIONS
         try:
             found = predictions.read(self.directory) if self.finished else None
         except (OSError, ValueError) as error:
-            raise _damaged(path, error) from error
+            raise _damaged(self.directory / predictions.PREDICTIONS, error) from error
         if found is None or self.head not in found[1]:
             return None
         return found[0], found[1][self.head]
 
-    def series(self, name: str, *, x: str) -> tuple[list, list[float]]:
-        """A metric over `step` or `epoch`; values that are not finite are left out."""
+    def series(self, name: str) -> tuple[list[float], list[float]]:
+        """The epochs and values of a metric, without what is not finite."""
         points = [
-            (row[x], row[name])
+            (row["epoch"], row[name])
             for row in self.rows
-            if x in row and isinstance(row.get(name), int | float)
+            if "epoch" in row and math.isfinite(row.get(name, math.nan))
         ]
-        points = [(at, value) for at, value in points if math.isfinite(value)]
         return [at for at, _ in points], [value for _, value in points]
 
 
@@ -126,7 +116,10 @@ class Group:
 
     @property
     def data(self) -> str:
-        return self.runs[0].data
+        """Training and evaluation data; figures of one data set can be compared."""
+        fields = self.runs[0].config.get("dataset", {})
+        names = ("name", "train_split", "eval_split")
+        return " ".join(str(fields.get(name, "?")) for name in names)
 
     @property
     def head(self) -> str:
@@ -141,6 +134,19 @@ class Group:
         """What the figures are of: finished runs, or all where none is finished."""
         return self.finished or self.runs
 
+    @property
+    def class_names(self) -> list[str]:
+        """Those of finished runs; else []."""
+        return (self.counted[0].summary or {}).get("class_names", [])
+
+    def tables(self, kind: str) -> list:
+        """One of `metrics.tables` for each finished run that has it."""
+        return [run.tables[kind] for run in self.finished if kind in run.tables]
+
+    def setting(self, section: str, field: str) -> str:
+        """A field of the config in words; `none` where there is none."""
+        return str((self.runs[0].config.get(section) or {}).get(field, "none"))
+
 
 def read(directories: Sequence[str | os.PathLike]) -> list[Run]:
     """The runs in `directories`, in their order; one given twice is read once.
@@ -148,11 +154,8 @@ def read(directories: Sequence[str | os.PathLike]) -> list[Run]:
     Raises:
       InputError: One of them is no run directory, or a file of it is damaged.
     """
-    once: dict[Path, Path] = {}
-    for directory in directories:
-        once.setdefault(Path(directory).resolve(), Path(directory))
-    paths = list(once.values())
-    wrong = [str(path) for path in paths if not (path / CONFIG).is_file()]
+    paths = list({Path(d).resolve(): Path(d) for d in directories}.values())
+    wrong = [str(path) for path in paths if not (path / CONFIG).exists()]
     if wrong:
         raise InputError(
             f"no run directory: {', '.join(wrong)}. Expected directories that hold "
@@ -165,34 +168,12 @@ def read(directories: Sequence[str | os.PathLike]) -> list[Run]:
 
 
 def _read(path: Path, name: str) -> Run:
-    config = _json(path / CONFIG, _check_config)
-    finished = (path / summary.SUMMARY).exists()
-    rows = [row for row in writers.read(path) if _is_finite(row.get("epoch", 0))]
-    found = _json(path / summary.SUMMARY, summary.check) if finished else None
-    if found and found.get("steps"):  # of runs from before metrics.jsonl had epochs
-        epochs_a_step = found.get("epochs", 0) / found["steps"]
-        rows = [{"epoch": row["step"] * epochs_a_step} | row for row in rows]
-    return Run(path, name, config, rows, found)
-
-
-def _is_finite(value) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
-
-
-def _check_config(config) -> None:
-    """The sections that the report looks into are sections."""
-    files.check(config, {})
-    sections = ("dataset", "model", "augment")
-    files.check(config, {name: {} for name in sections if name in config})
-
-
-def _json(path: Path, check: Callable) -> dict:
     try:
-        content = files.read_json(path)
-        check(content)
+        config = files.read_json(path / CONFIG)
+        files.check(config, {})
     except (OSError, ValueError) as error:
-        raise _damaged(path, error) from error
-    return content
+        raise _damaged(path / CONFIG, error) from error
+    return Run(path, name, config, writers.read(path), summary.read(path))
 
 
 def _damaged(path: Path, error: Exception) -> InputError:
@@ -206,8 +187,8 @@ def group(runs: Sequence[Run]) -> list[Group]:
     """Puts runs together whose configs differ in nothing but `seed`."""
     members: dict[str, list[Run]] = {}
     for run in runs:
-        fields = _fields(run)
-        members.setdefault(json.dumps(fields, sort_keys=True), []).append(run)
+        fields = json.dumps(_fields(run), sort_keys=True)
+        members.setdefault(fields, []).append(run)
     groups = [Group(_common_name(same), same) for same in members.values()]
     names = [g.name for g in groups]
     return [

@@ -31,14 +31,18 @@ def replicates(
     images, classes = len(predictions.labels), predictions.classes
     by_class = _of_classes(predictions.labels, predictions.predicted, classes)
     features = sparse.vstack([_features(predictions), by_class], format="csr")
-    ranked = _rank(predictions)
+    ranked = {}
+    if predictions.scores is not None:
+        ranked = metrics.rank(predictions.scores, predictions.labels)
     blocks = []
     for counts in _counts(images, resamples, seed):
         sums = features @ counts
         found = _scores(sums[: -3 * classes], images)
         found |= _averages(*sums[-3 * classes :].reshape(3, classes, -1))
         if ranked:
-            found["auc"] = _auc(ranked, counts)
+            counts = counts.astype(np.float32)  # half the memory, still whole numbers
+            areas = [metrics.weighted_auc(one, counts) for one in ranked.values()]
+            found["auc"] = np.nanmean(areas, axis=0)
         blocks.append(found)
     joined = {name: np.concatenate([b[name] for b in blocks]) for name in blocks[0]}
     whole = _scores(features.sum(axis=1)[: -3 * classes, None], images)["ece"]
@@ -64,9 +68,9 @@ def confusion_replicates(
     return {"top1": right.sum(axis=0) / images} | _averages(right, predicted, support)
 
 
-def interval(values: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
+def interval(values: np.ndarray) -> tuple[float, float]:
     """The percentile interval of replicates [R]."""
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
 
@@ -109,11 +113,8 @@ def _of_classes(
 ) -> sparse.csr_array:
     """Rows for `_averages`: by class, what is right, predicted, and there."""
     one = np.ones(len(labels))
-    rows = [
-        _rows(labels, labels == predicted, classes),
-        _rows(predicted, one, classes),
-        _rows(labels, one, classes),
-    ]
+    counted = (labels, labels == predicted), (predicted, one), (labels, one)
+    rows = [_rows(which, values, classes) for which, values in counted]
     return sparse.vstack(rows, format="csr")
 
 
@@ -129,40 +130,3 @@ def _averages(
     }
     means = {name: np.nanmean(values, axis=0) for name, values in by_class.items()}
     return means | {"f1_of_class": by_class["f1"].T}
-
-
-def _rank(predictions: Predictions) -> list[tuple]:
-    """For `_auc`, of each class: the order of its scores, its images, their places.
-
-    A place is the number of images with a lower score, and with no higher one.
-    """
-    found = []
-    if predictions.scores is None:
-        return found
-    for c in np.unique(predictions.labels):
-        column, own = predictions.scores[:, c], predictions.labels == c
-        if own.all():
-            continue
-        order = np.argsort(column)
-        places = [
-            np.searchsorted(column[order], column[own], side=side)
-            for side in ("left", "right")
-        ]
-        found.append((order, np.flatnonzero(own), *places))
-    return found
-
-
-def _auc(ranked: list[tuple], counts: np.ndarray) -> np.ndarray:
-    """The macro average [b] of `metrics.one_vs_rest_auc`, with images of a weight."""
-    images, areas = counts.sum(axis=0), []
-    counts = counts.astype(np.float32)  # half the memory, and still whole numbers
-    for order, own, below, not_above in ranked:
-        total = np.zeros((len(order) + 1, counts.shape[1]), np.float32)
-        np.cumsum(counts[order], axis=0, out=total[1:])
-        lower = total[below] + total[not_above]  # twice, where they are not tied
-        pairs = (counts[own] * lower).sum(axis=0, dtype=np.float64)
-        count = counts[own].sum(axis=0, dtype=np.float64)
-        # Among the images of the class themselves it is half of all pairs.
-        with np.errstate(invalid="ignore"):  # a class of which no image was drawn
-            areas.append((pairs - count**2) / 2 / (count * (images - count)))
-    return np.nanmean(areas, axis=0)

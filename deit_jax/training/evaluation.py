@@ -19,10 +19,7 @@ SMALL = 10_000 * 100
 
 
 class Evaluation(NamedTuple):
-    """What an `Evaluator` gives: `score`'s results and tables, and what they are of.
-
-    `logits`, {head: float32 [N, C]}, are those of the raw parameters.
-    """
+    """`score`'s results and tables; raw {head: logits [N, C]} and labels [N]."""
 
     results: dict[str, dict]
     tables: dict[str, dict]
@@ -83,7 +80,7 @@ def collect_logits(
     """Logits and labels, in the order of the source, from one pass over it.
 
     Args:
-      eval_step: `step.pmap_eval_step`'s: (params, images) -> logits [d, b, C].
+      eval_step: (params, images [d, b, S, S, 3]) -> {name: [d, b, ...]}.
       params: Sets of parameters by name; each sees every batch.
       source: An `ArraySource` or a `HostPipeline`.
       batch_size: Global, rounded up to a multiple of `devices`.
@@ -91,9 +88,8 @@ def collect_logits(
       local: Which of the devices are this process's; None: all.
 
     Returns:
-      {name: {head: float32 [N, C]}} and the labels, int32 [N], the same in every
-      process. Where `eval_step` gives `token_cosine`, it stands beside the heads,
-      float32 [N].
+      {name of the parameters: {name: float32 [N, ...]}} and the labels, int32 [N], the
+      same in every process.
     """
     parts = []
     for batch, labels in batches.eval_batches(
@@ -160,44 +156,17 @@ def intervals(
     """
     found: dict[str, dict] = {}
     for name, arrays in outputs.items():
-        found[name] = {}
         for head, logits in metrics.heads(_logits(arrays)).items():
-            if np.isfinite(logits).all():
-                answers = predictions.of_logits(logits, labels)
-                drawn = bootstrap.replicates(answers, resamples=resamples)
-                del drawn["f1_of_class"]
-                found[name][head] = {
-                    metric: list(bootstrap.interval(values))
-                    for metric, values in drawn.items()
-                }
+            if not np.isfinite(logits).all():
+                continue
+            answers = predictions.of_logits(logits, labels)
+            drawn = bootstrap.replicates(answers, resamples=resamples)
+            found.setdefault(name, {})[head] = {
+                metric: list(bootstrap.interval(values))
+                for metric, values in drawn.items()
+                if metric != "f1_of_class"
+            }
     return found
-
-
-def evaluate(
-    eval_step: Callable,
-    params: Mapping,
-    source,
-    *,
-    batch_size: int,
-    devices: int,
-    labels_of: Sequence[int] | None = None,
-    resamples: int = 0,
-) -> dict[str, dict]:
-    """All metrics of `score` for each of the sets in `params`.
-
-    Args:
-      labels_of: The model's class for each class of the source; None: they are equal.
-      resamples: With any, the result has their `intervals` too.
-    """
-    outputs, labels = collect_logits(
-        eval_step, params, source, batch_size=batch_size, devices=devices
-    )
-    if labels_of is not None:
-        labels = np.asarray(labels_of)[labels]
-    results, _ = score(outputs, labels, everything=True)
-    if resamples:
-        results["intervals"] = intervals(outputs, labels, resamples=resamples)
-    return results
 
 
 def absent_classes(labels: np.ndarray, class_names: Sequence[str]) -> list[str]:

@@ -49,17 +49,14 @@ def _mark_start(workdir: str | os.PathLike, start: int) -> None:
     # It forgets this step and all later ones. What step 0 shows is written again by a
     # run that starts there.
     first = start + 1 if start else 0
-    session = SessionLog(status=SessionLog.START)
-    now = time.time()
+    session, now = SessionLog(status=SessionLog.START), time.time()
     # Event files are read by name: this one before that of the writer, which has the
     # host's name in place of the 0.
     name = f"events.out.tfevents.{int(now):010}.0-start.{os.getpid()}"
     with open(Path(workdir) / name, "wb") as file:
         writer = RecordWriter(file)
-        for fields in (
-            {"file_version": "brain.Event:2"},
-            {"step": first, "session_log": session},
-        ):
+        version, mark = {"file_version": "brain.Event:2"}, {"session_log": session}
+        for fields in (version, mark | {"step": first}):
             writer.write(Event(wall_time=now, **fields).SerializeToString())
 
 

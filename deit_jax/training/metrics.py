@@ -23,7 +23,6 @@ def classification(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     Args:
       logits: float [N, C]; with fewer than five classes top-5 is 1.
       labels: int [N].
-
     """
     loss, rank = losses_and_ranks(logits, labels)
     return {
@@ -83,14 +82,13 @@ def tables(logits: np.ndarray, labels: np.ndarray) -> dict[str, dict | list]:
         labels, predicted, labels=every_class, zero_division=0
     )
     absent = support == 0
-    per_class = {
-        name: _listed(np.where(absent, np.nan, values))
-        for name, values in (("precision", precision), ("recall", recall), ("f1", f1))
-    }
-    per_class["auc"] = _listed(one_vs_rest_auc(scores, labels))
-    per_class["support"] = support.astype(int).tolist()
+    shares = {"precision": precision, "recall": recall, "f1": f1}
     found = {
-        "per_class": per_class,
+        "per_class": {
+            **{n: _listed(np.where(absent, np.nan, v)) for n, v in shares.items()},
+            "auc": _listed(one_vs_rest_auc(scores, labels)),
+            "support": support.astype(int).tolist(),
+        },
         "calibration": _calibration(scores.max(axis=1), predicted == labels),
     }
     if num_classes <= LARGEST_CONFUSION:
@@ -131,19 +129,42 @@ def one_vs_rest_auc(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
       scores: float [N, C]; column c ranks the images for class c. Ties count half.
       labels: int [N].
     """
-    areas = np.full(scores.shape[1], np.nan)
-    for c in np.unique(labels):
-        own = scores[labels == c, c]
-        others = len(labels) - len(own)
-        if others:
-            column = np.sort(scores[:, c])
-            below = np.searchsorted(column, own, side="left").sum()
-            not_above = np.searchsorted(column, own, side="right").sum()
-            # Pairs in which the image of the class is the higher; ties are halves.
-            # Among its own images that is half of all pairs, whatever their scores.
-            pairs = (int(below) + int(not_above) - len(own) ** 2) / 2
-            areas[c] = pairs / (len(own) * others)
+    areas, once = np.full(scores.shape[1], np.nan), np.ones((len(labels), 1))
+    for c, ranked in rank(scores, labels).items():
+        [areas[c]] = weighted_auc(ranked, once)
     return areas
+
+
+def rank(scores: np.ndarray, labels: np.ndarray) -> dict[int, tuple]:
+    """For `weighted_auc`, of each class: the order of the scores, its images, places.
+
+    A place is the number of images with a lower score, and with no higher one.
+    """
+    found = {}
+    for c in np.unique(labels).tolist():
+        column, own = scores[:, c], labels == c
+        if not own.all():
+            order = np.argsort(column)
+            below, not_above = (
+                np.searchsorted(column[order], column[own], side=side)
+                for side in ("left", "right")
+            )
+            found[c] = order, np.flatnonzero(own), below, not_above
+    return found
+
+
+def weighted_auc(ranked: tuple, counts: np.ndarray) -> np.ndarray:
+    """The area [b] where each image is there `counts` [N, b] times."""
+    order, own, below, not_above = ranked
+    total = np.zeros((len(order) + 1, counts.shape[1]), counts.dtype)
+    np.cumsum(counts[order], axis=0, out=total[1:])
+    # Pairs in which the image of the class is the higher, twice; ties are halves.
+    lower = total[below] + total[not_above]
+    pairs = (counts[own] * lower).sum(axis=0, dtype=np.float64)
+    count = counts[own].sum(axis=0, dtype=np.float64)
+    # Among its own images that is half of all pairs, whatever their scores.
+    with np.errstate(invalid="ignore"):  # a class of which no image was drawn
+        return (pairs - count**2) / 2 / (count * (total[-1] - count))
 
 
 def calibration_bins(confidence: np.ndarray) -> np.ndarray:
@@ -154,14 +175,11 @@ def calibration_bins(confidence: np.ndarray) -> np.ndarray:
 def _calibration(confidence: np.ndarray, right: np.ndarray) -> dict[str, list]:
     which = calibration_bins(confidence)
     count = np.bincount(which, minlength=BINS)
-    filled = np.where(count, count, 1)
-    means = (
-        np.where(count, np.bincount(which, values, BINS) / filled, np.nan)
-        for values in (confidence, right)
-    )
+    filled = np.where(count, count, np.nan)
+    means = {"confidence": confidence, "accuracy": right}
     return {
         "count": count.tolist(),
-        **dict(zip(("confidence", "accuracy"), map(_listed, means), strict=True)),
+        **{n: _listed(np.bincount(which, v, BINS) / filled) for n, v in means.items()},
     }
 
 

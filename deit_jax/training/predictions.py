@@ -76,9 +76,9 @@ def write(
 ) -> None:
     """Writes the predictions of a run; nothing where a logit is not finite.
 
-    The file has `labels` [N], `classes`, the `fingerprint` of the images and, of each
-    head, `<head>`, float32 [N, C] logits. Of more than `MOST_SCORES` it has no logits
-    but `<head>_<column>` [N] for each of `COLUMNS`.
+    The file has `labels` [N], `classes`, the `fingerprint` of the images and the logits
+    of each head, float32 [N, C], but of more than `MOST_SCORES` only `<head>_<column>`
+    [N] for each of `COLUMNS`.
 
     Args:
       logits: {head: float32 [N, C]}, without the mean.
@@ -106,8 +106,7 @@ def read(
     """The fingerprint of the images and each head's predictions; None without the file.
 
     Raises:
-      OSError: It cannot be read.
-      ValueError: It is damaged.
+      OSError, ValueError: It cannot be read, or is damaged.
     """
     path = Path(directory) / PREDICTIONS
     if not path.exists():
@@ -117,11 +116,9 @@ def read(
         with open(path, "rb") as file, np.load(file) as stored:
             arrays = dict(stored)
         labels, classes = arrays.pop("labels"), int(arrays.pop("classes"))
-        fingerprint = str(arrays.pop("fingerprint"))
-        found = _heads(arrays, labels, classes)
+        return str(arrays.pop("fingerprint")), _heads(arrays, labels, classes)
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"it is no file of predictions ({error})") from error
-    return fingerprint, found
 
 
 def _heads(arrays: dict, labels: np.ndarray, classes: int) -> dict[str, Predictions]:

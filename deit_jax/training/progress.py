@@ -20,6 +20,31 @@ from deit_jax.training.skip_guard import SkipGuard
 IN_FLIGHT = 2
 
 
+class Span:
+    """Steps since the last line, with their numbers and metrics, and how fast they are.
+
+    Skipped steps have no metrics. Those of an earlier start are not timed.
+    """
+
+    def __init__(self, rows: Sequence[tuple[int, dict]] = ()):
+        self.rows, self.since = [tuple(row) for row in rows], time.monotonic()
+        self._untimed = len(rows)
+
+    def means(self, batch_size: int, schedule: optax.Schedule) -> dict[str, float]:
+        """Means over the steps, and images per second."""
+        seconds = max(time.monotonic() - self.since, 1e-9)
+        finite = [row for _, row in self.rows if row]
+        timed = len(self.rows) - self._untimed
+        return {
+            f"train/{name}": float(np.mean([row[name] for row in finite]))
+            for name in (finite[0] if finite else ())
+        } | {
+            "train/skipped": len(self.rows) - len(finite),
+            "train/learning_rate": float(schedule(self.rows[-1][0] - 1)),
+            "train/images_per_sec": timed * batch_size / seconds,
+        }
+
+
 class Progress:
     """Metrics of finished steps, and the progress on the terminal.
 
@@ -63,13 +88,9 @@ class Progress:
             max_consecutive_skips, schedule, parameters, before["consecutive_skips"]
         )
         self._pending = collections.deque()
-        self._rows = [(done, row) for done, row in before["rows"]]
-        self._clocked = 0  # rows since `_clock`: those of an earlier start are not
+        self._interval, self._line = Span(before["rows"]), Span(before["rows"])
         self._rates = list(rates)
-        self._clock = time.monotonic()
-        self._printed = 0  # the step of the last line
-        self._line = 0, self._clock  # `_clocked` at the last short line, and its time
-        self._began = self._clock - before["seconds"]
+        self._began = time.monotonic() - before["seconds"]
         self._bar = tqdm(
             total=self._total,
             initial=start,
@@ -103,7 +124,7 @@ class Progress:
         """
         self.drain()
         return {
-            "rows": list(self._rows),
+            "rows": list(self._interval.rows),
             "seconds": self.seconds,
             "consecutive_skips": self.consecutive_skips,
         }
@@ -122,60 +143,33 @@ class Progress:
     def interval(self) -> dict[str, float]:
         """Returns the means over the steps since the last call; prints a line."""
         self.drain()
-        values = self._means(self._rows, 0, self._clock)
+        values = self._interval.means(self._plan.batch_size, self._schedule)
         self._print_line()
         self._rates.append(values["train/images_per_sec"])
-        self._rows, self._clocked, self._clock = [], 0, time.monotonic()
-        self._line = 0, self._clock
-        return values
-
-    def _means(
-        self, numbered: Sequence[tuple[int, dict]], clocked: int, clock_then: float
-    ) -> dict[str, float]:
-        """Means over steps with their numbers, and the speed.
-
-        Args:
-          clocked: `_clocked` at `clock_then`, from when on the speed is measured.
-        """
-        done, rows = numbered[-1][0], [row for _, row in numbered]
-        seconds = max(time.monotonic() - clock_then, 1e-9)
-        rate = (self._clocked - clocked) * self._plan.batch_size / seconds
-        finite = [row for row in rows if row]
-        values = {
-            f"train/{name}": float(np.mean([row[name] for row in finite]))
-            for name in (finite[0] if finite else ())
-        }
-        values["train/skipped"] = len(rows) - len(finite)
-        values["train/learning_rate"] = float(self._schedule(done - 1))
-        values["train/images_per_sec"] = rate
+        self._interval = Span()
         return values
 
     def _print_line(self) -> None:
         """Prints the means of the steps since the line before."""
-        recent = [row for row in self._rows if row[0] > self._printed]
-        values, done = self._means(recent, *self._line), recent[-1][0]
-        self._printed, self._line = done, (self._clocked, time.monotonic())
+        steps = self._line.rows
+        values = self._line.means(self._plan.batch_size, self._schedule)
+        done, self._line = steps[-1][0], Span()
         rate, skipped = values["train/images_per_sec"], values["train/skipped"]
         left = (self._total - done) * self._plan.batch_size / rate
-        self._show(
-            f"step {done}/{self._total}  epoch {done / self._plan.steps_per_epoch:.1f}"
-            + "".join(
-                f"  {name.removeprefix('loss_')} {values['train/' + name]:.4f}"
-                for name in (
-                    "loss",
-                    "loss_ce",
-                    "loss_bce",
-                    "loss_distill",
-                    "loss_features",
-                )
-                if "train/" + name in values
-                and (name == "loss" or "train/loss_distill" in values)
-            )
-            + (f"  top-1 {values['train/top1']:.3f}" if "train/top1" in values else "")
-            + (f"  skipped {skipped} of {len(recent)}" if skipped else "")
-            + f"  {rate:,.0f} images/s",
-            f"  ETA {clock(left)}",
-        )
+        parts = [f"step {done}/{self._total}"]
+        parts.append(f"epoch {done / self._plan.steps_per_epoch:.1f}")
+        names = ["loss"]
+        if "train/loss_distill" in values:
+            names += ["loss_ce", "loss_bce", "loss_distill", "loss_features"]
+        for name in names:
+            if (value := values.get(f"train/{name}")) is not None:
+                parts.append(f"{name.removeprefix('loss_')} {value:.4f}")
+        if "train/top1" in values:
+            parts.append(f"top-1 {values['train/top1']:.3f}")
+        if skipped:
+            parts.append(f"skipped {skipped} of {len(steps)}")
+        parts.append(f"{rate:,.0f} images/s")
+        self._show("  ".join(parts), f"  ETA {clock(left)}")
 
     def pause(self) -> None:
         """An evaluation begins: its time is not the training's."""
@@ -184,8 +178,8 @@ class Progress:
 
     def resume(self, headline: str) -> None:
         paused = time.monotonic() - self._paused
-        self._clock += paused
-        self._line = self._line[0], self._line[1] + paused
+        self._interval.since += paused
+        self._line.since += paused
         self._show(headline, "")
 
     def close(self) -> None:
@@ -206,8 +200,8 @@ class Progress:
         norms = metrics.pop("grad_norms")
         row = {name: float(value) for name, value in metrics.items()}
         skipped = bool(row.pop("skipped"))
-        self._rows.append((done, {} if skipped else row))
-        self._clocked += 1
+        for span in (self._interval, self._line):
+            span.rows.append((done, {} if skipped else row))
         if line := self._guard.check(done, row, norms, skipped):
             self._show(line, "")
         if done % self._shown_every == 0 and not self._logs(done):

@@ -59,9 +59,7 @@ class SkipGuard:
         broken = [self.parameters[n] for n in np.flatnonzero(~np.isfinite(norms))]
         if not broken:  # finite one by one, but not the sum of their squares
             return f"The largest gradient is {self._largest(norms)}."
-        names = "all"
-        if len(broken) < len(norms):
-            names = listed(broken)
+        names = listed(broken) if len(broken) < len(norms) else "all"
         sentence = f"Not finite: {len(broken)} of {len(norms)} gradients ({names})."
         if self._last_finite is not None:
             step, norms = self._last_finite
