@@ -343,6 +343,26 @@ class VisionTransformer(nn.Module):
             x = jnp.concatenate([tokens, x], axis=1)  # [B, 1 or 2 + N, D], float32
         x = drop(x, drop_keys, site=0, rate=self.dropout)
 
+        x = self._blocks(x, drop_keys)
+
+        # The norm treats each token by itself, so the patches need none.
+        read, patch_mean = x[:, : len(names)], x[:, len(names) :].mean(axis=1)
+        self.sow("intermediates", "patch_mean", patch_mean)
+        if self.pool == "mean":
+            read = read.at[:, 0].set(patch_mean)
+        x = LayerNorm(name=self.last_norm)(read)
+
+        self.sow("intermediates", "class_token", x[:, 0])
+        logits = {"class": Dense(self.num_classes, name="head")(x[:, 0])}
+        if self.distilled:
+            self.sow("intermediates", "distill_token", x[:, 1])
+            logits["distill"] = Dense(self.num_classes, name="head_dist")(x[:, 1])
+        return logits
+
+    @nn.nowrap
+    def _blocks(
+        self, x: Float[Array, "b n d"], drop_keys: Key[Array, " b"] | None
+    ) -> Float[Array, "b n d"]:
         block = nn.remat(Block) if self.remat else Block
         first = self.drop_path if self.constant_drop_path else 0
         rates = np.linspace(first, self.drop_path, self.depth).tolist()
@@ -359,17 +379,4 @@ class VisionTransformer(nn.Module):
                 init_values=self.init_values,
                 name=f"blocks_{i}",
             )(x, drop_keys)
-
-        # The norm treats each token by itself, so the patches need none.
-        read, patch_mean = x[:, : len(names)], x[:, len(names) :].mean(axis=1)
-        self.sow("intermediates", "patch_mean", patch_mean)
-        if self.pool == "mean":
-            read = read.at[:, 0].set(patch_mean)
-        x = LayerNorm(name=self.last_norm)(read)
-
-        self.sow("intermediates", "class_token", x[:, 0])
-        logits = {"class": Dense(self.num_classes, name="head")(x[:, 0])}
-        if self.distilled:
-            self.sow("intermediates", "distill_token", x[:, 1])
-            logits["distill"] = Dense(self.num_classes, name="head_dist")(x[:, 1])
-        return logits
+        return x

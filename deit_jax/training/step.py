@@ -43,26 +43,23 @@ def train_step(
 
     Args:
       state: Donated by `pmap_train_step`.
-      batch: As `data.batches.train_batches` gives it, but for the device axis: rows in
-        the order of the global batch.
+      batch: As of `data.batches.train_batches`, without the device axis; rows in the
+        order of the global batch.
       teacher: Parameters of a live teacher, or None.
-      inputs: batch -> `inputs.Inputs`; (batch, teacher=`teacher`) with a live one.
-      loss: (outputs, targets, answers, projector) -> per-example losses, see
-        `distillation.losses.training_loss`.
-      seed: Of dropout and stochastic depth. Their masks follow from (seed, step, the
-        image's place in the global batch), not from the number of devices.
-      ema_decay: ema <- decay * ema + (1 - decay) * params; unused without an EMA.
-      accumulation: Parts that the batch is computed in, one after the other.
-      trainable: Which parameters are trained, see `trainable.split`.
-      in_cache: Whether to cut the parts further, to what a CPU's caches hold.
-      axis_name: The mapped axis; gradients and metrics are averaged over it.
+      inputs: batch, with a live teacher also `teacher` -> `inputs.Inputs`.
+      loss: See `distillation.losses.training_loss`.
+      seed: Of dropout and stochastic depth. Their masks follow from it, the step and
+        the image's place in the global batch, not from the number of devices.
+      accumulation, in_cache: Parts that the batch is computed in, one after the other;
+        and whether these are cut further, to what a CPU's caches hold.
+      trainable: See `trainable.split`.
+      axis_name: The mapped axis, over which gradients and metrics are averaged.
 
     Returns:
       The new state, and means over the global batch: the losses, `top1` of the class
-      head on these (augmented) images, and `agreement` with a teacher. Beside them the
-      gradient's `grad_norm` before clipping; `grad_norms`, of each trained parameter in
-      the order of `jax.tree.leaves`; and `skipped`, 1 where loss or `grad_norm` is not
-      finite: such a step changes nothing but its number, on all devices alike.
+      head, `agreement` with a teacher, `grad_norm` before clipping, `grad_norms` of the
+      trained parameters (`jax.tree.leaves`), and `skipped`: 1 where loss or `grad_norm`
+      is not finite, which changes nothing but the step's number, on all devices.
     """
     local = batch["label"].shape[0]
     drop_keys = _drop_keys(seed, state.step, local, axis_name)
@@ -83,15 +80,13 @@ def train_step(
     update = functools.partial(
         _update, optimizer=optimizer, ema_decay=ema_decay, trainable=trainable
     )
-    grad_norm = optax.tree.norm(grads)
-    finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)
-    new_state = _update_if(finite, update, state, grads)
-    metrics |= {
-        "skipped": (~finite).astype(jnp.float32),
-        "grad_norm": grad_norm,
+    norms = {
+        "grad_norm": optax.tree.norm(grads),
         "grad_norms": jnp.stack([*map(optax.tree.norm, jax.tree.leaves(grads))]),
     }
-    return new_state.replace(step=state.step + 1), metrics
+    finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norms["grad_norm"])
+    new_state = _update_if(finite, update, state, grads).replace(step=state.step + 1)
+    return new_state, metrics | norms | {"skipped": (~finite).astype(jnp.float32)}
 
 
 def _mean_loss(
