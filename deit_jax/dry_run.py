@@ -18,6 +18,7 @@ from deit_jax.models import cost
 from deit_jax.models.params import count_parameters
 from deit_jax.targets import Program
 from deit_jax.training import checkpoint, processes, run_directory, step, summary
+from deit_jax.training.progress import clock
 
 
 def show(
@@ -192,10 +193,9 @@ def _estimate(
         flops = figures["flops_per_step"] / chips
         seconds = program.roofline(chip, flops * together) / together
         figures["step_seconds"] = seconds
-        hours = seconds * run.total_steps / 3600
         rows["time"] = (
-            f"at least {1e3 * seconds:,.3f} ms a step, {hours:,.2f} hours in all, by "
-            "the chip's data sheet; evaluations come on top"
+            f"at least {1e3 * seconds:,.3f} ms a step, {clock(seconds * run.total_steps)} "
+            "in all, by the chip's data sheet; evaluations come on top"
         )
         rows["speed"] = (
             f"at most {run.plan.batch_size / seconds:,.0f} images/s; products alone "
