@@ -194,8 +194,9 @@ def _estimate(
         seconds = program.roofline(chip, flops * together) / together
         figures["step_seconds"] = seconds
         rows["time"] = (
-            f"at least {1e3 * seconds:,.3f} ms a step, {clock(seconds * run.total_steps)} "
-            "in all, by the chip's data sheet; evaluations come on top"
+            f"at least {1e3 * seconds:,.3f} ms a step, "
+            f"{clock(seconds * run.total_steps)} in all, by the chip's data sheet; "
+            "evaluations come on top"
         )
         rows["speed"] = (
             f"at most {run.plan.batch_size / seconds:,.0f} images/s; products alone "
