@@ -292,8 +292,8 @@ def _base() -> ConfigDict:
     # Where pairs are mixed: exact (the teacher saw them mixed), or linear (its
     # probabilities are mixed like the labels; the cache is exported unmixed).
     config.distillation.mixing = "exact"
-    # Of kind=features. Weight of their distance, beside the two other losses.
     config.distillation.features = ConfigDict()
+    # Of kind=features. Weight of their distance, beside the two other losses.
     config.distillation.features.weight = 1.0
     # cosine or smooth_l1, to the teacher's features after a layer norm.
     config.distillation.features.distance = "cosine"
