@@ -357,7 +357,7 @@ def test_repeated_resumed_and_divided_exports_have_the_same_bytes(
     exported(teacher, train, held_out, tmp_path / "killed", **options)
     assert files(tmp_path / "killed") == expected
     # What is finished is not computed again.
-    monkeypatch.setattr(classifiers, "logits", None)
+    monkeypatch.setattr(classifiers.TorchBackend, "answers", None)
     exported(teacher, train, held_out, tmp_path / "killed", **options)
 
 
@@ -571,7 +571,7 @@ def test_verification_sees_entries_of_all_views(
     teacher, train, held_out, kept, monkeypatch
 ):
     asked = []
-    real = Export.logits
+    real = Export.answers
 
     def recorded(job, opened, entries):
         asked.extend(entries)
@@ -580,7 +580,7 @@ def test_verification_sees_entries_of_all_views(
     job = Export(
         [teacher], train, held_out, TORCH, seen=LIGHT, num_views=2, batch_size=BATCH
     )
-    monkeypatch.setattr(Export, "logits", recorded)
+    monkeypatch.setattr(Export, "answers", recorded)
     gap, beyond = verify(job, teacher_cache.open_cache(kept), 50)
     assert beyond < 1e-4 < gap < FLOAT16
     index, view = (np.concatenate(part) for part in zip(*asked, strict=True))
@@ -688,7 +688,7 @@ def test_commands_from_data_to_cache(tmp_path):
         f"--out={tmp_path}/teacher",
     )
     assert trained.returncode == 0, trained.stderr
-    assert "32 px" in trained.stdout  # the default: the size that digits have
+    assert "--image_size=32" in trained.stdout  # the size that digits have
     assert f"--teacher={tmp_path}/teacher" in trained.stdout
     arguments = (
         "--config=configs/deit.py:digits",
