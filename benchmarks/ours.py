@@ -58,7 +58,8 @@ def build_random(config, num_classes: int, devices, *, images: int = IMAGES):
     logits = rng.normal(0, 3, (count, num_classes)).astype(np.float16)
     teacher = None if config.distillation.kind == "none" else RandomTeacher(logits)
     config.epochs = STEPS * config.batch_size / count
-    return build(config, source, source, devices=devices, teacher=teacher)
+    built = build(config, source, source, devices=devices)
+    return dataclasses.replace(built, teacher=teacher)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

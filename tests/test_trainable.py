@@ -81,7 +81,7 @@ def after_a_step(which, accumulation=1):
         model=model,
         optimizer=tx,
         inputs=lambda _: jax.tree.map(lambda x: x[: 4 // accumulation], inputs),
-        loss=lambda logits, targets, _: {
+        loss=lambda logits, targets, *_: {
             "loss": -(jax.nn.log_softmax(logits["class"]) * targets).sum(-1)
         },
         seed=0,
