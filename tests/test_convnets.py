@@ -10,7 +10,7 @@ import torchvision
 from torchvision.models import regnet as torchvision_regnet
 
 from deit_jax import teachers
-from deit_jax.distillation.teacher import logits
+from deit_jax.distillation import teacher as jax_teacher
 from deit_jax.errors import InputError
 from deit_jax.models import convnets, regnet, resnet
 from deit_jax.models.params import abstract_params
@@ -51,7 +51,9 @@ def saved(model, path):
 
 
 def answers(teacher, images):
-    return jax.jit(functools.partial(logits, teacher))(teacher.params, images)
+    return jax.jit(functools.partial(jax_teacher.answers, teacher))(
+        teacher.params, images
+    ).logits
 
 
 slow = pytest.mark.slow

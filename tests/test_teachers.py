@@ -15,7 +15,7 @@ import run_directories
 from deit_jax import teachers, trained_model
 from deit_jax.data import sources
 from deit_jax.distillation import teacher as jax_teacher
-from deit_jax.distillation.teacher import average, logits, match_classes
+from deit_jax.distillation.teacher import average, match_classes
 from deit_jax.errors import InputError
 from deit_jax.models import convnets
 from deit_jax.models.params import abstract_params
@@ -33,7 +33,9 @@ def run(tmp_path_factory):
 
 
 def answers(teacher):
-    return jax.jit(functools.partial(logits, teacher))(teacher.params, IMAGES)
+    return jax.jit(functools.partial(jax_teacher.answers, teacher))(
+        teacher.params, IMAGES
+    ).logits
 
 
 def test_a_run_answers_with_the_mean_of_its_heads(run):
