@@ -9,6 +9,7 @@ from timm_weights import randomise
 
 from benchmarks import ours, timm_peer
 from benchmarks.cases import Case
+from deit_jax.distillation.teacher import Answers
 from deit_jax.training import inputs
 from deit_jax.weights import timm as naming
 
@@ -44,7 +45,7 @@ def test_the_loss_is_ours(model, one_torch_thread):
         ),
     )
     mine = built.settings["loss"](
-        logits, jnp.asarray(targets.numpy()), jnp.asarray(teacher.numpy())
+        logits, jnp.asarray(targets.numpy()), Answers(jnp.asarray(teacher.numpy()))
     )
     assert theirs == pytest.approx(float(mine["loss"].mean()), rel=1e-5)
 
