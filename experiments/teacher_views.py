@@ -28,10 +28,10 @@ CACHES = {
     "linear": {"view": "same", "mixing": "linear"},
     "exact": {"view": "same", "mixing": "exact"},
 }
-# This one is exported with the teacher's features, for the rows that learn them.
-FEATURES = "exact"
+# This cache is exported with the teacher's features, for the rows that learn them.
+CACHE_WITH_FEATURES = "exact"
+WITH_FEATURES = {"kind": "features"}
 # What each row of the table learns from: a cache, how many of its views, and how.
-LEARN = {"kind": "features"}
 ROWS = {
     "no teacher": (None, None, {}),
     "plain, linear": ("plain", 1, {}),
@@ -39,9 +39,13 @@ ROWS = {
     "same, exact": ("exact", EPOCHS, {}),
     "same, exact, 16 views": ("exact", 16, {}),
     "same, exact, 4 views": ("exact", 4, {}),
-    "features": ("exact", EPOCHS, LEARN),
-    "features, mean": ("exact", EPOCHS, LEARN | {"features.student": "mean"}),
-    "features, L1": ("exact", EPOCHS, LEARN | {"features.distance": "smooth_l1"}),
+    "features": ("exact", EPOCHS, WITH_FEATURES),
+    "features, mean": ("exact", EPOCHS, WITH_FEATURES | {"features.student": "mean"}),
+    "features, L1": (
+        "exact",
+        EPOCHS,
+        WITH_FEATURES | {"features.distance": "smooth_l1"},
+    ),
 }
 HEADS = ("class", "distill", "mean")
 
@@ -71,7 +75,7 @@ def config_flags(
 
 
 def export_command(flags, cache: str) -> list[str]:
-    how = LEARN if cache == FEATURES else {}
+    how = WITH_FEATURES if cache == CACHE_WITH_FEATURES else {}
     return [*study.export(flags), *config_flags(flags, cache, EPOCHS, how)]
 
 

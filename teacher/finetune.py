@@ -40,10 +40,25 @@ RECIPES = {"digits": "digits", "cifar10": "cifar10", "imagenet2012": "imagenet"}
 
 
 # The flags that make a training what it is; the others say where it lies.
-SETTINGS = (  # noqa: SIM905
-    "dataset train_split eval_split arch weights stem image_size epochs batch_size "
-    "learning_rate weight_decay label_smoothing crop_padding flip precision device seed"
-).split()
+SETTINGS = (
+    "dataset",
+    "train_split",
+    "eval_split",
+    "arch",
+    "weights",
+    "stem",
+    "image_size",
+    "epochs",
+    "batch_size",
+    "learning_rate",
+    "weight_decay",
+    "label_smoothing",
+    "crop_padding",
+    "flip",
+    "precision",
+    "device",
+    "seed",
+)
 
 
 @classifiers.explain_out_of_memory()

@@ -141,7 +141,7 @@ STRIPES = [(900, 20), (20, 900), (8, 700), (4000, 101), (101, 4000)]
     ("size", "ratio"), [(224, 0.9), (224, 0.875), (32, 1.0), (33, 0.7)]
 )
 def test_the_centre_view_is_torchvisions(width, height, size, ratio):
-    """Of a stripe, a level off at most."""
+    """A stripe may differ by one level."""
     image = picture(width, height)
     expected = transforms.Compose(
         [

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 from collections.abc import Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -70,7 +70,7 @@ class Teacher:
     dtype: str = "float32"
     columns: tuple[int, ...] | None = None
 
-    @property
+    @cached_property  # it traces the network
     def num_features(self) -> int:
         """f of `Answers`."""
         image = jax.ShapeDtypeStruct((1, self.image_size, self.image_size, 3), np.uint8)
