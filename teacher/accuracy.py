@@ -10,7 +10,12 @@ from teacher.blocks import consecutive, read_plain
 
 
 def answers(
-    teachers: Sequence, images: Sequence[np.ndarray], backend, columns: Sequence
+    teachers: Sequence,
+    images: Sequence[np.ndarray],
+    backend,
+    columns: Sequence,
+    *,
+    features: bool = False,
 ) -> list[Answers]:
     """Each teacher's answers float32 [B, ...], in the order of the data's classes.
 
@@ -19,11 +24,11 @@ def answers(
       backend: `teacher.classifier.TorchBackend` or `teacher.jax_backend.JaxBackend`.
       columns: Of each, as `classes.match` gives them.
     """
-    each = map(backend.answers, teachers, images)
-    return [
-        Answers(found.logits[:, order], found.features)
-        for found, order in zip(each, columns, strict=True)
-    ]
+    found = []
+    for teacher, seen, order in zip(teachers, images, columns, strict=True):
+        logits, pooled = backend.answers(teacher, seen, features=features)
+        found.append(Answers(logits[:, order], pooled))
+    return found
 
 
 def together(each: Sequence[Answers], tau: float) -> Answers:

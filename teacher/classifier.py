@@ -175,7 +175,9 @@ class TorchBackend:
             return classifier.model(x).float()
 
     @explain_out_of_memory()
-    def answers(self, classifier: Classifier, images: np.ndarray) -> Answers:
+    def answers(
+        self, classifier: Classifier, images: np.ndarray, *, features: bool = False
+    ) -> Answers:
         """Answers float32 [B, ...] to uint8 images [B, H, W, 3]."""
         classifier.model.to(self.device, memory_format=torch.channels_last).eval()
         read = []
@@ -183,4 +185,5 @@ class TorchBackend:
         hook = head.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
         with hook, torch.inference_mode():
             logits = self.forward(classifier, images)
-        return Answers(logits.cpu().numpy(), read[0].float().cpu().numpy())
+        pooled = read[0].float().cpu().numpy() if features else None
+        return Answers(logits.cpu().numpy(), pooled)

@@ -172,7 +172,9 @@ class Export:
         images = batches.prefetch(self._images(opened, entries))
         with contextlib.closing(images):
             for seen in images:
-                each = accuracy.answers(self.teachers, seen, self.backend, columns)
+                each = accuracy.answers(
+                    self.teachers, seen, self.backend, columns, features=self.features
+                )
                 yield accuracy.together(each, self.tau)
 
     def _images(self, opened, entries) -> Iterator[list[np.ndarray]]:

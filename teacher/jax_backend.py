@@ -53,11 +53,13 @@ class JaxBackend:
             kind if len(self._devices) == 1 else f"{len(self._devices)} {kind}"
         )
 
-    def answers(self, teacher: Teacher, images: np.ndarray) -> Answers:
+    def answers(
+        self, teacher: Teacher, images: np.ndarray, *, features: bool = False
+    ) -> Answers:
         """Answers float32 [B, ...] to uint8 images [B, H, W, 3]."""
-        if teacher not in self._programs:
-            self._programs[teacher] = self._open(teacher)
-        apply, params = self._programs[teacher]
+        if (teacher, features) not in self._programs:
+            self._programs[teacher, features] = self._open(teacher, features)
+        apply, params = self._programs[teacher, features]
         padded = batches.pad(images, self._rows - len(images))
         split = batches.split({"image": padded}, len(self._devices))
         try:
@@ -71,9 +73,9 @@ class JaxBackend:
             ) from error
         return jax.tree.map(lambda x: x.reshape(self._rows, -1)[: len(images)], found)
 
-    def _open(self, teacher: Teacher):
+    def _open(self, teacher: Teacher, features: bool):
         apply = jax.pmap(
-            functools.partial(teachers.answers, teacher),
+            functools.partial(teachers.answers, teacher, features=features),
             axis_name=AXIS,
             in_axes=(None, 0),
             devices=self._devices,

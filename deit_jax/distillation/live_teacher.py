@@ -46,11 +46,11 @@ class LiveTeacher:
     def ask(self, params: tuple, images: jax.Array) -> Answers:
         """Answers to uint8 images [b, H, W, 3]; `params` as `params`."""
         each = [
-            answers(member, own, images)
+            answers(member, own, images, features=self.features)
             for member, own in zip(self.members, params, strict=True)
         ]
         logits = average([found.logits for found in each], self.tau)
-        return Answers(logits, each[0].features if self.features else None)
+        return Answers(logits, each[0].features)
 
     @property
     def num_features(self) -> int:

@@ -74,7 +74,9 @@ class Teacher:
     def num_features(self) -> int:
         """f of `Answers`."""
         image = jax.ShapeDtypeStruct((1, self.image_size, self.image_size, 3), np.uint8)
-        found = jax.eval_shape(partial(answers, self), self.params, image)
+        found = jax.eval_shape(
+            partial(answers, self, features=True), self.params, image
+        )
         return found.features.shape[-1]
 
 
@@ -116,7 +118,13 @@ def match_classes(teacher: Teacher, source) -> tuple[Teacher, str]:
     return dataclasses.replace(teacher, columns=tuple(columns)), words
 
 
-def answers(teacher: Teacher, params, images: UInt8[Array, "b h w 3"]) -> Answers:
+def answers(
+    teacher: Teacher,
+    params,
+    images: UInt8[Array, "b h w 3"],
+    *,
+    features: bool = False,
+) -> Answers:
     """A teacher's float32 answers to a student's images: a pure function of `images`.
 
     They are resized to the teacher's size (`preprocess`). Of several heads the mean of
@@ -146,7 +154,8 @@ def answers(teacher: Teacher, params, images: UInt8[Array, "b h w 3"]) -> Answer
     logits = logits.astype(jnp.float32)
     if teacher.columns is not None:
         logits = logits[:, np.array(teacher.columns)]
-    return Answers(logits, (sum(read) / len(read)).astype(jnp.float32))
+    pooled = (sum(read) / len(read)).astype(jnp.float32) if features else None
+    return Answers(logits, pooled)
 
 
 def check_number(kind: str, number: int) -> None:
