@@ -91,13 +91,20 @@ def test_partners_may_come_in_either_order():
 
 
 @pytest.mark.slow
-def test_all_branches_at_once_give_the_chosen_ones():
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_all_branches_at_once_give_the_chosen_ones(platform, monkeypatch):
     """What GPUs and TPUs compute, against the one pair after the other of CPUs."""
+    expected = reference()
+    monkeypatch.setattr(
+        jax.lax,
+        "platform_dependent",
+        lambda *args, default, **forms: forms.get(platform, default)(*args),
+    )
     index, view = (x[:512].reshape(-1, 2) for x in rows())
     keys = rng.image_keys(SEED, view.reshape(-1), index.reshape(-1)).reshape(-1, 2)
     one = functools.partial(augment_pair, settings=settings())
     at_once, _ = jax.jit(jax.vmap(one))(keys, index, view, pictures()[index])
-    np.testing.assert_array_equal(at_once, reference()[view, index])
+    np.testing.assert_array_equal(at_once, expected[view, index])
 
 
 @pytest.mark.slow

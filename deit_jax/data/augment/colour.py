@@ -125,12 +125,12 @@ def contrast(image: UInt8[Array, "h w 3"], factor) -> Int32[Array, "3 256"]:
 
 def greyscale(image: UInt8[Array, "h w 3"]) -> UInt8[Array, "h w 3"]:
     """Mode L in all three channels."""
-    return jnp.broadcast_to(luma(image)[..., None], image.shape).astype(jnp.uint8)
+    return jnp.broadcast_to(luma(image)[..., None], image.shape)
 
 
 def saturation(image: UInt8[Array, "h w 3"], factor) -> UInt8[Array, "h w 3"]:
     """Factors are in units of 1 / 1,024 (`ImageEnhance.Color`)."""
-    grey = jnp.broadcast_to(luma(image)[..., None], image.shape)
+    grey = greyscale(image).astype(jnp.int32)
     return blend(grey, image.astype(jnp.int32), factor).astype(jnp.uint8)
 
 
@@ -140,8 +140,8 @@ def sharpness(image: UInt8[Array, "h w 3"], factor) -> UInt8[Array, "h w 3"]:
     rows = levels[:-2] + levels[1:-1] + levels[2:]
     box = rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:] + 4 * levels[1:-1, 1:-1]
     # `ImageFilter.SMOOTH`: box / 13, rounded; Pillow leaves the border as it is.
-    smooth = levels.at[1:-1, 1:-1].set((2 * box + 13) // 26)
-    return blend(smooth, levels, factor).astype(jnp.uint8)
+    smooth = image.at[1:-1, 1:-1].set(((2 * box + 13) // 26).astype(jnp.uint8))
+    return blend(smooth.astype(jnp.int32), levels, factor).astype(jnp.uint8)
 
 
 def shift_hue(image: UInt8[Array, "h w 3"], shift) -> UInt8[Array, "h w 3"]:

@@ -48,10 +48,10 @@ def blend(
     return jnp.clip(mixed >> FACTOR_BITS, 0, 255)
 
 
-def luma(image: UInt8[Array, "h w 3"]) -> Int32[Array, "h w"]:
+def luma(image: UInt8[Array, "h w 3"]) -> UInt8[Array, "h w"]:
     """Pillow's conversion to mode L (ITU-R 601)."""
     r, g, b = (image[..., c].astype(jnp.int32) for c in range(3))
-    return (r * 19595 + g * 38470 + b * 7471 + 0x8000) >> 16
+    return ((r * 19595 + g * 38470 + b * 7471 + 0x8000) >> 16).astype(jnp.uint8)
 
 
 def mean_luma(image: UInt8[Array, "h w 3"]) -> Int32[Array, ""]:

@@ -1,6 +1,5 @@
 """Crops, flips and warps of images that have the model's size already."""
 
-import functools
 import math
 
 import jax
@@ -87,13 +86,16 @@ def warp(
     r, g, b = (image[..., channel].astype(jnp.int32) for channel in range(3))
     packed = r | g << 8 | b << 16  # one look-up a tap, not three
     # With its edges repeated, so that the taps of a pixel lie at fixed distances.
-    packed = jnp.pad(packed, EDGE, mode="edge").reshape(-1)
+    packed = jnp.pad(packed, EDGE, mode="edge")
+    rows = _taps(ys.reshape(-1), height, interpolation)
+    columns = _taps(xs.reshape(-1), width, interpolation)
     sums = jax.lax.platform_dependent(
-        packed,
-        _taps(ys.reshape(-1), height, interpolation),
-        _taps(xs.reshape(-1), width, interpolation),
-        cpu=functools.partial(_row_by_row, width=width + 2 * EDGE),
-        default=functools.partial(_at_once, width=width + 2 * EDGE),
+        packed.reshape(-1, width + 2 * EDGE),
+        rows,
+        columns,
+        cpu=_row_by_row,
+        tpu=_row_by_row,
+        default=_by_window,
     )
     levels = [t.reshape(height, width) >> WEIGHT_BITS + ROW_BITS for t in sums]
     warped = jnp.stack(levels, axis=-1).clip(0, 255)
@@ -101,61 +103,92 @@ def warp(
     return jnp.where(inside[..., None], warped, background).astype(jnp.uint8)
 
 
-def _at_once(packed, rows: list, columns: list, *, width: int) -> tuple:
-    """The weighted sums over all taps, of each channel."""
-    total = (jnp.zeros_like(rows[0][0]),) * 3
-    for row, weight in rows:
-        total = _add_row(total, row, weight, packed, columns, width)
-    return total
+def _by_window(packed, rows: tuple, columns: tuple) -> list:
+    """The weighted sums over all taps, of each channel.
+
+    The taps of a pixel are one look-up, which XLA fuses with the sums on GPUs.
+    """
+    (top, row_weights), (left, column_weights) = rows, columns
+    taps = len(row_weights)
+    row_weights, column_weights = row_weights.T, column_weights.T[:, None]
+    dimensions = jax.lax.GatherDimensionNumbers(
+        offset_dims=(1, 2), collapsed_slice_dims=(), start_index_map=(0, 1)
+    )
+    corners = jnp.stack([top, left], axis=-1)
+    windows = jax.lax.gather(
+        packed, corners, dimensions, (taps, taps), mode="promise_in_bounds"
+    )
+    sums = []
+    for channel in range(3):
+        levels = column_weights * _levels(windows, channel)
+        line = _kept(levels.sum(-1, dtype=jnp.int32))
+        sums.append((row_weights * line).sum(-1, dtype=jnp.int32))
+    return sums
 
 
-def _row_by_row(packed, rows: list, columns: list, *, width: int) -> tuple:
-    """As `_at_once`, faster on a CPU: what a row looks up lies in memory.
+def _row_by_row(packed, rows: tuple, columns: tuple) -> list:
+    """As `_by_window`, faster on a CPU: what a row looks up lies in memory.
 
     Rows without weight, all but one where pixels move along x only, cost nothing.
     """
+    (top, row_weights), (left, column_weights) = rows, columns
 
-    def add(total, tap):
+    def row_added(sums, row, weight):
+        line = [0, 0, 0]
+        for column, column_weight in enumerate(column_weights):
+            pixel = packed[row, left + column]
+            for channel in range(3):
+                line[channel] += column_weight * _levels(pixel, channel)
+        return [s + weight * _kept(part) for s, part in zip(sums, line, strict=True)]
+
+    def add(sums, tap):
         weighs = (tap[1] != 0).any()
-        added = functools.partial(_add_row, packed=packed, columns=columns, width=width)
-        return jax.lax.cond(weighs, added, lambda total, *_: total, total, *tap), None
+        return jax.lax.cond(weighs, row_added, lambda sums, *_: sums, sums, *tap), None
 
-    total = (jnp.zeros_like(rows[0][0]),) * 3
-    taps = tuple(map(jnp.stack, zip(*rows, strict=True)))
-    return jax.lax.scan(add, total, taps)[0]
+    taps = top[None] + jnp.arange(len(row_weights))[:, None], row_weights
+    return jax.lax.scan(add, [jnp.zeros_like(top)] * 3, taps)[0]
 
 
-def _add_row(total: tuple, row, weight, packed, columns: list, width: int) -> tuple:
-    line = [0, 0, 0]
-    for column, weight_x in columns:
-        pixel = packed[row * width + column]
-        for channel in range(3):
-            line[channel] += weight_x * (pixel >> 8 * channel & 255)
-    half = 1 << WEIGHT_BITS - ROW_BITS - 1
-    kept = [part + half >> WEIGHT_BITS - ROW_BITS for part in line]
-    return tuple(t + weight * k for t, k in zip(total, kept, strict=True))
+def _levels(packed, channel: int):
+    return packed >> 8 * channel & 255
 
 
-def _taps(position: Int32[Array, "h w"], size: int, interpolation: str) -> list:
-    """(index, weight) of each neighbour along one axis; positions in 2^-21 pixels.
+def _kept(line):
+    """A sum over a row, with `ROW_BITS` after the point."""
+    return line + (1 << WEIGHT_BITS - ROW_BITS - 1) >> WEIGHT_BITS - ROW_BITS
 
-    The index counts from `EDGE` pixels before the image. Where all taps of a pixel lie
-    beyond the same edge it does not matter how far.
+
+# Weights of neighbouring pixels as polynomials of how far the position is from one to
+# the next: the coefficients of 1, t, t^2, t^3.
+POLYNOMIALS = {
+    "bilinear": [[1, -1], [0, 1]],
+    "bicubic": [[0, -1, 2, -1], [1, 0, -2, 1], [0, 1, 1, -1], [0, 0, -1, 1]],
+}
+
+
+def _taps(
+    position: Int32[Array, " n"], size: int, interpolation: str
+) -> tuple[Int32[Array, " n"], Int32[Array, "taps n"]]:
+    """The first neighbour along one axis, and the weights of all; positions in 2^-21.
+
+    The first one counts from `EDGE` pixels before the image. Where all taps of a pixel
+    lie beyond the same edge it does not matter how far.
     """
     position = position - (1 << COORDINATE_BITS)  # from centres to corners
     shift = COORDINATE_BITS + 1
-    first = (position >> shift).clip(1 - EDGE, size) + EDGE
     t = (position >> shift - FRACTION_BITS) & (1 << FRACTION_BITS) - 1
-    one = 1 << WEIGHT_BITS
+    t2 = t * t >> 2 * FRACTION_BITS - WEIGHT_BITS
+    one = jnp.full_like(t, 1 << WEIGHT_BITS)
     t1 = t << WEIGHT_BITS - FRACTION_BITS
-    if interpolation == "bilinear":
-        weights = {0: one - t1, 1: t1}
-    else:
-        t2 = t * t >> 2 * FRACTION_BITS - WEIGHT_BITS
-        t3 = t2 * t >> FRACTION_BITS
-        weights = {-1: 2 * t2 - t1 - t3, 1: t1 + t2 - t3, 2: t3 - t2}
-        weights[0] = one - sum(weights.values())
-    return [(first + n, w) for n, w in weights.items()]
+    powers = one, t1, t2, t2 * t >> FRACTION_BITS
+    polynomials = jnp.asarray(POLYNOMIALS[interpolation], jnp.int32)
+    weights = sum(
+        factor[:, None] * power[None]
+        for factor, power in zip(polynomials.T, powers, strict=False)
+    )
+    before = len(polynomials) // 2 - 1  # neighbours before the pixel itself
+    first = (position >> shift).clip(1 - EDGE, size) + EDGE
+    return first - before, weights
 
 
 def rotation(degrees: float) -> tuple[int, int]:
