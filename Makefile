@@ -35,7 +35,7 @@ study: $(VENV)/.installed-teacher
 	$(BIN)/python -m experiments.study $(ARGS)
 
 programs: $(PROGRAMS)/.installed
-	PYTHONPATH=$(PROGRAMS) $(BIN)/python -m benchmarks.programs $(ARGS)
+	PYTHONPATH=$(PROGRAMS):$$PYTHONPATH $(BIN)/python -m benchmarks.programs $(ARGS)
 
 # build/ may hold modules that are gone.
 wheel: $(VENV)/.installed

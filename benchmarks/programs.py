@@ -17,14 +17,14 @@ from pathlib import Path
 
 import jax
 
-from benchmarks import cases, ours
+from benchmarks import cases, ours, program_peers
 from benchmarks.cases import Case
 from deit_jax import targets
 from deit_jax.data.augment import augment_batch
 from deit_jax.models import cost, variants
 from deit_jax.training import step
 
-PROGRAMS = ("train", "train_augmented", "evaluate", "augment")
+PROGRAMS = ("train", "train_augmented", "evaluate", "augment", *program_peers.MODULES)
 SMALL = "deit_small_distilled_patch16_224"
 
 
@@ -33,9 +33,12 @@ def lower(program: str, case: Case, devices) -> tuple[jax.stages.Lowered, float]
 
     Args:
       program: One of `PROGRAMS`. `augment` is the augmentation on the device, whatever
-        the target; `train_augmented` has it where a run would, for TPUs on the host.
+        the target; `train_augmented` has it where a run would, for TPUs on the host. A
+        peer's name stands for its train step.
       case: Its batch size is that of each device.
     """
+    if program in program_peers.MODULES:
+        return program_peers.lower(program, case, devices)
     together = case.batch_size * len(devices)
     augmented = program in ("train_augmented", "augment")
     case = dataclasses.replace(case, batch_size=together, augmented=augmented)
@@ -90,7 +93,7 @@ def show(row: dict) -> str:
     """One line of the table, and what moves the most."""
     reduced = sum(moved for _, moved in row["collectives"].values())
     lines = [
-        f"{row['target']:<7}{row['program']:<17}{row['flops'] / 1e12:7.2f}"
+        f"{row['target']:<7}{row['program']:<19}{row['flops'] / 1e12:7.2f}"
         f"{row['bytes'] / 1e9:8.1f}{row['temporaries'] / 1e9:8.2f}"
         f"{1e3 * row['roofline_seconds']:9.1f}{100 * row['utilisation']:7.0f} %"
         f"{reduced / 1e6:9.1f}{row['compile_seconds']:9.0f}"
@@ -101,7 +104,7 @@ def show(row: dict) -> str:
 
 
 HEADER = (
-    f"{'target':<7}{'program':<17}{'TFLOP':>7}{'GB':>8}{'temp GB':>8}{'roof ms':>9}"
+    f"{'target':<7}{'program':<19}{'TFLOP':>7}{'GB':>8}{'temp GB':>8}{'roof ms':>9}"
     f"{'products':>9}{'sums MB':>9}{'compile':>9}"
 )
 
@@ -139,7 +142,7 @@ def main(argv=None) -> list[dict]:
             try:
                 rows.append(measure(program, case, target, flags.top))
             except targets.OutOfMemory as error:
-                print(f"{target:<7}{program:<17}{error}", flush=True)
+                print(f"{target:<7}{program:<19}{error}", flush=True)
             else:
                 print(show(rows[-1]), flush=True)
     if flags.json:

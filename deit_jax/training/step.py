@@ -43,16 +43,14 @@ def train_step(
 
     Args:
       state: Donated by `pmap_train_step`.
-      batch: As of `data.batches.train_batches`, without the device axis; rows in the
-        order of the global batch.
+      batch: Of `data.batches.train_batches`, without the device axis, rows in order.
       teacher: Parameters of a live teacher, or None.
       inputs: batch, with a live teacher also `teacher` -> `inputs.Inputs`.
-      loss: See `distillation.losses.training_loss`.
       seed: Of dropout and stochastic depth. Their masks follow from it, the step and
         the image's place in the global batch, not from the number of devices.
       accumulation, in_cache: Parts that the batch is computed in, one after the other;
         and whether these are cut further, to what a CPU's caches hold.
-      trainable: See `trainable.split`.
+      loss, trainable: See `distillation.losses.training_loss`, `trainable.split`.
       axis_name: The mapped axis, over which gradients and metrics are averaged.
 
     Returns:
@@ -65,7 +63,6 @@ def train_step(
     drop_keys = _drop_keys(seed, state.step, local, axis_name)
     if in_cache:  # in whole pairs
         accumulation *= cost.parts(model, local // accumulation, unit=2)
-
     if teacher is not None:
         inputs = functools.partial(inputs, teacher=teacher)
     trained, frozen = trainables.split(state.params, trainable)
@@ -80,13 +77,12 @@ def train_step(
     update = functools.partial(
         _update, optimizer=optimizer, ema_decay=ema_decay, trainable=trainable
     )
-    norms = {
-        "grad_norm": optax.tree.norm(grads),
-        "grad_norms": jnp.stack([*map(optax.tree.norm, jax.tree.leaves(grads))]),
-    }
-    finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norms["grad_norm"])
-    new_state = _update_if(finite, update, state, grads).replace(step=state.step + 1)
-    return new_state, metrics | norms | {"skipped": (~finite).astype(jnp.float32)}
+    metrics["grad_norm"] = optax.tree.norm(grads)
+    norms = map(optax.tree.norm, jax.tree.leaves(grads))
+    finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+    metrics |= {"grad_norms": jnp.stack([*norms]), "skipped": jnp.float32(~finite)}
+    state = _update_if(finite, update, state, grads).replace(step=state.step + 1)
+    return state, metrics
 
 
 def _mean_loss(
