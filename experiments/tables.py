@@ -28,6 +28,7 @@ FIRST = (
     "plain-linear",
     "same-linear",
     "same-exact",
+    "resnet50",
 )  # the others by name
 
 
