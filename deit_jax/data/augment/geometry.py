@@ -90,7 +90,7 @@ def warp(
     rows = _taps(ys.reshape(-1), height, interpolation)
     columns = _taps(xs.reshape(-1), width, interpolation)
     sums = jax.lax.platform_dependent(
-        packed.reshape(-1, width + 2 * EDGE),
+        packed,
         rows,
         columns,
         cpu=_row_by_row,
@@ -103,10 +103,11 @@ def warp(
     return jnp.where(inside[..., None], warped, background).astype(jnp.uint8)
 
 
-def _by_window(packed, rows: tuple, columns: tuple) -> list:
-    """The weighted sums over all taps, of each channel.
+def _by_window(packed: Int32[Array, "h w"], rows: tuple, columns: tuple) -> list:
+    """The weighted sums over all taps, of each channel: three int32 [n].
 
-    The taps of a pixel are one look-up, which XLA fuses with the sums on GPUs.
+    The taps of a pixel are one look-up, which XLA fuses with the sums on GPUs. `packed`
+    has its three channels in 8 bits each; `rows` and `columns` are those of `_taps`.
     """
     (top, row_weights), (left, column_weights) = rows, columns
     taps = len(row_weights)
@@ -169,7 +170,9 @@ POLYNOMIALS = {
 def _taps(
     position: Int32[Array, " n"], size: int, interpolation: str
 ) -> tuple[Int32[Array, " n"], Int32[Array, "taps n"]]:
-    """The first neighbour along one axis, and the weights of all; positions in 2^-21.
+    """The first neighbour along one axis, and the weights of all, in 2^-14.
+
+    Positions are in units of 2^-21 pixels.
 
     The first one counts from `EDGE` pixels before the image. Where all taps of a pixel
     lie beyond the same edge it does not matter how far.
