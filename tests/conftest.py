@@ -6,10 +6,11 @@ import shutil
 import signal
 import tempfile
 
+import commands
+
 os.environ["JAX_PLATFORMS"] = "cpu"
-# The suite compiles far more than it computes: level 0 halves its time.
 os.environ["XLA_FLAGS"] = (
-    "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
+    f"--xla_force_host_platform_device_count=4 {commands.FAST_COMPILATION}"
 )
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
 # As commands set it for themselves, but without their starting twice.
@@ -27,6 +28,7 @@ import hypothesis
 import jax
 import numpy as np
 import pytest
+import small_models
 from absl import flags
 from PIL import Image
 
@@ -66,6 +68,13 @@ def _forget_programs():
     """
     yield
     jax.clear_caches()
+
+
+@pytest.fixture(scope="module")
+def small_nano():
+    """Not with `digits_run`, nor for a test that starts another process."""
+    with small_models.small_nano():
+        yield
 
 
 @pytest.fixture

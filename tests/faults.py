@@ -31,8 +31,8 @@ from deit_jax.training import checkpoint
 # TensorFlow, ends the process.
 from teacher import classifier
 from tests import same_run
+from tests.commands import FAST_COMPILATION, ROOT
 
-ROOT = Path(__file__).parent.parent
 EPOCH = 90  # steps: 1,440 digits in batches of 16
 LOG = 3  # steps between lines of the log
 STUDENT = (
@@ -74,7 +74,7 @@ class Faults:
         self._log = directory / "log.txt"
         self._env = os.environ | {
             "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": "--xla_backend_optimization_level=0",
+            "XLA_FLAGS": FAST_COMPILATION,
             # Starts are many and alike.
             "JAX_COMPILATION_CACHE_DIR": str(directory / "compiled"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import small_models
 import steps
 
 from deit_jax import command, experiment, train
@@ -90,7 +91,10 @@ def main():
     with processes.joined(**config.distributed), command.reported():
         if flags.images:
             np.save(flags.images, train_images(config, 3))
-        with steps.stopped_after(flags.die_at, signal.SIGKILL):
+        with (
+            steps.stopped_after(flags.die_at, signal.SIGKILL),
+            small_models.small_nano(),
+        ):
             train.train_and_evaluate(config, flags.workdir)
 
 

@@ -12,6 +12,8 @@ from deit_jax.errors import InputError
 from deit_jax.train import train_and_evaluate
 from deit_jax.training import data_identity
 
+pytestmark = pytest.mark.usefixtures("small_nano")
+
 SPLIT = {"order": None, "firsts": [], "class_names": ["cat", "dog", "owl"]}
 DATA: dict = {
     "teacher": "t",

@@ -21,6 +21,8 @@ from deit_jax.models.params import abstract_params, count_parameters
 from deit_jax.train import train_and_evaluate
 from deit_jax.training import saved_params, writers
 
+pytestmark = pytest.mark.usefixtures("small_nano")
+
 B, C = 24, 10
 WIDTHS = {"a wider teacher": (48, 80), "a wider student": (80, 48)}
 

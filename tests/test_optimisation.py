@@ -10,17 +10,9 @@ import same_run
 from configs import vit
 from deit_jax import experiment, train
 from deit_jax.data import sources
-from deit_jax.models import variants
 from deit_jax.training import optimizer, schedule, step
 
-pytestmark = pytest.mark.slow
-SMALL = {"width": 24, "depth": 2}
-
-
-@pytest.fixture(autouse=True)
-def small_model(monkeypatch):
-    shape = variants.VARIANTS["vit_nano_patch8_32"] | SMALL
-    monkeypatch.setitem(variants.VARIANTS, "vit_nano_patch8_32", shape)
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("small_nano")]
 
 
 def make_config(name, rates="cosine"):

@@ -15,7 +15,7 @@ import numpy as np
 import one_process
 import pytest
 import run_directories
-from commands import ROOT
+from commands import FAST_COMPILATION, ROOT
 
 from deit_jax import train
 from deit_jax.data import sources
@@ -23,11 +23,13 @@ from deit_jax.errors import InputError
 from deit_jax.evaluate import evaluate
 from deit_jax.training import checkpoint, processes, run_directory, writers
 
+pytestmark = pytest.mark.usefixtures("small_nano")  # as in `one_process`
+
 
 def start(*arguments, devices, environment):
     flags = f"--xla_force_host_platform_device_count={devices}"
     environment |= {
-        "XLA_FLAGS": f"{flags} --xla_backend_optimization_level=0",
+        "XLA_FLAGS": f"{flags} {FAST_COMPILATION}",
         "PYTHONPATH": str(ROOT),
     }
     return subprocess.Popen(

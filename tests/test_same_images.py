@@ -18,6 +18,8 @@ from deit_jax.errors import InputError
 from deit_jax.train import train_and_evaluate
 from deit_jax.training.signals import Stopped
 
+pytestmark = pytest.mark.usefixtures("small_nano")
+
 LABEL = {"labels": lambda label: made_sets.NAMES[label], "names": None}
 MAKERS = {
     "folder": made_sets.folder,
