@@ -72,8 +72,8 @@ def test_batch_size_and_position_do_not_matter():
     index, view = rows()
     order = np.random.default_rng(1).permutation(COUNT // 2)
     shuffled = (2 * order[:, None] + np.arange(2)).reshape(-1)
-    for size in (2, 4, 64):
-        for part in shuffled.reshape(-1, size):
+    for size, count in ((2, 128), (64, COUNT)):
+        for part in shuffled[:count].reshape(-1, size):
             np.testing.assert_array_equal(
                 make("deit", index[part], view[part]),
                 reference()[view[part], index[part]],
@@ -108,7 +108,7 @@ def test_all_branches_at_once_give_the_chosen_ones(platform, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("devices", [1, 2, 4])
+@pytest.mark.parametrize("devices", [1, 4])
 def test_the_train_step_sees_the_same_images(devices, monkeypatch):
     """Fused with all the rest of the step, on any number of devices."""
     seen = {}
@@ -186,14 +186,10 @@ def test_another_view_index_or_seed_gives_another_image():
     assert (made[0] != made[1]).any(axis=(1, 2, 3)).mean() > 0.99
     same_picture = np.repeat(pictures()[:1], 64, axis=0)
     index, view = (x[:64] for x in rows())
-    function = functools.partial(augment_batch, settings=settings())
+    other = functools.partial(augment_batch, augment_seed=4, settings=settings())
     images = [
-        np.asarray(
-            jax.jit(functools.partial(function, augment_seed=seed))(
-                same_picture, index, view
-            )[0]
-        )
-        for seed in (3, 4)
+        np.asarray(one(same_picture, index, view)[0])
+        for one in (compiled("deit"), jax.jit(other))
     ]
     assert len(np.unique(images[0].reshape(64, -1), axis=0)) > 48
     assert (images[0] != images[1]).any(axis=(1, 2, 3)).mean() > 0.75
@@ -228,7 +224,7 @@ def test_the_chunks_of_the_host_do_not_matter(chunk, count, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", recipes.RECIPES)
+@pytest.mark.parametrize("recipe", EVERYTHING)
 def test_the_host_gives_the_step_what_the_device_does(recipe):
     """Bit for bit: images, labels, and answers that are mixed linearly."""
     mix_teacher = functools.partial(losses.mix_teacher_logits, tau=2.5)
@@ -296,10 +292,9 @@ def test_views_from_the_end_of_mixing_on_are_those_without_it():
     assert not mixes.box[16:].any()
 
 
-@pytest.mark.slow
 def test_mixed_labels_weigh_what_is_seen_of_each_image():
-    batch, seen = inputs_of("deit", label_smoothing=0.1)
-    _, mixes = compiled("deit")(batch["image"], batch["index"], batch["view"])
+    batch, seen = inputs_of("crop_flip", label_smoothing=0.1)
+    _, mixes = compiled("crop_flip")(batch["image"], batch["index"], batch["view"])
     own = np.repeat(np.asarray(mixes.weight), 2)[:, None]
     labels = 0.9 * np.eye(CLASSES)[batch["label"]] + 0.1 / CLASSES
     partners = labels.reshape(-1, 2, CLASSES)[:, ::-1].reshape(labels.shape)
@@ -311,13 +306,11 @@ def test_mixed_labels_weigh_what_is_seen_of_each_image():
     np.testing.assert_array_equal(seen.teacher.logits, batch["teacher_logits"])
 
 
-@pytest.mark.slow
 def test_linear_mixing_gives_the_mixture_of_two_answers():
     tau = 2.5
-    batch, seen = inputs_of(
-        "deit", mix_teacher=functools.partial(losses.mix_teacher_logits, tau=tau)
-    )
-    _, mixes = compiled("deit")(batch["image"], batch["index"], batch["view"])
+    mix_teacher = functools.partial(losses.mix_teacher_logits, tau=tau)
+    batch, seen = inputs_of("crop_flip", mix_teacher=mix_teacher)
+    _, mixes = compiled("crop_flip")(batch["image"], batch["index"], batch["view"])
     own = np.repeat(np.asarray(mixes.weight), 2)[:, None]
     said = jax.nn.softmax(batch["teacher_logits"].astype(np.float32) / tau)
     partners = said.reshape(-1, 2, CLASSES)[:, ::-1].reshape(said.shape)

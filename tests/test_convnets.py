@@ -62,7 +62,6 @@ NETWORKS = [
     ("resnet18", "cifar"),
     ("regnet_y_400mf", "standard"),
     pytest.param("resnet50", "standard", marks=slow),
-    pytest.param("resnet101", "standard", marks=slow),
     pytest.param("wide_resnet50_2", "standard", marks=slow),
     pytest.param("resnext50_32x4d", "standard", marks=slow),
     pytest.param("regnet_x_400mf", "standard", marks=slow),

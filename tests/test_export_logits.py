@@ -729,7 +729,7 @@ def test_killed_at_random_moments_it_ends_in_the_same_bytes(
     command = [
         *(sys.executable, "-m", "teacher.export_logits"),
         "--config=configs/deit.py:digits",
-        "--config.augment.recipe=deit",
+        *(f"--config.augment.{name}={value}" for name, value in MIX.items()),
         "--config.dataset.train_split=train[:99]",
         "--config.dataset.eval_split=test[:32]",
         f"--teacher={tmp_path}/teacher.pt",
@@ -783,8 +783,7 @@ def test_killed_at_random_moments_it_ends_in_the_same_bytes(
 
     undisturbed = tmp_path / "undisturbed"
     source = sources.load("digits", "train[:99]")
-    options = EXPORTS["largest"] | {"seen": DEIT}
-    exported(teacher, source, held_out, undisturbed, **options)
+    exported(teacher, source, held_out, undisturbed, **EXPORTS["largest"])
     assert files(killed) == files(undisturbed)
     assert files(killed).keys() == {
         *(

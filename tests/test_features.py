@@ -151,14 +151,14 @@ def test_a_run_learns_features_resumes_and_leaves_its_projector_behind(
     rows = [row[name] for row in writers.read(tmp_path / "whole") if name in row]
     assert len(rows) == 20
     assert np.mean(rows[-4:]) < np.mean(rows[:4]) - 0.05
-    assert "its 96 features too: cosine distance" in capsys.readouterr().out
+    assert "its 24 features too: cosine distance" in capsys.readouterr().out
     with stopped_after(6), pytest.raises(KeyboardInterrupt):
         train_and_evaluate(config, tmp_path / "parts")
     assert train_and_evaluate(config, tmp_path / "parts")["resumed_at_step"] == 4
     assert not same_run.differences(tmp_path / "whole", tmp_path / "parts")
 
     state = same_run.final_state(tmp_path / "whole")
-    assert state["params"]["projector"]["basis"].shape == (96, 96)
+    assert state["params"]["projector"]["basis"].shape == (24, 24)
     model = deit_jax.load(tmp_path / "whole")
     assert model.logits(np.zeros((1, 32, 32, 3), np.uint8))["mean"].shape == (1, 10)
     plain = abstract_params(model.card.create_model())
@@ -176,8 +176,8 @@ def test_the_projector_is_trained_whatever_else_is_frozen(teacher):
     run = experiment.create(config, devices=jax.devices()[:1])
     moments = run.initial_state().opt_state
     shapes = {leaf.shape for leaf in jax.tree.leaves(moments)}
-    assert (96, 96) in shapes
-    assert (96, 288) not in shapes
+    assert (24, 24) in shapes
+    assert (24, 72) not in shapes
 
 
 def test_features_that_are_not_there_are_refused(teacher, tmp_path):

@@ -202,7 +202,7 @@ def test_the_cache_of_the_same_config_passes(cache, source):
         ("augment.repeats", 2, "augment.repeats: 1 in the cache, 2 in this run"),
         ("augment.cutmix", 0.3, "augment.cutmix: 1.0 in the cache, 0.3 in this run"),
         ("augment.flip", False, "augment.flip: True in the cache, False"),
-        ("augment.randaugment", "rand-m9", "augment.randaugment: '' in the cache"),
+        ("augment.randaugment", "rand-m9-mstd0.5-inc1", "augment.randaugment: '' in"),
         ("dataset.std", (0.1, 0.2, 0.3), "dataset.std: [0.376, 0.376, 0.376] in the"),
         ("dataset.image_size", 64, "image size: 32 in the cache, 64 in this run"),
         ("distillation.num_views", 9, "holds 8 views.*num_views=8, or export more"),
