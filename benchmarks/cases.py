@@ -4,6 +4,8 @@ import argparse
 import dataclasses
 
 from configs import deit
+from deit_jax import targets
+from deit_jax.errors import InputError
 from deit_jax.models import variants
 
 
@@ -89,6 +91,17 @@ GPU_WAYS = {
         GPU["gpu_tiny_32"], steps_per_dispatch=10
     )
 }
+
+
+def target_names(text: str) -> list[str]:
+    """`h100,v5e:4` as a list, for a flag of argparse."""
+    names = text.split(",")
+    try:
+        for name in names:
+            targets.parse(name)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return names
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

@@ -105,7 +105,12 @@ def main(argv=None) -> None:
     parser.add_argument("--teacher_size", type=int, default=64, help="pixels a side")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=2, help="in a round")
-    parser.add_argument("--targets", help="h100, v5e, ... in place of a timing")
+    parser.add_argument(
+        "--targets",
+        type=cases.target_names,
+        default=[],
+        help="h100, v5e, ... in place of a timing",
+    )
     flags = parser.parse_args(argv)
     case = dataclasses.replace(cases.from_flags(flags), training=True)
     live = random_teacher(flags.arch, flags.teacher_size, case.num_classes, case.dtype)
@@ -114,7 +119,7 @@ def main(argv=None) -> None:
         f"{flags.teacher_size} px; jax {jax.__version__}",
         flush=True,
     )
-    for target in (flags.targets or "").split(",") if flags.targets else ():
+    for target in flags.targets:
         for way in WAYS:
             print(compiled(way, case, live, target), flush=True)
     if not flags.targets:

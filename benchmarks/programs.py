@@ -111,7 +111,12 @@ HEADER = (
 
 def main(argv=None) -> list[dict]:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--targets", default="h100,v5e", help="h100, v5e:4, ...")
+    parser.add_argument(
+        "--targets",
+        type=cases.target_names,
+        default="h100,v5e",
+        help="h100, v5e:4, ...",
+    )
     parser.add_argument("--programs", default="train,evaluate")
     parser.add_argument("--variant", choices=cases.distilled(), default=SMALL)
     parser.add_argument("--batch_size", type=int, default=128, help="on each chip")
@@ -137,7 +142,7 @@ def main(argv=None) -> list[dict]:
         flush=True,
     )
     rows = []
-    for target in flags.targets.split(","):
+    for target in flags.targets:
         for program in programs:
             try:
                 rows.append(measure(program, case, target, flags.top))

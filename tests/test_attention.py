@@ -86,7 +86,7 @@ def test_rollout_is_the_product_of_the_blocks():
 
 
 @pytest.mark.filterwarnings("error:Glyph")
-def test_a_picture_a_file(tmp_path, capsys):
+def test_a_image_a_file(tmp_path, capsys):
     names = ("猫", "$x_1", "🐶", *run_directories.DIGITS[3:])
     run_directories.make(tmp_path / "run", class_names=names)
     random = np.random.default_rng(0)

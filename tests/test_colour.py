@@ -154,7 +154,7 @@ def test_autocontrast_is_pillows_or_one_level_higher():
 
 
 @on_all_pictures
-def test_autocontrast_of_pictures(images):
+def test_autocontrast_of_images(images):
     ours = jax.jit(jax.vmap(table_of(colour.autocontrast, of_image=True)))(images)
     expected = [np.asarray(ImageOps.autocontrast(Image.fromarray(x))) for x in images]
     assert np.abs(np.asarray(ours).astype(int) - np.stack(expected)).max() <= 1

@@ -153,7 +153,7 @@ def flipped(file: bytes) -> bytes:
         (encoded(GREY.astype(np.int32) + 2**20, "TIFF"), "no known range"),
     ],
 )
-def test_what_is_no_picture_is_named(file, says):
+def test_what_is_no_image_is_named(file, says):
     with pytest.raises(InputError, match=rf"^cats/1\.jpg .*({says})"):
         decode(file, "cats/1.jpg")
 

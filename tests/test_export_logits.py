@@ -241,7 +241,7 @@ def test_largest_logits_are_those_of_the_whole_cache(
     )
 
 
-def test_folder_of_pictures_is_cached_plain_and_in_views(teacher, folder, tmp_path):
+def test_folder_of_images_is_cached_plain_and_in_views(teacher, folder, tmp_path):
     torch.manual_seed(0)
     model = network.build("resnet18", 2, image_size=32).eval()
     teacher = classifiers.Classifier(

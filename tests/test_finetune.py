@@ -133,7 +133,7 @@ def test_starts_from_the_weights_and_resumes_without_them(
 
 
 @pytest.mark.slow
-def test_pictures_at_another_size_and_back_to_digits(
+def test_images_at_another_size_and_back_to_digits(
     source, cache, folder, tmp_path, capsys
 ):
     config = short(vit.get_config("folder"))

@@ -161,7 +161,7 @@ def test_unmixed_recipes_name_no_partner():
         np.testing.assert_array_equal(image, source().images[0])
 
 
-def test_pictures_of_another_size_show_their_centre(tmp_path):
+def test_images_of_another_size_show_their_centre(tmp_path):
     random = np.random.default_rng(1)
     for n, shape in enumerate([(40, 60, 3), (70, 50, 3), (32, 32, 3), (90, 33, 3)]):
         folder = tmp_path / "train" / "ab"[n % 2]

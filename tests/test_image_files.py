@@ -21,7 +21,7 @@ def pictures(tmp_path):
     return tmp_path
 
 
-def test_a_folder_gives_its_pictures_at_any_depth_sorted(pictures):
+def test_a_folder_gives_its_images_at_any_depth_sorted(pictures):
     files, passed_over = image_files.find([pictures])
     assert files == [str(pictures / "a/c.jpg"), str(pictures / "b.PNG")]
     assert passed_over == {".txt": 1, "hidden": 1, "no ending": 1}

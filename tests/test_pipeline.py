@@ -117,7 +117,7 @@ def test_an_image_that_has_the_size_is_taken_as_it_is(size, as_training):
     np.testing.assert_array_equal(labels, digits.labels[index])
 
 
-def test_a_picture_of_a_mixed_source_is_cropped_though_it_has_the_size(tmp_path):
+def test_a_image_of_a_mixed_source_is_cropped_though_it_has_the_size(tmp_path):
     for name in ("a", "b"):
         (tmp_path / "train" / name).mkdir(parents=True)
         noise = np.random.RandomState(0).randint(0, 256, (SIZE, SIZE, 3))
@@ -173,7 +173,7 @@ def damaged(tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_damaged_picture_is_named(damaged, workers):
+def test_a_damaged_image_is_named(damaged, workers):
     with HostPipeline(damaged, size=SIZE, workers=workers) as pipeline:
         read = pipeline.batches((np.arange(n, n + 4), None) for n in range(0, 24, 4))
         before = [next(read) for _ in range(4)]

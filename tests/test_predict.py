@@ -34,7 +34,7 @@ def pictures(tmp_path):
 
 
 @pytest.mark.parametrize("weights", ["raw", "ema"])
-def test_gives_the_model_logits_of_every_picture(run, pictures, weights):
+def test_gives_the_model_logits_of_every_image(run, pictures, weights):
     path, _ = run
     out = str(pictures / "logits.npz")
     # Three at once: a last batch that is padded.

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import pytest
 
-from benchmarks import program_peers, programs
+from benchmarks import live_teacher, program_peers, programs
 from benchmarks.cases import Case
 from deit_jax import targets
 from deit_jax.errors import InputError
@@ -56,3 +56,10 @@ def test_a_peers_step_sums_its_gradient_over_the_devices(peer, monkeypatch):
     assert flops == 3 * 4 * cost.forward_flops(plain)
     program = targets.compile_program(lowered)
     assert program.collectives["all-reduce"][1] >= 4 * (3 * 10 + 10)
+
+
+@pytest.mark.parametrize("benchmark", [programs, live_teacher])
+def test_an_unknown_target_is_refused_by_name(benchmark, capsys):
+    with pytest.raises(SystemExit):
+        benchmark.main(["--targets=v5e,foo"])
+    assert "--target=foo: expected one of h100, a100" in capsys.readouterr().err

@@ -205,7 +205,7 @@ def test_runs_of_one_name_keep_their_paths(tmp_path):
 
 
 @pytest.mark.parametrize("classes", [2, 15, 16, 100])
-def test_a_confusion_is_a_picture_for_tensorboard(classes):
+def test_a_confusion_is_a_image_for_tensorboard(classes):
     matrix = np.eye(classes, dtype=int).tolist()
     names = [f"$class_{c}" for c in range(classes)]
     drawn = confusion.image(matrix, names, title="eval/class/confusion")
@@ -251,7 +251,7 @@ def test_the_page_is_alone_and_escapes_what_it_shows(page):
     assert {attrs["href"][1:] for tag, attrs in tags if tag == "a"} == targets
 
 
-def test_markdown_has_its_pictures_and_no_markup_of_others(page):
+def test_markdown_has_its_images_and_no_markup_of_others(page):
     text = page.with_name("report.md").read_text()
     files = re.findall(r"^!\[.*\]\((\w+\.png)\)$", text, flags=re.MULTILINE)
     assert len(files) == len(set(files)) >= 6
@@ -307,7 +307,7 @@ def test_the_scores_of_an_unfinished_run_are_its_newest(tmp_path):
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
-def test_a_browser_draws_every_picture_and_complains_of_nothing(page, tmp_path):
+def test_a_browser_draws_every_image_and_complains_of_nothing(page, tmp_path):
     """A script of the test's own writes into the page what the browser made of it."""
     probe = """<script>addEventListener("load", () => {
         const sizes = [...document.images].map(i => i.complete && i.naturalWidth);

@@ -138,7 +138,7 @@ def test_slices_of_a_folder_are_mixed_and_complete(pets):
     assert set(first.labels) == set(rest.labels) == {0, 1}
 
 
-def test_what_is_no_picture_is_passed_over_and_counted(pets):
+def test_what_is_no_image_is_passed_over_and_counted(pets):
     before = load(pets)
     cats = pets / "train" / "cats"
     for name in ("notes.txt", "labels.csv", ".DS_Store", "._000.png", "Thumbs.db", "x"):
@@ -156,7 +156,7 @@ def test_what_is_no_picture_is_passed_over_and_counted(pets):
     }
 
 
-def test_endings_in_any_case_and_pictures_further_down(pets):
+def test_endings_in_any_case_and_images_further_down(pets):
     deep = pets / "train" / "dogs" / "more" / "still"
     deep.mkdir(parents=True)
     formats = {"a.JPG": "JPEG", "c.GIF": "GIF", "d.WebP": "WEBP", "h.jfif": "PNG"}
@@ -234,7 +234,7 @@ def named(name):
     ],
     ids=["byte", "swapped", "renamed", "moved", "removed"],
 )
-def test_another_picture_or_label_changes_the_fingerprint(pets, change):
+def test_another_image_or_label_changes_the_fingerprint(pets, change):
     before = load(pets).fingerprint
     change(pets)
     assert load(pets).fingerprint != before

@@ -144,7 +144,7 @@ def test_blocks_come_in_order(train):
     np.testing.assert_array_equal(np.concatenate(labels), train.labels[3:])
 
 
-def test_pictures_of_any_size_are_seen_as_their_centre_view(teacher, folder):
+def test_images_of_any_size_are_seen_as_their_centre_view(teacher, folder):
     source = sources.load(folder, "train")
     teacher = dataclasses.replace(teacher, image_size=24, crop_ratio=0.5)
     [([images], labels)] = blocks.read_plain([teacher], source, [np.arange(9)])
@@ -541,7 +541,7 @@ def test_the_next_command_names_the_same_data(arguments, expected):
     assert finetune.student_flags(*arguments) == expected
 
 
-def test_a_folder_of_pictures_gets_a_teacher(folder, tmp_path):
+def test_a_folder_of_images_gets_a_teacher(folder, tmp_path):
     trained = short_finetune(
         tmp_path,
         dataset=folder,

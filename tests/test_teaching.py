@@ -86,7 +86,7 @@ def cached(config, directory):
 
 
 def steps(config, devices):
-    """Of each of the 20 steps: loss, and how student and teacher agree."""
+    """The loss of each of the 20 steps, and how far student and teacher agree."""
     run = experiment.create(config, devices=jax.devices()[:devices])
     state = step.replicate(run.initial_state(), run.devices)
     train_step = run.train_step()

@@ -134,7 +134,7 @@ def test_logits_equal_those_of_timm_and_transformers(model, size, side, tmp_path
 def test_two_blocks_have_timms_logits_and_gradients(
     monkeypatch, tmp_path, variant, pool
 ):
-    """Of models that are too large for a test."""
+    """Models that are whole too large for a test."""
     monkeypatch.setitem(VARIANTS, variant, VARIANTS[variant] | {"depth": 2})
     card = card_of(variant, pool=pool)
     theirs = timm_model(card)
@@ -229,7 +229,7 @@ def pictures():
 
 
 @pytest.mark.slow
-def test_pictures_give_timms_logits(tmp_path, monkeypatch):
+def test_images_give_timms_logits(tmp_path, monkeypatch):
     name = "deit_tiny_distilled_patch16_224"
     theirs = timm.create_model(name)
     randomise(theirs)
@@ -324,7 +324,7 @@ def test_what_a_program_has_no_model_for_is_not_written(
 
 
 @pytest.mark.parametrize("layout", ["timm", "hf"])
-def test_an_export_prepares_pictures_as_we_do(tmp_path, layout):
+def test_an_export_prepares_images_as_we_do(tmp_path, layout):
     card = card_of("deit_nano_distilled_patch8_32", crop_ratio=32 / 37)
     params = timm_layout.to_flax(
         {name: x.numpy() for name, x in timm_model(card).state_dict().items()}
