@@ -38,6 +38,7 @@ def bright_patch_seeker(model):
     return params
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["vit_nano", "deit_nano_distilled"])
 def test_the_map_is_bright_where_the_token_looks(family):
     model = variants.create(f"{family}_patch8_32", num_classes=2)
@@ -57,6 +58,7 @@ def test_the_map_is_bright_where_the_token_looks(family):
     assert set(logits) == set(model.heads)
 
 
+@pytest.mark.slow
 def test_a_mean_looks_where_the_patches_look_on_average():
     model = variants.create("vit_nano_patch8_32", num_classes=2, pool="mean")
     images = jnp.asarray(np.random.default_rng(0).normal(size=(2, 32, 32, 3)), "f4")

@@ -170,6 +170,7 @@ def test_the_train_step_sees_the_same_images(devices, monkeypatch):
         np.testing.assert_array_equal(image, reference()[key])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("recipe", "golden"),
     [("deit", "cce09266bee08cd9"), ("three_augment", "cf57d304be250495")],
@@ -209,6 +210,7 @@ def student(recipe):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("chunk", "count"), [(2, 8), (16, 40), (64, 40), (16, 2)], ids=str
 )

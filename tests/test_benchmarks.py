@@ -85,6 +85,7 @@ def test_the_cost_of_augmentation_is_measured():
     assert all(len(values) == 2 and min(values) > 0 for values in seconds.values())
 
 
+@pytest.mark.slow
 def test_the_table_of_sizes_in_the_documents_is_what_the_command_prints():
     page = Path(teacher_views.__file__).parents[1] / "docs" / "performance.md"
     lines = page.read_text().splitlines()

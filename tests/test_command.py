@@ -67,6 +67,7 @@ DIGITS = "--config=configs/deit.py:digits"
 SRC, RUN = "--src=w.pth", "--workdir=runs/x"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "flags", "message"),
     [

@@ -50,6 +50,7 @@ def command(*flags):
     return done.stdout.splitlines()
 
 
+@pytest.mark.slow
 def test_the_command(made, tmp_path):
     run, card, params = made
     out = tmp_path / "new" / "w.safetensors"

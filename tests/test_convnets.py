@@ -61,14 +61,15 @@ NETWORKS = [
     ("resnet18", "standard"),
     ("resnet18", "cifar"),
     ("regnet_y_400mf", "standard"),
-    pytest.param("resnet50", "standard", marks=slow),
-    pytest.param("wide_resnet50_2", "standard", marks=slow),
-    pytest.param("resnext50_32x4d", "standard", marks=slow),
-    pytest.param("regnet_x_400mf", "standard", marks=slow),
-    pytest.param("regnet_y_16gf", "standard", marks=slow),
+    ("resnet50", "standard"),
+    ("wide_resnet50_2", "standard"),
+    ("resnext50_32x4d", "standard"),
+    ("regnet_x_400mf", "standard"),
+    ("regnet_y_16gf", "standard"),
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("arch", "stem"), NETWORKS)
 def test_the_logits_are_those_of_torchvision(arch, stem, tmp_path):
     model = trained(arch, stem)
@@ -90,6 +91,7 @@ def test_the_logits_are_those_of_torchvision(arch, stem, tmp_path):
         np.testing.assert_allclose(found, expected, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_bfloat16_is_near(tmp_path):
     path = saved(trained("resnet18"), tmp_path / "weights.safetensors")
     given = {"arch": "resnet18", "image_size": 32}
@@ -128,6 +130,7 @@ def test_every_regnet_has_the_stages_of_torchvision(arch, monkeypatch):
     assert design.se_ratio == (0.25 if arch.startswith("regnet_y") else None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [

@@ -104,6 +104,7 @@ def assert_untouched(run, before):
     assert all(left[p] == before[p] for p in left if p.name != "run.lock")
 
 
+@pytest.mark.slow
 def test_a_run_resumes_on_its_data_alone_wherever_they_lie(
     folder_config, tmp_path, capsys
 ):

@@ -44,7 +44,7 @@ def test_a_plan_is_what_the_run_does(tiny, tmp_path, capsys):
     assert planned["flops_per_step"] == 3 * 32 * ran["flops_per_image"]
     saved = tmp_path / "runs" / "a" / "checkpoints" / "5"
     on_disk = sum(f.stat().st_size for f in saved.rglob("*") if f.is_file())
-    assert 0.8 < on_disk / planned["checkpoint"] < 1.25  # small, beside its metadata
+    assert 0.8 < on_disk / planned["checkpoint"] < 1.5  # small, beside its metadata
 
     before = listing(tmp_path)
     finished = dry_run.show(tiny, tmp_path / "runs" / "a")

@@ -23,6 +23,7 @@ def images(tmp_path):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("variant", "layer"),
     [("deit_nano_distilled_patch8_32", -1), ("vit_nano_patch8_32", 1)],
@@ -68,6 +69,7 @@ def test_refuses_what_cannot_work(images, tmp_path, settings, message):
         embed.embed(tmp_path / "run", **given)
 
 
+@pytest.mark.slow
 def test_files_none_of_which_can_be_read(images, tmp_path):
     """Their message and exit code, as a user meets them."""
     run_directories.make(tmp_path / "run")

@@ -97,6 +97,7 @@ def folder_of_digits(path, digits, names):
     return f"folder:{path}"
 
 
+@pytest.mark.slow
 def test_classes_are_matched_by_name(tmp_path):
     names = ("nine", "one", "two", "zero")
     run_directories.make(tmp_path / "run", class_names=names)
@@ -162,6 +163,7 @@ def test_the_mean_over_the_mirror_image(run, logits):
     assert result["notes"] == [note]
 
 
+@pytest.mark.slow
 def test_classifiers_learn_from_each_token(run):
     settings = {"dataset": "digits", "split": SPLIT, "train_split": "train[:200]"}
     result = command.evaluate(run, **settings, knn=5, linear_probe=True)

@@ -51,6 +51,7 @@ def digits_run(path, variant, seed):
     return path
 
 
+@pytest.mark.slow
 def test_images_and_attention_are_drawn(tmp_path):
     vit = digits_run(tmp_path / "vit", "vit_nano_patch8_32", 0)
     deit = digits_run(tmp_path / "deit", "deit_nano_distilled_patch8_32", 1)

@@ -70,6 +70,7 @@ def test_of_any_batch_size_equals_the_run(run, artifact):
         check(model, logits, batch=batch, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("variant", "dtype", "weights", "step", "atol"),
     [
@@ -215,6 +216,7 @@ def test_a_failed_export_leaves_nothing(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"out", "run"}
 
 
+@pytest.mark.slow
 def test_the_program_takes_folders_and_goes_on_after_a_broken_file(
     run, artifact, tmp_path
 ):

@@ -113,12 +113,14 @@ def test_torch_and_jax_write_the_same_cache(
         exporting.export(jobs["jax"], tmp_path / "torch")
 
 
+@pytest.mark.slow
 def test_plain_images_are_filled_up_too(student, train, held_out, tmp_path):
     cache = export(Export([student], train, held_out, JAX, batch_size=BATCH), tmp_path)
     expected = answers_of(student, student.params, train.images).logits
     np.testing.assert_allclose(logits_of(cache)[0], expected, atol=FLOAT16)
 
 
+@pytest.mark.slow
 def test_several_teachers_are_averaged(
     student, train, held_out, tmp_path, tmp_path_factory, monkeypatch, capsys
 ):

@@ -186,6 +186,7 @@ def test_cache_holds_the_answers_to_mixed_and_to_unmixed_images(
         )
 
 
+@pytest.mark.slow
 def test_columns_are_put_into_the_order_of_the_data_by_name(
     teacher, train, held_out, tmp_path, capsys
 ):
@@ -209,6 +210,7 @@ def test_columns_are_put_into_the_order_of_the_data_by_name(
     assert verify(job, two, 7)[1] < 1e-4
 
 
+@pytest.mark.slow
 def test_repeated_views_have_the_partners_of_training(
     teacher, train, held_out, tmp_path
 ):
@@ -276,6 +278,7 @@ def test_folder_of_images_is_cached_plain_and_in_views(teacher, folder, tmp_path
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seen", [None, LIGHT], ids=["plain", "views"])
 def test_a_long_export_holds_a_few_blocks(monkeypatch, tmp_path, seen):
     """Neither all images nor all that was asked for lie in memory."""
@@ -327,6 +330,7 @@ def test_a_long_export_holds_a_few_blocks(monkeypatch, tmp_path, seen):
 # Interrupted, divided, repeated
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", EXPORTS.values(), ids=EXPORTS)
 def test_repeated_resumed_and_divided_exports_have_the_same_bytes(
     teacher, train, held_out, tmp_path, monkeypatch, options

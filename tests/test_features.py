@@ -171,6 +171,7 @@ def test_a_run_learns_features_resumes_and_leaves_its_projector_behind(
     assert "starts from" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_projector_is_trained_whatever_else_is_frozen(teacher):
     config = make_config(teacher, **{"optimizer.trainable": "heads"})
     run = experiment.create(config, devices=jax.devices()[:1])

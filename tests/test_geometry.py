@@ -124,6 +124,7 @@ def differing(ours, expected, free):
     return (difference > 0).mean()
 
 
+@pytest.mark.slow
 @on_sizes
 @interpolated
 def test_warp_is_pillows_transform(height, width, interpolation):

@@ -179,6 +179,7 @@ def test_images_of_another_size_show_their_centre(tmp_path):
         assert len({image.tobytes() for image, _ in cells}) == len(cells)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [16, 100, 224])
 def test_no_text_is_cut_off_or_meets_another(size):
     """Even the longest: white stays around all, and between the columns."""

@@ -59,6 +59,7 @@ def config_of(folder):
     return config
 
 
+@pytest.mark.slow
 def test_a_dry_run_decodes_every_image(folder, damaged, tmp_path):
     with pytest.raises(InputError, match="2 of 32 train images cannot be read"):
         dry_run.show(config_of(folder), tmp_path / "run")

@@ -50,6 +50,7 @@ def test_says_what_is_missing(tmp_path):
         image_files.find([tmp_path])
 
 
+@pytest.mark.slow
 def test_an_unreadable_file_is_named(tmp_path):
     (tmp_path / "cut.png").write_bytes(b"\x89PNG\r\n")
     with pytest.raises(InputError, match=r"cut\.png is not an image"):

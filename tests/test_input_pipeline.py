@@ -26,6 +26,7 @@ def test_a_stopped_making_of_the_folder_is_taken_up_again(folder):
     assert paths[7].read_bytes() == before
 
 
+@pytest.mark.slow
 def test_two_epochs_are_the_same_with_any_number_of_workers(folder):
     source = sources.load(f"folder:{folder}", "train")
     plan = BatchPlan(length=28, batch_size=8, seed=0, augment_seed=0)

@@ -79,6 +79,7 @@ ENVIRONMENTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "arguments", "code", "message"),
     ENVIRONMENTS.values(),

@@ -188,6 +188,7 @@ def check(cache, source, config, *, mixing="exact"):
     match.check_examples(opened, source, student, mixing=mixing)
 
 
+@pytest.mark.slow
 def test_the_cache_of_the_same_config_passes(cache, source):
     check(cache, source, make_config())
     fewer = make_config()

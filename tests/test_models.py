@@ -380,6 +380,7 @@ def test_the_gradient_reaches_every_parameter():
         assert (np.abs(value) > 1e-12).all(), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", [NANO, NANO3])
 def test_bfloat16_rounds_the_products_only(variant):
     images = random_images(4, 32)
@@ -415,6 +416,7 @@ def test_every_product_but_the_heads_is_bfloat16(variant):
     assert operands == [["bf16"] * 2] * (1 + 6 * 4) + [["f32"] * 2] * 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_layer_scale_keeps_nothing_for_the_backward_pass(dtype):
     """But kernels: of the activations, those that grow with the batch."""
@@ -434,6 +436,7 @@ def test_layer_scale_keeps_nothing_for_the_backward_pass(dtype):
     assert growth[0] == growth[1] > 0
 
 
+@pytest.mark.slow
 def test_layer_scale_has_its_gradient_in_bfloat16():
     """Summed over kernels and not over activations, it must not lose its digits."""
     images = random_images(8, 32)
@@ -489,6 +492,7 @@ def test_cudnn_is_asked_for_the_same_attention(cudnn_model, monkeypatch):
         assert np.std(logits) > 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", [NANO, NANO3])
 def test_the_layout_for_tpus_gives_the_same_logits_and_gradients(variant):
     model = create(variant, num_classes=10, dropout=0.1, drop_path=0.1)
@@ -504,6 +508,7 @@ def test_the_layout_for_tpus_gives_the_same_logits_and_gradients(variant):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tokens, width, heads", [(18, 96, 3), (5, 128, 2)])
 def test_attention_for_tpus_is_attention(tokens, width, heads):
     rng = np.random.default_rng(0)
@@ -526,6 +531,7 @@ def test_attention_for_tpus_is_attention(tokens, width, heads):
         np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_attention_for_tpus_is_in_the_program_and_in_the_logits(monkeypatch):
     images, keys = random_images(4, 32), random_keys(4)
     model = create(NANO, num_classes=10, dtype="bfloat16", tpu_layout=True)
@@ -691,6 +697,7 @@ def test_every_site_draws_by_itself_and_depth_sets_the_rate(
     assert [rate for _, rate, whole in calls if not whole] == [0.1] * (1 + 3 * 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("field", ["drop_path", "dropout"])
 def test_masks_follow_the_image_through_any_batch(field):
     model = create(NANO, num_classes=10, **{field: 0.5})

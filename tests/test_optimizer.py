@@ -135,6 +135,7 @@ OPTAXS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPTAXS)
 def test_each_kind_of_parameter_has_the_step_of_optaxs_own(name):
     def kind(path):

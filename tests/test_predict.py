@@ -95,6 +95,7 @@ def test_refuses_bad_settings(run, pictures, settings, message):
         predict.predict(run[0], [pictures], **settings)
 
 
+@pytest.mark.slow
 def test_the_command(run, pictures):
     """Its exit codes and messages, as a user meets them."""
     shutil.copy(pictures / "0.png", pictures / "\udcff.png")
@@ -106,6 +107,7 @@ def test_the_command(run, pictures):
     assert "1 of 9 files unreadable" in done.stderr
 
 
+@pytest.mark.slow
 def test_output_that_nobody_reads_ends_the_command(run, pictures):
     arguments = [sys.executable, "-m", "deit_jax.predict", f"--workdir={run[0]}"]
     done = subprocess.Popen(

@@ -15,6 +15,7 @@ from deit_jax.models import cost, variants
 CASE = Case("deit_nano_distilled_patch8_32", 4, 10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("program", "passes"), [("train", 3), ("evaluate", 1), ("augment", 0)]
 )

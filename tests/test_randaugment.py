@@ -159,6 +159,7 @@ def test_signs_and_magnitudes_are_equally_frequent():
     assert stats.chisquare(counts).pvalue > LEAST_P
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layers", [1, 2])
 def test_layers_are_applied_one_after_the_other(layers):
     policy = Policy(layers, 9.0, 0.5)

@@ -101,6 +101,7 @@ def test_another_label_or_image_is_another_fingerprint(tmp_path, kind, monkeypat
     assert len({before, labels, pixels}) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["hf", "tar", "cifar archive"])
 def test_batches_do_not_depend_on_the_workers(tmp_path, kind):
     source = sources.load(MAKERS[kind](tmp_path / "set"), "train")

@@ -14,6 +14,7 @@ from deit_jax.recipe import student_views
 from deit_jax.reporting import grid
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path):
     out = tmp_path / "new" / "grid.png"
     done = commands.run(

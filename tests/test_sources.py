@@ -278,6 +278,7 @@ def test_a_source_pickles_to_its_paths(pets):
         sources.load_into_memory(source)
 
 
+@pytest.mark.slow
 def test_a_bad_file_is_named_when_it_is_read(pets):
     source = load(pets)
     cut, gone = Path(source.where(3)), Path(source.where(7))
@@ -436,6 +437,7 @@ def test_a_tfds_source_pickles_small_and_reopens(tiny):
     np.testing.assert_array_equal(copy.labels, source.labels)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tiny_pictures", "digits"])
 def test_reading_imports_nothing_heavy(tiny, name):
     script = (

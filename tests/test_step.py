@@ -122,6 +122,7 @@ def test_pmap_gives_the_loss_and_gradient_of_jit(devices):
     assert jax.tree.leaves(gradient_of(single))[0].any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 4])
 def test_parameters_after_five_sgd_steps(devices):
     mapped, _ = run(devices, steps=5)
@@ -160,6 +161,7 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(devices):
     assert_close(gradient_of(parts), gradient_of(whole))
 
 
+@pytest.mark.slow
 def test_parts_that_a_cache_holds_give_what_the_whole_batch_does(monkeypatch):
     model, tx, start = build(drop=0.3)
     whole, whole_metrics = run(0, drop=0.3)
@@ -182,6 +184,7 @@ def test_parts_that_a_cache_holds_give_what_the_whole_batch_does(monkeypatch):
     assert_close(parts, whole)
 
 
+@pytest.mark.slow
 def test_drop_masks_do_not_depend_on_the_number_of_devices():
     mapped, mapped_metrics = run(4, drop=0.3)
     single, metrics = run(0, drop=0.3)
@@ -266,6 +269,7 @@ def test_several_steps_at_once_from_resident_images(devices):
     assert_close(several.ema_params, current.ema_params, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["cpu", "default"])
 def test_a_step_that_is_not_finite_changes_nothing_but_its_number(form, monkeypatch):
     """In the form of a CPU and in that of the others; one of two devices is hit."""

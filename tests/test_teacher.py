@@ -448,6 +448,7 @@ def test_wrong_device_and_precision_are_refused(call, message):
 # Training
 
 
+@pytest.mark.slow
 def test_resumed_training_equals_uninterrupted(tmp_path, monkeypatch, capsys):
     whole = short_finetune(tmp_path / "whole")
     real = finetune.augmented_batches

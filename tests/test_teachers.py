@@ -38,6 +38,7 @@ def answers(teacher):
     ).logits
 
 
+@pytest.mark.slow
 def test_a_run_answers_with_the_mean_of_its_heads(run):
     teacher = teachers.open_teacher(run)
     found = answers(teacher)

@@ -237,6 +237,7 @@ def test_a_field_of_a_cache_is_no_field_of_a_live_run(field):
         teaching.check_given(fields, "live")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mixing", "place"), [("exact", "device"), ("linear", "host")], ids=str
 )

@@ -23,6 +23,7 @@ def model():
     return model
 
 
+@pytest.mark.slow
 def test_the_loss_is_ours(model, one_torch_thread):
     config = CASE.config()
     pixels, labels, teacher = timm_peer.random_batch(CASE, torch.device("cpu"))

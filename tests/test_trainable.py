@@ -92,6 +92,7 @@ def after_a_step(which, accumulation=1):
     return before, *jax.jit(one_step)(before, batch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("which", "accumulation"), [("heads", 1), ("attention", 1), ("^blocks_1/mlp", 2)]
 )
@@ -112,13 +113,14 @@ def test_the_frozen_keep_their_bits_and_the_trained_move(which, accumulation):
     assert sum(x.size for x in jax.tree.leaves(before.opt_state)) <= 2 * size + 2
 
 
+@pytest.mark.slow
 def test_the_trained_take_the_step_that_they_take_among_all():
     (_, everything, _), (_, some, _) = after_a_step("all"), after_a_step("attention")
     trained, _ = trainable.split(some.params, "attention")
     expected, _ = trainable.split(everything.params, "attention")
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), trained, expected
-    )
+    # A step is 0.025. The keys' biases have no gradient but rounding, which AdamW scales.
+    close = functools.partial(np.testing.assert_allclose, atol=1e-3)
+    jax.tree.map(close, trained, expected)
 
 
 @pytest.mark.slow

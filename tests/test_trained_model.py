@@ -65,6 +65,7 @@ def test_the_package_alone_imports_no_jax():
     assert float(done.stdout) < 0.05
 
 
+@pytest.mark.slow
 def test_a_prediction_imports_nothing_that_it_does_without(run):
     lines = (
         "import sys, numpy, deit_jax",
@@ -76,6 +77,7 @@ def test_a_prediction_imports_nothing_that_it_does_without(run):
     subprocess.run([sys.executable, "-c", "\n".join(lines)], cwd=commands.ROOT, check=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weights", ["raw", "ema"])
 def test_logits_are_those_of_the_model(run, weights):
     path, card, params = run
@@ -138,6 +140,7 @@ def test_equal_classes_are_ranked_by_their_number():
     assert sum(r["probability"] for r in ranked) == pytest.approx(1)
 
 
+@pytest.mark.slow
 def test_few_shapes_are_compiled(model):
     trained_model._logits.clear_cache()
     for count in (1, 2, 3, 4, 5, 6, 7):
@@ -156,6 +159,7 @@ def test_images_are_read_a_few_batches_ahead_only(model, tmp_path, monkeypatch):
     assert 4 <= len(read) <= 12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("images", "message"),
     [

@@ -105,6 +105,7 @@ def test_a_distillation_token_is_dropped():
 VIT3, DEIT3 = "deit3_nano_patch8_32", "deit3_nano_distilled_patch8_32"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("source", "target"), [(VIT, VIT3), (VIT3, VIT), (DEIT, DEIT3), (DEIT3, DEIT)]
 )

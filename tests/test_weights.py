@@ -113,6 +113,7 @@ def test_logits_equal_those_of_timm_and_transformers(model, size, side, tmp_path
     assert again.card.variant == variant
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("variant", "pool"),
     [
@@ -121,14 +122,9 @@ def test_logits_equal_those_of_timm_and_transformers(model, size, side, tmp_path
         ("deit3_tiny_patch8_64", "mean"),
         ("vit_tiny_patch16_224", "mean"),
         ("vit_small_patch32_224", "token"),
-        *(
-            pytest.param(variant, "token", marks=pytest.mark.slow)
-            for variant in (
-                "deit3_large_patch16_384",
-                "deit3_huge_patch14_224",
-                "deit_large_distilled_patch16_224",
-            )
-        ),
+        ("deit3_large_patch16_384", "token"),
+        ("deit3_huge_patch14_224", "token"),
+        ("deit_large_distilled_patch16_224", "token"),
     ],
 )
 def test_two_blocks_have_timms_logits_and_gradients(
@@ -275,6 +271,7 @@ def test_the_classes_of_imagenet_21k_have_their_names(monkeypatch):
     assert "tench, Tinca tinca" in loaded.card.class_names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("variant", "pool"),
     [
