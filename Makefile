@@ -1,6 +1,6 @@
 # make demo    a virtual environment, the package, and a distilled DeiT on digits
 # make test    the same environment with torch, and the whole test suite
-# make quick   the tests that take a few seconds at most
+# make quick   the tests that take two seconds at most
 # make study   the study of docs/results.md: ARGS="--scale=micro --data_dir=..."
 # make programs  what the train step compiles to for GPUs and TPUs that are not there:
 #              ARGS="--targets=h100,v5e:4 --programs=train"

@@ -87,8 +87,9 @@ def test_rollout_is_the_product_of_the_blocks():
     np.testing.assert_allclose(got.sum(-1), 1, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("error:Glyph")
-def test_a_image_a_file(tmp_path, capsys):
+def test_an_image_a_file(tmp_path, capsys):
     names = ("猫", "$x_1", "🐶", *run_directories.DIGITS[3:])
     run_directories.make(tmp_path / "run", class_names=names)
     random = np.random.default_rng(0)

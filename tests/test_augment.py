@@ -80,6 +80,7 @@ def test_batch_size_and_position_do_not_matter():
             )
 
 
+@pytest.mark.slow
 def test_partners_may_come_in_either_order():
     index, view = rows()
     part = np.arange(64)

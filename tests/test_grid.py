@@ -100,6 +100,7 @@ def test_each_cell_is_the_image_of_the_train_step():
     assert (np.diff(corners[0, :, 1]) > 128).all()
 
 
+@pytest.mark.slow
 def test_captions_say_what_the_pixels_are_mixed_of():
     """All of both kinds, with the partner that one finds in the pixels."""
     plain = replayed(MIXED.unmixed())

@@ -550,6 +550,7 @@ def test_attention_for_tpus_is_in_the_program_and_in_the_logits(monkeypatch):
         np.testing.assert_allclose(found[head], logits, atol=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 2])
 def test_cudnn_is_in_the_program_for_gpus(cudnn_model, monkeypatch, devices):
     """Compiled here by nobody, but lowered: the shapes and types that it takes."""
@@ -728,6 +729,7 @@ def test_without_keys_the_rates_do_nothing(field):
     jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
 
+@pytest.mark.slow
 def test_stochastic_depth_spares_the_first_block_and_not_the_last():
     model = create(NANO, num_classes=10, drop_path=0.9)
     variables = nano_variables()

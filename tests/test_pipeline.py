@@ -117,7 +117,7 @@ def test_an_image_that_has_the_size_is_taken_as_it_is(size, as_training):
     np.testing.assert_array_equal(labels, digits.labels[index])
 
 
-def test_a_image_of_a_mixed_source_is_cropped_though_it_has_the_size(tmp_path):
+def test_an_image_of_a_mixed_source_is_cropped_though_it_has_the_size(tmp_path):
     for name in ("a", "b"):
         (tmp_path / "train" / name).mkdir(parents=True)
         noise = np.random.RandomState(0).randint(0, 256, (SIZE, SIZE, 3))

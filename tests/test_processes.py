@@ -153,6 +153,7 @@ def test_two_processes_hold_the_images_and_do_several_steps(directory, one):
     assert_close(losses(directory / "held-0"), expected)
 
 
+@pytest.mark.slow
 def test_two_processes_count_every_image_once(directory, one, two):
     summary = json.loads((directory / "two-0" / "summary.json").read_text())
     assert len(summary["devices"]) == 4
@@ -166,6 +167,7 @@ def test_two_processes_count_every_image_once(directory, one, two):
             assert got == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_only_the_first_process_writes(directory, two):
     assert not (directory / "two-1").exists()
     (_, first, *_), (_, second, *_) = two

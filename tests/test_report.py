@@ -205,7 +205,7 @@ def test_runs_of_one_name_keep_their_paths(tmp_path):
 
 
 @pytest.mark.parametrize("classes", [2, 15, 16, 100])
-def test_a_confusion_is_a_image_for_tensorboard(classes):
+def test_a_confusion_is_an_image_for_tensorboard(classes):
     matrix = np.eye(classes, dtype=int).tolist()
     names = [f"$class_{c}" for c in range(classes)]
     drawn = confusion.image(matrix, names, title="eval/class/confusion")

@@ -210,6 +210,7 @@ def test_drop_masks_change_with_step_and_seed():
     assert len({first, other_step, *loss_at(4, 0)}) == 3
 
 
+@pytest.mark.slow
 def test_only_the_first_step_compiles():
     model, tx, start = build()
     mapped = step.pmap_train_step(jax.local_devices(), **statics(model, tx))
@@ -317,6 +318,7 @@ def test_no_host_waits_for_whether_a_step_is_skipped():
     assert gpu.count("stablehlo.select") > cpu.count("stablehlo.select")
 
 
+@pytest.mark.slow
 def test_the_norm_of_every_gradient():
     new_state, metrics = run(0)
     gradients = jax.tree.leaves(gradient_of(new_state))

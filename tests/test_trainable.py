@@ -118,7 +118,7 @@ def test_the_trained_take_the_step_that_they_take_among_all():
     (_, everything, _), (_, some, _) = after_a_step("all"), after_a_step("attention")
     trained, _ = trainable.split(some.params, "attention")
     expected, _ = trainable.split(everything.params, "attention")
-    # A step is 0.025. The keys' biases have no gradient but rounding, which AdamW scales.
+    # A step is 0.025. Keys' biases have no gradient but rounding, which AdamW scales.
     close = functools.partial(np.testing.assert_allclose, atol=1e-3)
     jax.tree.map(close, trained, expected)
 
