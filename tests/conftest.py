@@ -92,19 +92,33 @@ def digits_config():
 
 
 @pytest.fixture(scope="session")
-def digits_run(tmp_path_factory):
-    """The directory of a finished run of 9 steps, to be read or copied."""
+def digits_run_config():
+    """The config of `digits_run`, to be copied."""
     from configs import deit
-    from deit_jax import train
 
     config = deit.get_config("digits")
     config.epochs = 0.2
     config.schedule.warmup_epochs = 0.0
     config.dataset.eval_split = "test[:50]"
     config.checkpoint.every_steps = 4
+    return config
+
+
+@pytest.fixture(scope="session")
+def digits_run(tmp_path_factory, digits_run_config):
+    """The directory of a finished run of 9 steps, to be read or copied."""
+    from deit_jax import train
+
     workdir = tmp_path_factory.mktemp("digits") / "run"
-    train.train_and_evaluate(config, workdir)
+    train.train_and_evaluate(digits_run_config, workdir)
     return workdir
+
+
+@pytest.fixture
+def image_cache(monkeypatch, tmp_path):
+    """The home of what `hf:` and `tar:` keep of their files."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache"
 
 
 @pytest.fixture

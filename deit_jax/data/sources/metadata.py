@@ -48,11 +48,9 @@ def _read_exif(exif: bytes) -> int | None:
 
 
 def strip_metadata(encoded: bytes) -> tuple[bytes, dict[str, bytes]]:
-    """Takes the metadata out of a PNG or JPEG file.
+    """A PNG or JPEG file without its metadata; other files as they are.
 
-    Returns:
-      The file with the parts that make its pixels, as they were, and what the others
-      hold of `exif` and `xmp`, by Pillow's names. Other files as they are.
+    And what the metadata hold of `exif` and `xmp`, by Pillow's names.
     """
     if encoded.startswith(b"\x89PNG\r\n\x1a\n"):
         return _strip_png(encoded)
