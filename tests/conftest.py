@@ -28,6 +28,7 @@ import hypothesis
 import jax
 import numpy as np
 import pytest
+import run_directories
 import small_models
 from absl import flags
 from PIL import Image
@@ -92,26 +93,35 @@ def digits_config():
 
 
 @pytest.fixture(scope="session")
-def digits_run_config():
-    """The config of `digits_run`, to be copied."""
+def digits_run(tmp_path_factory):
+    """The directory of a finished run of 9 steps, to be read or copied."""
     from configs import deit
+    from deit_jax import train
 
     config = deit.get_config("digits")
     config.epochs = 0.2
     config.schedule.warmup_epochs = 0.0
     config.dataset.eval_split = "test[:50]"
     config.checkpoint.every_steps = 4
-    return config
+    workdir = tmp_path_factory.mktemp("digits") / "run"
+    train.train_and_evaluate(config, workdir)
+    return workdir
 
 
 @pytest.fixture(scope="session")
-def digits_run(tmp_path_factory, digits_run_config):
-    """The directory of a finished run of 9 steps, to be read or copied."""
-    from deit_jax import train
+def random_run(tmp_path_factory):
+    """A run directory with random weights and their average; its card, its params."""
+    path = tmp_path_factory.mktemp("random")
+    return path, *run_directories.make(path, ema=True)
 
-    workdir = tmp_path_factory.mktemp("digits") / "run"
-    train.train_and_evaluate(digits_run_config, workdir)
-    return workdir
+
+@pytest.fixture
+def digit_files(tmp_path):
+    """A folder of the first seven test images of the digits: 0.png, 1.png, ..."""
+    (tmp_path / "digits").mkdir()
+    for number, image in enumerate(sources.load("digits", "test[:7]").images):
+        Image.fromarray(image).save(tmp_path / "digits" / f"{number}.png")
+    return tmp_path / "digits"
 
 
 @pytest.fixture

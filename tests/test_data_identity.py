@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from configs import vit
 from deit_jax import dry_run
 from deit_jax.errors import InputError
 from deit_jax.train import train_and_evaluate
@@ -141,16 +142,19 @@ def test_a_run_resumes_on_its_data_alone_wherever_they_lie(
 
 
 @pytest.mark.slow
-def test_a_run_resumes_on_no_other_slice_of_its_data(
-    digits_run, digits_run_config, tmp_path
-):
-    run = shutil.copytree(digits_run, tmp_path / "run")
+def test_a_run_resumes_on_no_other_slice_of_its_data(tmp_path):
+    config = vit.get_config("digits")
+    config.dataset.train_split, config.dataset.eval_split = "train[:64]", "test[:32]"
+    config.epochs, config.schedule.warmup_epochs = 1.0, 0.0
+    run = tmp_path / "run"
+    train_and_evaluate(config, run)
     before = files(run)
     for field, split, words in (
-        ("train_split", "train[:720]", r"training images: 1440 -> 720 \(720 removed\)"),
-        ("eval_split", "test[50:100]", "evaluation images: as many as before, but oth"),
+        ("train_split", "train[64:128]", "training images: as many as before, but oth"),
+        ("train_split", "train[:96]", r"training images: 64 -> 96 \(32 added\)"),
+        ("eval_split", "test[32:64]", "evaluation images: as many as before, but oth"),
     ):
-        other = digits_run_config.copy_and_resolve_references()
+        other = config.copy_and_resolve_references()
         other.dataset[field] = split
         for start in (train_and_evaluate, dry_run.show):
             with pytest.raises(InputError, match=f"run holds a run on .*\n  {words}"):
