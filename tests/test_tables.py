@@ -1,5 +1,7 @@
 """The tables of docs/results.md are those of the summaries beside them."""
 
+import re
+
 import pytest
 
 from experiments import tables
@@ -7,12 +9,20 @@ from experiments import tables
 PAGES = sorted(page for pattern in tables.PAGES for page in tables.DOCS.glob(pattern))
 
 
+NUMBER = re.compile(r"\d+\.\d+")
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_a_page_has_the_figures_of_its_runs(page):
     """Otherwise: python -m experiments.tables"""
     text = page.read_text()
     assert tables.MARK.search(text)
-    assert tables.rewrite(text) == text
+    anew = tables.rewrite(text)
+    assert NUMBER.sub("", anew) == NUMBER.sub("", text)
+    # Other versions of NumPy round the ends of an interval to another last digit.
+    for found, written in zip(NUMBER.findall(anew), NUMBER.findall(text), strict=True):
+        last = 10.0 ** -len(written.partition(".")[2])
+        assert abs(float(found) - float(written)) < 1.5 * last, (found, written)
 
 
 def test_every_summary_of_the_study_is_in_a_table():

@@ -5,6 +5,7 @@ import json
 import pickle
 import re
 import sys
+import zipfile
 
 import jax
 import numpy as np
@@ -184,6 +185,11 @@ def torch_of(content):
     return write
 
 
+def zip_of(path):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.txt", "x")
+
+
 def header(text):
     encoded = text.encode()
     return bytes_of(len(encoded).to_bytes(8, "little") + encoded)
@@ -204,15 +210,23 @@ HUGE = '{"head.weight":{"dtype":"F32","shape":[9999999999,96],"data_offsets":[0,
         ),
         (
             "w.pth",
+            torch_of(lambda torch: {"model": Code()}),
+            r"than tensors and plain values: \S*print, which",
+        ),
+        (
+            "w.pth",
             torch_of(lambda torch: torch.nn.Linear(2, 2)),
             r"plain values: torch\.nn\S*\.Linear, which is not loaded",
         ),
         ("w.pth", bytes_of(pickle.dumps({})), "torch.save did not write"),
+        ("w.bin", bytes_of(b"no weights"), "begins with b'no weights'"),
         ("w.pth", bytes_of(b" <!DOCTYPE html>"), "is a web page"),
         ("w.pth", bytes_of(b"version https://git-lfs.github"), "a pointer of Git LFS"),
         ("w.pth", bytes_of(b'{"a": 1}'), "damaged: it has no weight_map"),
-        ("w.bin", bytes_of(b""), "is no file of weights: it begins with b''"),
+        ("w.pth", zip_of, "torch.save did not write it"),
+        ("w.pth", bytes_of(b""), "is no file of weights: it begins with b''"),
         ("w.pth", torch_of(lambda torch: [torch.ones(2)]), "holds a list, not a state"),
+        ("w.pth", torch_of(lambda torch: {}), "no tensors of a model, but nothing"),
         (
             "w.pth",
             torch_of(lambda torch: {"optimizer": {"s": torch.ones(2)}, "epoch": 3}),
@@ -224,7 +238,12 @@ HUGE = '{"head.weight":{"dtype":"F32","shape":[9999999999,96],"data_offsets":[0,
             r"holds no ViT .* It has \(1,\), b\.c\.",
         ),
         ("w.safetensors", header(HUGE), "is damaged: "),
-        ("w.npz", lambda p: np.savez(p, a=np.array([{}], object)), "damaged: Object"),
+        ("w.safetensors", header("{}"), "It has no tensors"),
+        (
+            "w.npz",
+            lambda p: np.savez(p, a=np.array([{}], object)),
+            "is damaged: Object",
+        ),
         ("w.pth", lambda p: None, "w.pth does not exist"),
         ("w.pth", lambda p: p.mkdir(), r"has no model\.safetensors or pytorch_model"),
         ("https://host//w.pth", lambda p: None, "https://host//w.pth is an address"),
@@ -308,9 +327,8 @@ def with_(**shapes):
     return change
 
 
-def as_two(tensors):
-    for name in list(tensors):
-        tensors[f"student.{name}"] = tensors[f"teacher.{name}"] = tensors.pop(name)
+def with_nan(tensors):
+    tensors["norm.bias"] = np.full(96, np.nan, np.float32)
 
 
 @pytest.mark.parametrize(
@@ -318,6 +336,7 @@ def as_two(tensors):
     [
         (without("head_dist.bias"), r"head_dist\.bias: missing, expected \(5,\)"),
         (without("head_dist.weight"), "distillation token without its head: of trans"),
+        (without("blocks.2.attn.qkv.bias"), r"blocks\.2\.attn\.qkv\.bias: missing"),
         (with_(blocks__1__ls1__gamma=(96,)), r"ls1\.gamma: \(96,\), left over"),
         (
             with_(blocks__0__ls1__gamma=(96,)),
@@ -328,6 +347,7 @@ def as_two(tensors):
             "pos_embed has 17 entries. Expected the patches of a square image",
         ),
         (with_(fc_norm__weight=(96,)), r"  norm\.weight: \(96,\), left over"),
+        (with_(head_dist__bias=(6,)), r"head_dist\.bias: \(6,\), expected \(5,\)"),
         (
             with_(patch_embed__proj__weight=(96, 1, 8, 8)),
             r"\(96, 1, 8, 8\), expected \(96, 3, 8, 8\)",
@@ -335,6 +355,8 @@ def as_two(tensors):
         (without("head.weight"), r"has no head\.weight .*Give a model with a class"),
         (without("pos_embed"), r"no ViT or DeiT .* pos_embed is missing"),
         (with_(pos_embed=(18, 96)), r"pos_embed is \(18, 96\), expected 3 sides"),
+        (with_(pos_embed=(1, 17, 96)), "pos_embed has 17 entries. Expected 2 and"),
+        (with_(pos_embed=(1, 2, 96)), "pos_embed has 2 entries"),
         (without("dist_token"), "pos_embed has 18 entries. Expected 1 and"),
         (
             with_(blocks__4__norm1__weight=(96,)),
@@ -342,14 +364,13 @@ def as_two(tensors):
             r"token, without LayerScale.* 96 and 4 \(nano\)",
         ),
         (
-            lambda x: x.update({"norm.bias": np.full(96, np.nan, np.float32)}),
-            r"norm\.bias has values that are not finite",
+            lambda x: (
+                with_(blocks__0__ls3__gamma=(96,), blocks__3__ls3__gamma=(96,))(x),
+                without("norm.bias")(x),
+            ),
+            r"\n  blocks\.0\.ls3.*\n  blocks\.3\.ls3.*\n  norm\.bias: missing.*$",
         ),
-        (
-            lambda x: x.update({"norm.bias": np.ones(96, np.int8)}),
-            r"norm\.bias: int8, expected a floating",
-        ),
-        (as_two, "holds several models: student, teacher"),
+        (with_nan, r"norm\.bias has values that are not finite"),
     ],
 )
 def test_weights_that_do_not_fit_are_refused(weights, tmp_path, change, message):
@@ -358,6 +379,27 @@ def test_weights_that_do_not_fit_are_refused(weights, tmp_path, change, message)
     path = tmp_path / "w.safetensors"
     tensor_files.write_safetensors(path, tensors)
     with pytest.raises(InputError, match=message):
+        load(path)
+
+
+@pytest.mark.usefixtures("one_torch_thread")
+def test_integers_are_no_weights(weights, tmp_path):
+    torch = pytest.importorskip("torch")
+    tensors = as_torch(weights) | {"norm.bias": torch.ones(96, dtype=torch.int8)}
+    torch.save(tensors, tmp_path / "w.pth")
+    with pytest.raises(InputError, match=r"norm\.bias: int8, expected a floating"):
+        load(tmp_path / "w.pth")
+
+
+def test_two_models_are_told_apart_by_the_user(weights, tmp_path):
+    path = tmp_path / "w.safetensors"
+    tensors = {
+        f"{who}.{name}": value
+        for name, value in weights.items()
+        for who in ("student", "teacher")
+    }
+    tensor_files.write_safetensors(path, tensors)
+    with pytest.raises(InputError, match="holds several models: student, teacher"):
         load(path)
 
 
@@ -430,6 +472,7 @@ def test_one_architecture_has_two_names(plain_weights, tmp_path):
     ("variant", "message"),
     [
         ("deit_nano_patch8_32", rf"the weights of .* are {VARIANT}\."),
+        ("deit_tiny_distilled_patch16_224", rf"are {VARIANT}\."),
         ("deit_nano", "unknown model variant 'deit_nano'"),
     ],
 )
@@ -508,39 +551,55 @@ def test_a_crop_ratio_gives_back_the_size():
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("config", "message"),
     [
-        ({"config": {"num_attention_heads": 12}}, "heads=12, but vit_nano.* has 3"),
-        ({"config": {"hidden_act": "gelu_new"}}, "hidden_act='gelu_new', but vit_nano"),
-        ({"config": {"id2label": {"0": "a"}}}, "id2label .* is no list .* 5 classes"),
-        (
-            {"preprocessor": GIVEN | {"image_std": [1, 0, 1], "size": 8}},
-            "std is .* Give --std",
-        ),
-        ({"preprocessor": {"size": 8}}, r"mean is None, .* Give --mean"),
-        (
-            {"preprocessor": GIVEN | {"size": 8, "rescale_factor": 1}},
-            "not scaled by 1/255",
-        ),
-        ({"preprocessor": GIVEN}, "is None, .* Give --crop_ratio"),
-        (
-            {"preprocessor": GIVEN | {"size": 8, "crop_size": 9}},
-            "1.125, .* Give --crop_ratio",
-        ),
-        ({"preprocessor": []}, r"_config\.json is damaged: it is no object"),
-        (
-            {"change": without("vit.encoder.layer.1.attention.attention.key.bias")},
-            r"blocks\.1\.attn\.qkv\.bias: missing, expected \(288,\)",
-        ),
-        ({"change": with_(vit__layernorm__bias=(95,))}, r"bias: \(95,\), expected"),
-        ({"class_names": list("abcd")}, "4 class names for 5 classes"),
+        ({"num_attention_heads": 12}, "num_attention_heads=12, but vit_nano.* has 3"),
+        ({"hidden_act": "gelu_new"}, "hidden_act='gelu_new', but vit_nano"),
+        ({"id2label": {"0": "a"}}, "id2label .* is no list .* 5 classes"),
     ],
 )
-def test_a_directory_of_transformers_that_does_not_fit_is_refused(
-    saved, given, message
-):
+def test_a_config_of_another_model_is_refused(saved, config, message):
     with pytest.raises(InputError, match=message):
-        saved(**given)
+        saved(config)
+
+
+@pytest.mark.parametrize(
+    ("preprocessor", "message"),
+    [
+        (GIVEN | {"image_std": [1, 0, 1], "size": 8}, "std is .* Give --std"),
+        ({"size": 8}, r"mean is None, .* Give --mean"),
+        (GIVEN | {"size": 8, "rescale_factor": 1}, "not scaled by 1/255"),
+        (GIVEN, "is None, .* Give --crop_ratio"),
+        (GIVEN | {"size": 8, "crop_size": 9}, "1.125, .* Give --crop_ratio"),
+        ([], r"preprocessor_config\.json is damaged: it is no object"),
+    ],
+)
+def test_a_preprocessing_that_is_not_ours_is_refused(saved, preprocessor, message):
+    with pytest.raises(InputError, match=message):
+        saved(preprocessor=preprocessor)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            without("vit.encoder.layer.1.attention.attention.key.bias"),
+            r"blocks\.1\.attn\.qkv\.bias: missing, expected \(288,\)",
+        ),
+        (with_(vit__layernorm__bias=(95,)), r"bias: \(95,\), expected"),
+        (without("classifier.weight"), r"\(classifier\.weight in transformers\)"),
+        (
+            with_(
+                vit__embeddings__distillation_token=(1, 1, 96),
+                vit__embeddings__position_embeddings=(1, 18, 96),
+            ),
+            "has the distillation token without its head: .* take a DeiT.*WithTeacher",
+        ),
+    ],
+)
+def test_tensors_of_transformers_that_do_not_fit_are_refused(saved, change, message):
+    with pytest.raises(InputError, match=message):
+        saved(change=change)
 
 
 def test_what_is_given_replaces_what_is_wrong(saved):
@@ -560,19 +619,17 @@ def test_what_is_given_replaces_what_is_wrong(saved):
     assert "layer_norm_eps=1e-12" in epsilon
 
 
-@pytest.fixture
-def timms(tmp_path, weights):
-    """A function that writes a directory of timm and loads it."""
+def test_class_names_are_as_many_as_the_classes(saved):
+    with pytest.raises(InputError, match="4 class names for 5 classes"):
+        saved(class_names=list("abcd"))
 
-    def save(config):
-        if isinstance(config, dict):
-            good = {"architecture": "deit_tiny_distilled_patch16_224", "mean": [0] * 3}
-            config = json.dumps(good | {"std": [1] * 3, "crop_pct": 1.0} | config)
-        tensor_files.write_safetensors(tmp_path / "model.safetensors", weights)
-        (tmp_path / "config.json").write_text(config)
-        return load(tmp_path)
 
-    return save
+@pytest.mark.parametrize("text", ["", "{", "3"])
+def test_a_damaged_config_is_refused(plain_weights, tmp_path, text):
+    tensor_files.write_safetensors(tmp_path / "model.safetensors", plain_weights)
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(InputError, match=r"config\.json is damaged: "):
+        load(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -582,27 +639,33 @@ def timms(tmp_path, weights):
         ({"model_args": {"num_heads": 4}}, "num_heads=4, but .* has 3"),
         ({"label_names": ["a"]}, "label_names .* is no list .* 5 classes"),
         ({"mean": 3}, "mean is 3, expected three numbers"),
-        ("{", r"config\.json is damaged: "),
-        ("3", r"config\.json is damaged: "),
     ],
 )
-def test_a_config_of_timm_that_is_not_ours(timms, config, message):
+def test_a_config_of_timm_that_is_not_ours(weights, tmp_path, config, message):
+    good = {"architecture": "deit_tiny_distilled_patch16_224", "mean": [0] * 3}
+    good |= {"std": [1] * 3, "crop_pct": 1.0}
+    tensor_files.write_safetensors(tmp_path / "model.safetensors", weights)
+    (tmp_path / "config.json").write_text(json.dumps(good | config))
     with pytest.raises(InputError, match=message):
-        timms(config)
+        load(tmp_path)
 
 
-def test_descriptions_are_preferred_to_names(timms):
-    words = {"n1": "tench", "n5": "crane"}
-    loaded = timms(
-        {
-            "label_names": ["n1", "n2", "n3", "n4", "n5"],
-            "pretrained_cfg": {
-                "interpolation": "bilinear",
-                "crop_mode": "squash",
-                "label_descriptions": words,
-            },
-        }
-    )
+def test_descriptions_are_preferred_to_names(weights, tmp_path):
+    config = {
+        "architecture": "deit_tiny_distilled_patch16_224",
+        "label_names": ["n1", "n2", "n3", "n4", "n5"],
+        "pretrained_cfg": {
+            "mean": [0, 0, 0],
+            "std": [1, 1, 1],
+            "crop_pct": 0.9,
+            "interpolation": "bilinear",
+            "crop_mode": "squash",
+            "label_descriptions": {"n1": "tench", "n5": "crane"},
+        },
+    }
+    tensor_files.write_safetensors(tmp_path / "model.safetensors", weights)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    loaded = load(tmp_path)
     assert loaded.card.class_names == ("tench", "n2", "n3", "n4", "crane")
     assert len(loaded.notes) == 2
     assert "bilinear" in loaded.notes[0] and "squash" in loaded.notes[1]
