@@ -54,30 +54,40 @@ ICC = b"ICC_PROFILE\0"
 # What each holds, or how it is broken. The pixels are those of the plain image.
 UPRIGHT = {
     "png eXIf is no EXIF": png(chunk(b"eXIf", b"no exif at all")),
+    "png eXIf is empty": png(chunk(b"eXIf", b"")),
     "png eXIf is cut": png(chunk(b"eXIf", EXIF[:11])),
     "png eXIf behind the pixels": png(end=chunk(b"eXIf", b"II")),
+    "png exif as a text": png(chunk(b"tEXt", b"exif\0none")),
     "png raw profile": png(chunk(b"tEXt", b"Raw profile type exif\0\n\n\n\nzz")),
     "png zTXt too large": png(chunk(b"zTXt", b"Comment\0\0" + BOMB)),
     "png zTXt too large at the end": png(end=chunk(b"zTXt", b"Comment\0\0" + BOMB)),
+    "png iTXt too large": png(chunk(b"iTXt", b"Comment\0\1\0\0\0" + BOMB)),
     "png ICC too large": png(chunk(b"iCCP", b"icc\0\0" + BOMB)),
+    "png ICC cut": png(chunk(b"iCCP", b"icc\0\0" + BOMB[:9])),
     "png checksum of a text": png(chunk(b"tEXt", b"Comment\0x", crc=1)),
     "png checksum of gamma": png(chunk(b"gAMA", b"\0\1\x86\xa0", crc=1)),
     "png checksum of transparency": png(chunk(b"tRNS", bytes(6), crc=1)),
     "png short gamma": png(chunk(b"gAMA", b"\0")),
+    "png short chromaticity": png(chunk(b"cHRM", b"\0\0")),
     "png short animation": png(chunk(b"acTL", b"\0\0"), chunk(b"fcTL", b"\0")),
     "png cut in a text at the end": png(end=chunk(b"tEXt", b"k\0" + bytes(99)))[:-40],
     "jpeg EXIF is none": jpeg(segment(0xE1, b"Exif\0\0no exif at all")),
     "jpeg EXIF counts too far": jpeg(segment(0xE1, b"Exif\0\0MM\0*\0\0\0\x08\xff\xff")),
+    "jpeg turned by a text": jpeg(
+        segment(0xE1, b"Exif\0\0" + tiff((0x0112, 2, 2, 0x3600)))
+    ),
     "jpeg turned by 99": jpeg(segment(0xE1, b"Exif\0\0" + tiff((0x0112, 3, 1, 99)))),
     "jpeg thumbnail outside": jpeg(
         segment(0xE1, b"Exif\0\0" + tiff((0x0201, 4, 1, 9999), (0x0202, 4, 1, 9)))
     ),
     "jpeg JFIF short": jpeg(segment(0xE0, b"JFIF")),
     "jpeg Adobe short": jpeg(segment(0xEE, b"Adobe")),
+    "jpeg ICC without a number": jpeg(segment(0xE2, ICC)),
     "jpeg ICC one of three": jpeg(segment(0xE2, ICC + b"\1\3profile")),
     "jpeg Photoshop cut in a size": jpeg(
         segment(0xED, b"Photoshop 3.0\0" + b"8BIM\3\xed\0\0\0\0\0\x02ab")
     ),
+    "jpeg MPF is none": jpeg(segment(0xE2, b"MPF\0none")),
     "jpeg MPF of two that are not there": jpeg(
         segment(0xE2, b"MPF\0" + tiff((0xB001, 4, 1, 2), (0xB002, 7, 32, 8)))
     ),
@@ -89,6 +99,9 @@ TURNED = {
     "png XMP in Latin-1": png(chunk(b"iTXt", TEXT + LATIN_XMP)),
     "png XMP beside broken EXIF": png(
         chunk(b"eXIf", b"none"), chunk(b"iTXt", TEXT + LATIN_XMP)
+    ),
+    "png XMP and ICC too large": png(
+        chunk(b"iTXt", TEXT + XMP.encode()), chunk(b"iCCP", b"icc\0\0" + BOMB)
     ),
     "png EXIF and a text too large": png(
         chunk(b"zTXt", b"Comment\0\0" + BOMB), chunk(b"eXIf", EXIF)
@@ -104,6 +117,10 @@ TURNED = {
         segment(0xE1, b"Exif\0\0" + tiff(MAKE_OUTSIDE, ON_ITS_SIDE, order="<"))
     ),
     "jpeg cut behind the orientation": jpeg(segment(0xE1, b"Exif\0\0" + EXIF[:-4])),
+    "jpeg EXIF and Photoshop cut": jpeg(
+        segment(0xE1, b"Exif\0\0" + EXIF),
+        segment(0xED, b"Photoshop 3.0\0" + b"8BIM\3\xed"),
+    ),
     "jpeg XMP beside broken EXIF": jpeg(
         segment(0xE1, b"Exif\0\0none"),
         segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0" + LATIN_XMP),

@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import os
-import re
 import shlex
 import subprocess
 import sys
@@ -34,12 +33,6 @@ def run(module, *arguments, shell="exec {}", **environment):
         text=True,
         capture_output=True,
     )
-
-
-def config_fields(command):
-    """{dotted field: text} of the `--config.` flags of a command."""
-    matches = (re.fullmatch(r"--config\.([\w.]+)=(.*)", part) for part in command)
-    return {match[1]: match[2] for match in matches if match}
 
 
 def refusal(module, *arguments, **environment):

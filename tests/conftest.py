@@ -28,7 +28,6 @@ import hypothesis
 import jax
 import numpy as np
 import pytest
-import run_directories
 import small_models
 from absl import flags
 from PIL import Image
@@ -106,29 +105,6 @@ def digits_run(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("digits") / "run"
     train.train_and_evaluate(config, workdir)
     return workdir
-
-
-@pytest.fixture(scope="session")
-def random_run(tmp_path_factory):
-    """A run directory with random weights and their average; its card, its params."""
-    path = tmp_path_factory.mktemp("random")
-    return path, *run_directories.make(path, ema=True)
-
-
-@pytest.fixture
-def digit_files(tmp_path):
-    """A folder of the first seven test images of the digits: 0.png, 1.png, ..."""
-    (tmp_path / "digits").mkdir()
-    for number, image in enumerate(sources.load("digits", "test[:7]").images):
-        Image.fromarray(image).save(tmp_path / "digits" / f"{number}.png")
-    return tmp_path / "digits"
-
-
-@pytest.fixture
-def image_cache(monkeypatch, tmp_path):
-    """The home of what `hf:` and `tar:` keep of their files."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache"
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import io
 import json
-import pickle
 import struct
 import tarfile
 from pathlib import Path
@@ -111,27 +110,34 @@ def shards(root: Path, members=BY_NAME) -> str:
     return f"tar:{root}"
 
 
-# CIFAR.
-
-
-class _Pickler(pickle._Pickler):
-    """As Python 2 pickled: strings of bytes, and NumPy's module by its old name."""
-
-    dispatch = pickle._Pickler.dispatch.copy()
-
-    def save_bytes(self, value):
-        self.write(b"T" + struct.pack("<i", len(value)) + value)
-
-    def save_text(self, value):
-        self.save_bytes(value.encode())
-
-    dispatch |= {bytes: save_bytes, str: save_text}
+# CIFAR. The python version was pickled by Python 2.
 
 
 def pickled(value) -> bytes:
-    file = io.BytesIO()
-    _Pickler(file, protocol=2).dump(value)
-    return file.getvalue().replace(b"cnumpy._core", b"cnumpy.core")
+    """As cPickle's protocol 2, without its memo; arrays are uint8 [N, M]."""
+    return b"\x80\x02" + _opcodes(value) + b"."
+
+
+def _opcodes(value) -> bytes:
+    if isinstance(value, dict):
+        items = b"".join(_opcodes(k) + _opcodes(v) for k, v in value.items())
+        return b"}(" + items + b"u"
+    if isinstance(value, list):
+        return b"](" + b"".join(map(_opcodes, value)) + b"e"
+    if isinstance(value, bytes):
+        return b"T" + struct.pack("<i", len(value)) + value
+    if isinstance(value, np.ndarray):
+        shape = b"".join(map(_opcodes, value.shape)) + b"\x86"
+        kind = b"cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R(K\x03U\x01|NNN"
+        kind += 2 * _opcodes(-1) + b"K\x00tb"
+        empty = (
+            b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b"
+        )
+        return (
+            empty + b"\x87R(K\x01" + shape + kind + b"\x89"
+            + _opcodes(value.tobytes()) + b"tb"
+        )  # fmt: skip
+    return b"J" + struct.pack("<i", value)
 
 
 def cifar(root: Path, version: str) -> Path:

@@ -13,7 +13,6 @@ from deit_jax import attention, trained_model
 from deit_jax.errors import InputError
 from deit_jax.models import attention_maps, variants
 from deit_jax.models.params import abstract_params
-from deit_jax.reporting import figures
 
 
 def bright_patch_seeker(model):
@@ -45,8 +44,9 @@ def test_the_map_is_bright_where_the_token_looks(family):
     model = variants.create(f"{family}_patch8_32", num_classes=2)
     image = np.zeros((1, 32, 32, 3), np.float32)
     image[0, 8:16, 24:32] = 1  # the patch in row 1, column 3
-    look = jax.jit(functools.partial(attention_maps.attention_maps, model))
-    maps, logits = look(bright_patch_seeker(model), jnp.asarray(image))
+    maps, logits = attention_maps.attention_maps(
+        model, bright_patch_seeker(model), jnp.asarray(image)
+    )
     tokens = 1 + model.distilled
     assert maps.heads.shape == (1, tokens, 3, 4, 4)
     assert maps.rollout.shape == (1, tokens, 4, 4)
@@ -62,14 +62,13 @@ def test_the_map_is_bright_where_the_token_looks(family):
 def test_a_mean_looks_where_the_patches_look_on_average():
     model = variants.create("vit_nano_patch8_32", num_classes=2, pool="mean")
     images = jnp.asarray(np.random.default_rng(0).normal(size=(2, 32, 32, 3)), "f4")
-    model = model.clone(depth=1)
     params = jax.jit(model.init)(jax.random.key(0), images)["params"]
-    params["blocks_0"]["attn"]["qkv"]["kernel"] *= 30  # else all is looked at
+    params["blocks_3"]["attn"]["qkv"]["kernel"] *= 30  # else all is looked at
     look = functools.partial(attention_maps.attention_maps, model)
     maps, _ = jax.jit(look)(params, images)
     apply = jax.jit(functools.partial(model.apply, mutable=["intermediates"]))
     _, sown = apply({"params": params}, images)
-    (last,) = sown["intermediates"]["blocks_0"]["attn"]["attention"]
+    (last,) = sown["intermediates"]["blocks_3"]["attn"]["attention"]
     expected = np.asarray(last)[:, :, 1:, 1:].mean(axis=2).reshape(2, 3, 4, 4)
     assert expected.std() > 0.01
     np.testing.assert_allclose(maps.heads[:, 0], expected, rtol=1e-5)
@@ -88,8 +87,9 @@ def test_rollout_is_the_product_of_the_blocks():
     np.testing.assert_allclose(got.sum(-1), 1, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("error:Glyph")
-def test_a_figure_for_each_image(tmp_path, capsys, monkeypatch):
+def test_an_image_a_file(tmp_path, capsys):
     names = ("猫", "$x_1", "🐶", *run_directories.DIGITS[3:])
     run_directories.make(tmp_path / "run", class_names=names)
     random = np.random.default_rng(0)
@@ -98,13 +98,6 @@ def test_a_figure_for_each_image(tmp_path, capsys, monkeypatch):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(random.integers(0, 256, (40, 50, 3), np.uint8)).save(path)
     (tmp_path / "pictures" / "bad.png").write_bytes(b"x")
-    shown, overlay = [], figures.overlay
-
-    def show(panel, weights, name, *, view):
-        shown.append((name, weights, view))
-        overlay(panel, weights, name, view=view)
-
-    monkeypatch.setattr(figures, "overlay", show)
     out = tmp_path / "maps"
     assert attention.draw(tmp_path / "run", [tmp_path / "pictures"], out) == 1
     assert "bad.png is not an image" in capsys.readouterr().err
@@ -114,12 +107,22 @@ def test_a_figure_for_each_image(tmp_path, capsys, monkeypatch):
     with pytest.raises(InputError, match=r"7\.png cannot be written: File exists"):
         attention.draw(tmp_path / "run", [tmp_path / "pictures"], out / "7.png")
 
-    # Every head of every token is shown, here of the first image.
-    names, weights, views = zip(*shown[:8], strict=True)
+
+def test_every_head_of_every_token_is_shown(tmp_path, monkeypatch):
+    run_directories.make(tmp_path / "run")
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    shown = []
+    monkeypatch.setattr(
+        "deit_jax.reporting.figures.overlay",
+        lambda panel, weights, name, *, view: shown.append((name, weights, view)),
+    )
+    images, out = [tmp_path / "a.png"], tmp_path / "maps"
+    assert attention.draw(tmp_path / "run", images, out) == 0
+    names, weights, views = zip(*shown, strict=True)
     assert names == ("head 1", "head 2", "head 3", "rollout", "", "", "", "")
-    trained = trained_model.load(tmp_path / "run")
-    view = trained.view(tmp_path / "pictures/a/$八$.png")
-    assert all((v == view).all() for v in views)
-    maps, _ = trained.attention(view)
+    for view in views:
+        np.testing.assert_array_equal(view, pixels)
+    maps, _ = trained_model.load(tmp_path / "run").attention(pixels)
     expected = np.concatenate([maps.heads, maps.rollout[:, None]], axis=1)
     np.testing.assert_allclose(weights, expected.reshape(8, 4, 4), rtol=1e-5)

@@ -7,14 +7,14 @@ import hashlib
 import jax
 import numpy as np
 import pytest
-from augmentation import MEAN, STD
 
 from deit_jax.data import plan, rng, student_views
-from deit_jax.data.augment import augment, augment_batch, augment_pair, recipes
+from deit_jax.data.augment import augment, augment_batch, augment_pair, mix, recipes
 from deit_jax.distillation import losses
 from deit_jax.models.vit import VisionTransformer
 from deit_jax.training import inputs, optimizer, state, step
 
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SEED, CLASSES, SIZE = 3, 10, 16
 # Between the two, every operation there is.
 EVERYTHING = {
@@ -47,9 +47,10 @@ def rows():
 
 
 @functools.cache
-def compiled(recipe, augment_seed=SEED, **changes):
-    one = functools.partial(augment_batch, augment_seed=augment_seed)
-    return jax.jit(functools.partial(one, settings=settings(recipe, **changes)))
+def compiled(recipe):
+    return jax.jit(
+        functools.partial(augment_batch, augment_seed=SEED, settings=settings(recipe))
+    )
 
 
 def make(recipe, index, view):
@@ -67,37 +68,51 @@ def reference(recipe="deit"):
 
 
 @pytest.mark.slow
-def test_batch_size_position_and_order_of_partners_do_not_matter():
+def test_batch_size_and_position_do_not_matter():
     index, view = rows()
-    pairs = np.random.default_rng(1).permutation(COUNT // 2)[:64]
-    for part in 2 * pairs[:, None] + np.array([1, 0]):
-        np.testing.assert_array_equal(
-            make("deit", index[part], view[part]),
-            reference()[view[part], index[part]],
-        )
+    order = np.random.default_rng(1).permutation(COUNT // 2)
+    shuffled = (2 * order[:, None] + np.arange(2)).reshape(-1)
+    for size, count in ((2, 128), (4, 128), (64, COUNT)):
+        for part in shuffled[:count].reshape(-1, size):
+            np.testing.assert_array_equal(
+                make("deit", index[part], view[part]),
+                reference()[view[part], index[part]],
+            )
+
+
+@pytest.mark.slow
+def test_partners_may_come_in_either_order():
+    index, view = rows()
+    part = np.arange(64)
+    swapped = part.reshape(-1, 2)[:, ::-1].reshape(-1)
+    np.testing.assert_array_equal(
+        make("deit", index[swapped], view[swapped]),
+        reference()[view[swapped], index[swapped]],
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 def test_all_branches_at_once_give_the_chosen_ones(platform, monkeypatch):
     """What GPUs and TPUs compute, against the one pair after the other of CPUs."""
+    expected = reference()
     monkeypatch.setattr(
         jax.lax,
         "platform_dependent",
         lambda *args, default, **forms: forms.get(platform, default)(*args),
     )
-    index, view = (x[:128].reshape(-1, 2) for x in rows())
+    index, view = (x[:512].reshape(-1, 2) for x in rows())
     keys = rng.image_keys(SEED, view.reshape(-1), index.reshape(-1)).reshape(-1, 2)
     one = functools.partial(augment_pair, settings=settings())
     at_once, _ = jax.jit(jax.vmap(one))(keys, index, view, pictures()[index])
-    monkeypatch.undo()
-    np.testing.assert_array_equal(at_once, reference()[view, index])
+    np.testing.assert_array_equal(at_once, expected[view, index])
 
 
 @pytest.mark.slow
-def test_the_train_step_sees_the_same_images(monkeypatch):
-    """Fused with all the rest of the step, on four devices."""
-    seen, devices = {}, jax.local_devices()
+@pytest.mark.parametrize("devices", [1, 2, 4])
+def test_the_train_step_sees_the_same_images(devices, monkeypatch):
+    """Fused with all the rest of the step, on any number of devices."""
+    seen = {}
 
     def tap(images, index, view):
         for n, key in enumerate(zip(view.tolist(), index.tolist(), strict=True)):
@@ -131,7 +146,7 @@ def test_the_train_step_sees_the_same_images(monkeypatch):
     )
     tx = optimizer.create("sgd", 0.1)
     train_step = step.pmap_train_step(
-        devices,
+        jax.local_devices()[:devices],
         model=model,
         optimizer=tx,
         inputs=prepare,
@@ -140,9 +155,9 @@ def test_the_train_step_sees_the_same_images(monkeypatch):
         ema_decay=0.0,
     )
     current = state.create(model, tx, seed=0, ema=False)
-    current = step.replicate(current, devices)
+    current = step.replicate(current, jax.local_devices()[:devices])
     index, view = rows()
-    for part in np.arange(256).reshape(2, 4, 32):
+    for part in np.arange(COUNT).reshape(-1, devices, 256 // devices):
         batch = {
             "image": pictures()[index[part]],
             "label": index[part] % CLASSES,
@@ -151,7 +166,7 @@ def test_the_train_step_sees_the_same_images(monkeypatch):
         }
         current, _ = train_step(current, batch, None)
     jax.effects_barrier()
-    assert len(seen) == 256
+    assert len(seen) == COUNT
     for key, image in seen.items():
         np.testing.assert_array_equal(image, reference()[key])
 
@@ -172,13 +187,14 @@ def test_another_view_index_or_seed_gives_another_image():
     made = reference()
     assert (made[0] != made[1]).any(axis=(1, 2, 3)).mean() > 0.99
     same_picture = np.repeat(pictures()[:1], 64, axis=0)
-    draws = [x[:64] for x in rows()]
-    one, other = (
-        np.asarray(compiled("crop_flip", seed)(same_picture, *draws)[0])
-        for seed in (SEED, 4)
-    )
-    assert len(np.unique(one.reshape(64, -1), axis=0)) > 48
-    assert (one != other).any(axis=(1, 2, 3)).mean() > 0.75
+    index, view = (x[:64] for x in rows())
+    other = functools.partial(augment_batch, augment_seed=4, settings=settings())
+    images = [
+        np.asarray(one(same_picture, index, view)[0])
+        for one in (compiled("deit"), jax.jit(other))
+    ]
+    assert len(np.unique(images[0].reshape(64, -1), axis=0)) > 48
+    assert (images[0] != images[1]).any(axis=(1, 2, 3)).mean() > 0.75
 
 
 def test_switching_an_operation_off_leaves_the_others():
@@ -196,20 +212,32 @@ def student(recipe):
 
 
 @pytest.mark.slow
-def test_the_chunks_of_the_host_do_not_matter(monkeypatch):
+@pytest.mark.parametrize(
+    ("chunk", "count"), [(2, 8), (16, 40), (64, 40), (16, 2)], ids=str
+)
+def test_the_chunks_of_the_host_do_not_matter(chunk, count, monkeypatch):
     """Nor does what JAX's default device is, which elsewhere is no CPU."""
-    monkeypatch.setattr(student_views, "CHUNK", 16)
-    index, view = (x[:40] for x in rows())
+    monkeypatch.setattr(student_views, "CHUNK", chunk)
+    index, view = (x[:count] for x in rows())
+    with jax.default_device(jax.local_devices()[3]):
+        found = student("crop_flip").augment(pictures()[index], index, view)
     expected = compiled("crop_flip")(pictures()[index], index, view)
-    assert len(np.unique(expected[1].weight)) > 1
-    for count in (40, 2):  # the last chunk is padded, and less than one
-        with jax.default_device(jax.local_devices()[3]):
-            images, mixes = student("crop_flip").augment(
-                pictures()[index[:count]], index[:count], view[:count]
-            )
-        np.testing.assert_array_equal(images, expected[0][:count])
-        for ours, theirs in zip(mixes, expected[1], strict=True):
-            np.testing.assert_array_equal(ours, theirs[: count // 2])
+    jax.tree.map(np.testing.assert_array_equal, found, tuple(expected))
+    assert len(np.unique(found[1].weight)) > 1 or count == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", EVERYTHING)
+def test_the_host_gives_the_step_what_the_device_does(recipe):
+    """Bit for bit: images, labels, and answers that are mixed linearly."""
+    mix_teacher = functools.partial(losses.mix_teacher_logits, tau=2.5)
+    batch, device = inputs_of(recipe, mix_teacher=mix_teacher)
+    images, mixes = student(recipe).augment(
+        batch["image"], batch["index"], batch["view"]
+    )
+    made = {"image": images, **mixes._asdict()}
+    _, host = inputs_of(recipe, made, mix_teacher=mix_teacher)
+    jax.tree.map(np.testing.assert_array_equal, device, host)
 
 
 def inputs_of(recipe, made=(), **changes):
@@ -224,7 +252,7 @@ def inputs_of(recipe, made=(), **changes):
     } | dict(made)
     options = {
         "num_classes": CLASSES,
-        "label_smoothing": 0.1,
+        "label_smoothing": 0.0,
         "augment_seed": SEED,
         "augmentation": settings(recipe),
     } | changes
@@ -232,7 +260,7 @@ def inputs_of(recipe, made=(), **changes):
 
 
 def test_inputs_are_normalised_images_and_one_hot_labels():
-    batch, seen = inputs_of("none", label_smoothing=0.0)
+    batch, seen = inputs_of("none")
     expected = (batch["image"] / 255 - np.array(MEAN)) / np.array(STD)
     np.testing.assert_allclose(seen.images, expected, atol=1e-5)
     np.testing.assert_array_equal(seen.targets, np.eye(CLASSES)[batch["label"]])
@@ -240,51 +268,57 @@ def test_inputs_are_normalised_images_and_one_hot_labels():
 
 
 @pytest.mark.slow
-def test_the_host_gives_the_step_what_the_device_does():
-    """Bit for bit: images, and labels and answers, which weigh what is seen of each."""
-    tau = 2.5
-    mix_teacher = functools.partial(losses.mix_teacher_logits, tau=tau)
-    batch, device = inputs_of("deit", mix_teacher=mix_teacher)
-    images, mixes = student("deit").augment(
-        batch["image"], batch["index"], batch["view"]
-    )
-    made = {"image": images, **mixes._asdict()}
-    _, host = inputs_of("deit", made, mix_teacher=mix_teacher)
-    jax.tree.map(np.testing.assert_array_equal, device, host)
-
-    own = mixes.weight.repeat(2)[:, None]
-    assert len(np.unique(own)) > 16, "each pair draws its own"
-
-    def mixed(rows):
-        partners = rows.reshape(-1, 2, CLASSES)[:, ::-1].reshape(rows.shape)
-        return own * rows + (1 - own) * partners
-
-    labels = 0.9 * np.eye(CLASSES)[batch["label"]] + 0.1 / CLASSES
-    np.testing.assert_allclose(host.targets, mixed(labels), atol=1e-6)
-    said = jax.nn.softmax(batch["teacher_logits"].astype(np.float32) / tau)
-    answers = jax.nn.softmax(host.teacher.logits / tau)
-    np.testing.assert_allclose(answers, mixed(said), atol=1e-6)
-    _, host = inputs_of("deit", made)
-    np.testing.assert_array_equal(host.teacher.logits, batch["teacher_logits"])
-
-
-@pytest.mark.slow
 def test_views_from_the_end_of_mixing_on_are_those_without_it():
     """And the others those of a run that mixes to its end: bit for bit."""
-    index, view = (x[COUNT // 2 - 32 :][:64] for x in rows())
-    assert view.tolist() == [1] * 32 + [2] * 32
+    some = dict(
+        zip(("index", "view"), (x[COUNT // 2 - 32 :][:64] for x in rows()), strict=True)
+    )
+    some |= {"image": pictures()[some["index"]], "label": some["index"] % CLASSES}
     mixing = settings("crop_flip")
-
-    def seen(augmentation):
-        one = functools.partial(augment_batch, augment_seed=SEED, settings=augmentation)
-        images, mixes = jax.jit(one)(pictures()[index], index, view)
-        made = {"image": images, "label": index % CLASSES, **mixes._asdict()}
-        return inputs_of("crop_flip", made, augmentation=augmentation)[1]
-
     ending = dataclasses.replace(mixing, mix_off_view=2)
-    always, off, never = map(seen, (mixing, ending, mixing.unmixed()))
+    (_, always), (_, off), (_, never) = (
+        inputs_of("crop_flip", some, augmentation=each)
+        for each in (mixing, ending, mixing.unmixed())
+    )
+    assert some["view"].tolist() == [1] * 32 + [2] * 32
     for name in ("images", "targets"):
         a, b, c = (np.asarray(getattr(x, name)) for x in (always, off, never))
         np.testing.assert_array_equal(b[:32], a[:32])
         np.testing.assert_array_equal(b[32:], c[32:])
         assert (a[32:] != c[32:]).any()
+    host = student_views.StudentViews(SEED, 1, SIZE, ending)
+    images, mixes = host.augment(some["image"], some["index"], some["view"])
+    seen = inputs.normalise(images, MEAN, STD)
+    np.testing.assert_array_equal(np.asarray(seen), np.asarray(off.images))
+    assert (mixes.weight[16:] == 1).all()
+    assert (mixes.share[16:] == mix.LAMBDA).all()
+    assert not mixes.box[16:].any()
+
+
+def test_mixed_labels_weigh_what_is_seen_of_each_image():
+    batch, seen = inputs_of("crop_flip", label_smoothing=0.1)
+    _, mixes = compiled("crop_flip")(batch["image"], batch["index"], batch["view"])
+    own = np.repeat(np.asarray(mixes.weight), 2)[:, None]
+    labels = 0.9 * np.eye(CLASSES)[batch["label"]] + 0.1 / CLASSES
+    partners = labels.reshape(-1, 2, CLASSES)[:, ::-1].reshape(labels.shape)
+    np.testing.assert_allclose(
+        seen.targets, own * labels + (1 - own) * partners, atol=1e-6
+    )
+    np.testing.assert_allclose(seen.targets.sum(-1), 1, atol=1e-6)
+    assert len(np.unique(own)) > 16, "each pair draws its own"
+    np.testing.assert_array_equal(seen.teacher.logits, batch["teacher_logits"])
+
+
+def test_linear_mixing_gives_the_mixture_of_two_answers():
+    tau = 2.5
+    mix_teacher = functools.partial(losses.mix_teacher_logits, tau=tau)
+    batch, seen = inputs_of("crop_flip", mix_teacher=mix_teacher)
+    _, mixes = compiled("crop_flip")(batch["image"], batch["index"], batch["view"])
+    own = np.repeat(np.asarray(mixes.weight), 2)[:, None]
+    said = jax.nn.softmax(batch["teacher_logits"].astype(np.float32) / tau)
+    partners = said.reshape(-1, 2, CLASSES)[:, ::-1].reshape(said.shape)
+    np.testing.assert_allclose(
+        jax.nn.softmax(seen.teacher.logits / tau),
+        own * said + (1 - own) * partners,
+        atol=1e-6,
+    )

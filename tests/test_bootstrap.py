@@ -1,5 +1,7 @@
 """Intervals: resampled metrics against a plain loop, scipy and repeated samples."""
 
+import time
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -73,6 +75,16 @@ def test_an_interval_holds_the_truth_as_often_as_it_says():
     assert all(86 <= count <= 100 for count in inside.values()), inside
 
 
+def test_the_same_images_are_drawn_for_every_model():
+    logits, labels = made()
+    one, same, other = (
+        bootstrap.replicates(predictions.of_logits(logits * scale, labels), seed=seed)
+        for scale, seed in ((1, 0), (3, 0), (1, 1))
+    )
+    np.testing.assert_array_equal(one["top1"], same["top1"])
+    assert np.std(one["top1"] - other["top1"]) > np.std(one["top1"])
+
+
 def test_a_confusion_matrix_gives_what_it_tells():
     logits, labels = made(2000)
     answers = predictions.of_logits(logits, labels)
@@ -85,3 +97,10 @@ def test_a_confusion_matrix_gives_what_it_tells():
             np.testing.assert_allclose(
                 statistic(values, axis=0), statistic(full[name], axis=0), rtol=rtol
             )
+
+
+def test_cifar_takes_seconds():
+    answers = predictions.of_logits(*made(10_000, 10))
+    start = time.process_time()
+    bootstrap.replicates(answers)
+    assert time.process_time() - start < 10

@@ -10,6 +10,7 @@ from flax.traverse_util import flatten_dict
 
 from configs import deit
 from deit_jax.errors import InputError
+from deit_jax.models import model_card
 from deit_jax.training import checkpoint, saved_params
 from deit_jax.training.checkpoint import Checkpoints, check_resumable
 from deit_jax.training.state import TrainState
@@ -65,7 +66,6 @@ def test_the_newest_are_kept_and_what_a_kill_cut_short_is_passed_over(opened, tm
     checkpoints.save(state_at(3), CONFIG)  # again: nothing to do
     checkpoints.wait()
     assert {p.name for p in (tmp_path / "checkpoints").iterdir()} == {"2", "3"}
-    assert checkpoint.find(tmp_path, 2).name == "2"
     (tmp_path / "checkpoints" / "4.orbax-checkpoint-tmp").mkdir()
     assert opened().latest_step == 3
     restored, _ = opened().restore(state_at(0), CONFIG)
@@ -81,8 +81,10 @@ def flip(path):
 DAMAGES = {
     "an array": lambda folder: flip(largest(folder)),
     "the end": lambda folder: os.truncate(largest(folder), 100),
+    "the config": lambda folder: flip(folder / "config" / "metadata"),
     "the progress": lambda folder: flip(folder / "progress" / "metadata"),
     "the digests": lambda folder: flip(folder / "digests" / "metadata"),
+    "a folder": lambda folder: shutil.rmtree(folder / "state"),
     "everything": lambda folder: [shutil.rmtree(p) for p in folder.glob("*/")],
 }
 
@@ -139,17 +141,21 @@ def test_where_all_are_damaged_nothing_is_touched(two_checkpoints, opened, tmp_p
 
 
 def changed(section, **values):
-    return CONFIG | {section: CONFIG.get(section, {}) | values}
+    return CONFIG | {section: CONFIG[section] | values}
 
 
 @pytest.mark.parametrize(
     "harmless",
     [
         changed("log", every_steps=99),
-        changed("dataset", mean=(0.5, 0.5), eval_crop_ratio=0.9),
-        # Absent in runs of older versions, which did as these say.
-        changed("loss", kind="softmax"),
-        changed("model", pool="token", init_values=None),
+        changed("dataset", data_dir="elsewhere"),
+        changed("dataset", mean=(0.5, 0.5)),
+        changed("dataset", eval_crop_ratio=0.9),
+        # Absent in runs of older versions.
+        CONFIG | {"augment": {"place": "host"}},
+        CONFIG | {"distillation": {"source": "cache", "teacher": ""}},
+        CONFIG | {"loss": {"kind": "softmax"}},  # what they did
+        CONFIG | {"model": {"pool": "token", "init_values": None}},  # so are these
     ],
 )
 def test_a_harmless_change_resumes(harmless):
@@ -164,8 +170,10 @@ def test_a_harmless_change_resumes(harmless):
             changed("optimizer", learning_rate=1e-2),
             r"optimizer\.learning_rate: 0\.001 -> 0\.01",
         ),
-        (changed("ema", decay=0.9), r"ema\.decay: 'absent' -> 0\.9"),
-        (changed("loss", kind="bce"), r"loss\.kind: 'softmax' -> 'bce'"),
+        (CONFIG | {"ema": {"decay": 0.9}}, r"ema\.decay: 'absent' -> 0\.9"),
+        (CONFIG | {"distillation": {"source": "live"}}, "source: 'cache' -> 'live'"),
+        (CONFIG | {"loss": {"kind": "bce"}}, r"loss\.kind: 'softmax' -> 'bce'"),
+        (CONFIG | {"model": {"pool": "mean"}}, r"model\.pool: 'token' -> 'mean'"),
     ],
 )
 def test_another_run_is_refused_by_field(config, message):
@@ -195,6 +203,15 @@ def test_parameters_alone_come_back(run, weights):
     assert saved_params.weights_in(path) == ("raw", "ema")
 
 
+@pytest.mark.slow
+def test_parameters_of_a_training_run(digits_run):
+    model = model_card.read(digits_run).create_model()
+    newest, step = saved_params.load_params(digits_run, model)
+    earlier, earlier_step = saved_params.load_params(digits_run, model, step=8)
+    assert (step, earlier_step) == (9, 8)
+    assert not np.array_equal(newest["pos_embed"], earlier["pos_embed"])
+
+
 @pytest.fixture
 def copied(run, tmp_path):
     path, model, _ = run
@@ -218,15 +235,15 @@ def test_a_missing_checkpoint_is_said(run, tmp_path):
         saved_params.load_params(tmp_path, model)
 
 
-def test_other_folders_than_of_steps_are_passed_over(copied):
+@pytest.mark.parametrize("name", ["²", "003", "copy_3", "9" * 19])
+def test_other_folders_than_of_steps_are_passed_over(copied, name):
     path, model = copied
-    for name in ("²", "003", "copy_3", "9" * 19):
-        (path / "checkpoints" / name).mkdir()
+    (path / "checkpoints" / name).mkdir()
     (path / "checkpoints" / "7").touch()
     assert saved_params.load_params(path, model)[1] == 3
 
 
-@pytest.mark.parametrize("name", ["_METADATA", "d/more"])
+@pytest.mark.parametrize("name", ["_METADATA", "manifest.ocdbt", "d/more"])
 def test_a_pipe_in_a_checkpoint_is_not_waited_for(copied, name):
     path, model = copied
     file = path / "checkpoints" / "3" / "state" / name

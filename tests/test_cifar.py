@@ -56,10 +56,11 @@ class _Executed:
     "content",
     [
         pickle.dumps(_Executed()),
+        pickle.dumps({"data": _Executed()}, 2),
         b'cbuiltins\neval\n(S\'__import__("os").mkdir("executed")\'\ntR.',
         b"(S'mkdir executed'\nios\nsystem\n.",
     ],
-    ids=["protocol 4", "global", "instance"],
+    ids=["protocol 4", "inside", "global", "instance"],
 )
 def test_a_pickle_is_not_executed(tmp_path, monkeypatch, file, content):
     monkeypatch.chdir(tmp_path)
@@ -89,8 +90,15 @@ def cut(path):
     ("version", "file", "damage", "says"),
     [
         ("10-bin", "data_batch_2.bin", cut, r"data_batch_2\.bin has 12,192 bytes, exp"),
+        ("100-bin", "train.bin", cut, "expected a multiple of 3,074"),
         ("10-py", "data_batch_5", cut, "data_batch_5 is no batch of the original"),
-        ("10-py", "data_batch_5", os.remove, "batch_5 cannot be read: it is missing"),
+        (
+            "10-py",
+            "data_batch_5",
+            os.remove,
+            "data_batch_5 cannot be read: it is missing",
+        ),
+        ("10-py", "batches.meta", cut, "batches.meta is no batch of the original"),
         ("10-py", "batches.meta", os.remove, "holds no CIFAR. Expected.*Found: data_b"),
         ("archive of 10-bin", "", cut, r"tar\.gz is damaged, cut short or no archive"),
     ],

@@ -3,7 +3,6 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
@@ -13,11 +12,10 @@ from torchvision.transforms import functional
 from deit_jax.data.augment import colour
 from deit_jax.data.augment.fixed import FACTOR
 
-FACTORS = np.unique([*range(0, 2 * FACTOR, 27), 102, 1023, 1024, 1025, 1946, 2048])
+FACTORS = np.unique([*range(0, 2 * FACTOR, 9), 102, 1023, 1024, 1025, 1946, 2048])
 
 
-@functools.cache
-def all_images(height=30, width=33):
+def pictures(height, width):
     """uint8 [n, height, width, 3]: what an operation may treat apart."""
     random = np.random.default_rng(height)
     size = (height, width, 3)
@@ -38,17 +36,30 @@ def all_images(height=30, width=33):
     return np.stack(images).astype(np.uint8)
 
 
+SIZES = {"square": (32, 32), "oblong": (7, 12)}
+on_all_pictures = pytest.mark.parametrize(
+    "images", [pictures(*size) for size in SIZES.values()], ids=SIZES
+)
+
+
+def table_of(operation, of_image=False):
+    """The operation as a function of an image, its table looked up."""
+    if of_image:
+        return lambda image, *rest: colour.look_up(image, operation(image, *rest))
+    return lambda image, *rest: colour.look_up(image, operation(*rest))
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def over_parameters(operation, images, parameters):
-    """uint8 [images, parameters, h, w, 3]; a table is looked up."""
-
-    def one(image, parameter):
-        made = operation(image, parameter)
-        return colour.look_up(image, made) if made.shape == (3, 256) else made
-
+    """uint8 [images, parameters, h, w, 3]"""
     return jax.lax.map(
-        lambda image: jax.lax.map(lambda p: one(image, p), parameters), images
+        lambda image: jax.lax.map(lambda p: operation(image, p), parameters), images
     )
+
+
+def without(operation):
+    """As a function of a parameter that is no matter."""
+    return lambda image, _: operation(image)
 
 
 def enhance(kind):
@@ -66,31 +77,45 @@ def adjust_hue(image, shift):
     return functional.adjust_hue(image, (shift + np.sign(shift) / 2) / 255)
 
 
-# Operation: ours and the expected one of (image, parameter), and the parameters.
+def greyscale(image):
+    return functional.rgb_to_grayscale(image, num_output_channels=3)
+
+
 EQUAL = {
-    "invert": (lambda *_: colour.invert(), lambda x, _: ImageOps.invert(x), [0]),
+    "invert": (without(table_of(colour.invert)), without(ImageOps.invert), [0]),
     "equalize": (
-        lambda x, _: colour.equalize(x), lambda x, _: ImageOps.equalize(x), [0]),
-    "posterize": (lambda _, bits: colour.posterize(bits), posterize, range(9)),
-    "solarize": (
-        lambda _, least: colour.solarize(least), ImageOps.solarize, range(0, 257, 4)),
+        without(table_of(colour.equalize, of_image=True)),
+        without(ImageOps.equalize),
+        [0],
+    ),
+    "posterize": (table_of(colour.posterize), posterize, range(9)),
+    "solarize": (table_of(colour.solarize), ImageOps.solarize, range(0, 257, 4)),
     "solarize_add": (
-        lambda _, n: colour.solarize_add(n), auto_augment.solarize_add, range(129)),
+        table_of(colour.solarize_add),
+        auto_augment.solarize_add,
+        range(129),
+    ),
     "brightness": (
-        lambda _, f: colour.brightness(f), enhance(ImageEnhance.Brightness), FACTORS),
-    "contrast": (colour.contrast, enhance(ImageEnhance.Contrast), FACTORS),
-    "greyscale": (
-        lambda x, _: colour.greyscale(x),
-        lambda x, _: functional.rgb_to_grayscale(x, num_output_channels=3), [0]),
+        table_of(colour.brightness),
+        enhance(ImageEnhance.Brightness),
+        FACTORS,
+    ),
+    "contrast": (
+        table_of(colour.contrast, of_image=True),
+        enhance(ImageEnhance.Contrast),
+        FACTORS,
+    ),
+    "greyscale": (without(colour.greyscale), without(greyscale), [0]),
     "saturation": (colour.saturation, enhance(ImageEnhance.Color), FACTORS),
     "sharpness": (colour.sharpness, enhance(ImageEnhance.Sharpness), FACTORS),
     "hue": (colour.shift_hue, adjust_hue, range(-127, 128)),
-}  # fmt: skip
+}
 
 
+@on_all_pictures
 @pytest.mark.parametrize("name", EQUAL)
-def test_every_pixel_is_pillows_or_torchvisions(name):
-    assert_equal(*EQUAL[name], all_images())
+def test_every_pixel_is_pillows_or_torchvisions(images, name):
+    assert_equal(*EQUAL[name], images)
 
 
 def assert_equal(ours, expected, parameters, images):
@@ -105,49 +130,46 @@ def assert_equal(ours, expected, parameters, images):
             )
 
 
-def test_histogram():
-    counted = np.asarray(jax.jit(jax.vmap(colour.histogram))(all_images()))
-    for image, counts in zip(all_images(), counted, strict=True):
+@on_all_pictures
+def test_histogram(images):
+    counted = np.asarray(jax.jit(jax.vmap(colour.histogram))(images))
+    for image, counts in zip(images, counted, strict=True):
         assert counts.ravel().tolist() == Image.fromarray(image).histogram()
 
 
-def autocontrast(images):
-    def one(image):
-        return colour.look_up(image, colour.autocontrast(image))
-
-    expected = [np.asarray(ImageOps.autocontrast(Image.fromarray(x))) for x in images]
-    return np.asarray(jax.jit(jax.vmap(one))(images)).astype(int) - np.stack(expected)
-
-
 def test_autocontrast_is_pillows_or_one_level_higher():
-    assert np.abs(autocontrast(all_images())).max() <= 1
     # All levels between random lowest and highest ones: what the table depends on.
     random = np.random.default_rng(0)
     bounds = np.sort(random.integers(0, 256, (1000, 2, 3)), axis=1)
     ends = [[0, 255], [0, 0], [255, 255], [7, 8], [0, 1], [254, 255], [9, 9]]
     bounds[: len(ends)] = np.asarray(ends)[:, :, None]
     levels = np.arange(256)[None, None, :, None]
-    above = autocontrast(
-        levels.clip(bounds[:, :1, None], bounds[:, 1:, None]).astype(np.uint8)
-    )
+    images = levels.clip(bounds[:, :1, None], bounds[:, 1:, None]).astype(np.uint8)
+    ours = jax.jit(jax.vmap(table_of(colour.autocontrast, of_image=True)))(images)
+    expected = [np.asarray(ImageOps.autocontrast(Image.fromarray(x))) for x in images]
+    above = np.asarray(ours).astype(int) - np.stack(expected)
     assert set(np.unique(above)) <= {0, 1}
     between = (levels >= bounds[:, :1, None]) & (levels <= bounds[:, 1:, None])
     assert above[between].mean() < 0.006  # of all pairs of bounds, 0.0043
 
 
-def test_blur():
-    radii = np.linspace(0.1, 2.0, 100)
-    weights = np.array([colour.blur_weights(radius) for radius in radii], np.uint32)
+@on_all_pictures
+def test_autocontrast_of_images(images):
+    ours = jax.jit(jax.vmap(table_of(colour.autocontrast, of_image=True)))(images)
+    expected = [np.asarray(ImageOps.autocontrast(Image.fromarray(x))) for x in images]
+    assert np.abs(np.asarray(ours).astype(int) - np.stack(expected)).max() <= 1
 
-    def expected(image, n):
-        return image.filter(ImageFilter.GaussianBlur(float(radii[n])))
 
-    assert_equal(
-        lambda image, n: colour.blur(image, jnp.asarray(weights)[n]),
-        expected,
-        range(len(radii)),
-        all_images(),
-    )
+@on_all_pictures
+def test_blur(images):
+    radii = np.linspace(0.1, 2.0, 300).tolist()
+    weights = np.array([colour.blur_weights(radius) for radius in radii])
+    blurred = over_parameters(colour.blur, images, weights.astype(np.uint32))
+    for image, of_image in zip(images, np.asarray(blurred), strict=True):
+        pillow = Image.fromarray(image)
+        for radius, one in zip(radii, of_image, strict=True):
+            expected = pillow.filter(ImageFilter.GaussianBlur(radius))
+            np.testing.assert_array_equal(one, expected, err_msg=f"{radius=}")
 
 
 def test_a_blur_that_is_too_wide_is_refused():

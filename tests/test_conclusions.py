@@ -23,8 +23,9 @@ def said(groups) -> dict[str, str]:
         # One point, but of the same images: 20 that only one of them can.
         (right(2000, 1620), right(2000, 1600), SURE),
         (right(2000, 1620), right(2000, 1600, first=200), CHANCE),
+        (right(40, 30), right(40, 28, first=10), CHANCE),
     ],
-    ids=["5 points", "0.1 points", "1 point, paired", "1 point, others"],
+    ids=["5 points", "0.1 points", "1 point, paired", "1 point, others", "40 images"],
 )
 def test_a_difference_is_said_with_whether_it_could_be_chance(tmp_path, a, b, verdict):
     made = group(make(tmp_path / "b", b, config={"x": 1}), make(tmp_path / "a", a))
@@ -118,8 +119,13 @@ AUGMENT = DEIT | {
         (VIT, DEIT | {"log": {"every_steps": 7}}, "distillation"),
         (VIT, DEIT | {"model": {"variant": "deit_tiny_distilled_patch8_32"}}, None),
         (VIT, VIT | {"augment": AUGMENT["augment"]}, "augmentation"),
+        (VIT, VIT | {"epochs": 3}, None),
     ],
-)
+    ids=[
+        "teacher", "backwards", "augmented", "both", "smoothing too", "logs too",
+        "larger too", "no teacher", "neither",
+    ],
+)  # fmt: skip
 def test_an_effect_is_of_what_alone_differs(tmp_path, a, b, kind):
     one = make(tmp_path / "one", right(40, 20), config=a)
     two = make(tmp_path / "two", right(40, 30), config=b)
@@ -180,6 +186,13 @@ def test_pairs_and_classes_are_named(tmp_path):
     assert "3 gains most in owl (+1.000 ± " in text
     assert "loses most in cow (-0.667 ± " in text and "cat (-0.333 ± " in text
     assert "dog" not in text
+
+
+def test_classes_that_differ_by_chance_are_not_named(tmp_path):
+    one = make(tmp_path / "0", right(400, 200))
+    two = make(tmp_path / "3", right(400, 200, first=3), config={"x": 3})
+    text = said(group(one, two))["Classes, by F1"]
+    assert text.startswith("Against 0, beyond chance, 3 gains in none and loses in non")
 
 
 def test_the_tables_have_intervals_and_mark_what_is_sure(tmp_path):

@@ -20,13 +20,17 @@ def test_a_recipe_is_found_from_any_directory(tmp_path, monkeypatch, recipe, exp
     monkeypatch.chdir(tmp_path)
     (tmp_path / "deit").mkdir()
     assert config_flag.find(recipe) == expected
-    # A file of that name comes first.
+
+
+@pytest.mark.parametrize("name", ["deit", "configs/deit.py"])
+def test_a_file_of_that_name_comes_first(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").mkdir()
-    (tmp_path / "configs/deit.py").touch()
-    assert config_flag.find("configs/deit.py:digits") == "configs/deit.py:digits"
+    (tmp_path / name).touch()
+    assert config_flag.find(f"{name}:digits") == f"{name}:digits"
 
 
-@pytest.mark.parametrize("name", ["diet", "configs/diet.py"])
+@pytest.mark.parametrize("name", ["diet", "configs/diet.py", "diet.py"])
 def test_an_unknown_name_lists_the_recipes(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     expected = f"no file {name} .* Did you mean deit:digits. Recipes: deit, .*vit"

@@ -4,25 +4,54 @@ import re
 import types
 from pathlib import Path
 
+import ml_collections
 import pytest
 from flax.traverse_util import flatten_dict
 
 from configs import deit, deit3, finetune, study, vit
 from deit_jax.data.augment import recipes
+from deit_jax.models import variants
 from deit_jax.recipe import student_views
 
 CONFIGS = Path(deit.__file__).parent
-LARGE = types.SimpleNamespace(image_shape=None)
+
+
+PICTURES = types.SimpleNamespace(image_shape=None)
 SMALL = types.SimpleNamespace(image_shape=(32, 32, 3))
+RECIPES = [(module, name) for module in (deit, vit) for name in deit.DATASETS]
+RECIPES += [(study, name) for name in study.MODELS]
+RECIPES += [(deit3, name) for name in deit3.RECIPES]
+RECIPES += [
+    (finetune, name + suffix)
+    for name in finetune.RECIPES
+    for suffix in ("", "_distilled")
+]
+
+
+@pytest.mark.parametrize(("module", "argument"), RECIPES)
+def test_every_recipe_names_a_model_and_survives_json(module, argument):
+    config = module.get_config(argument)
+    assert config.model.variant in variants.VARIANTS
+    assert isinstance(config, ml_collections.ConfigDict)
+    assert config.to_json()
 
 
 @pytest.mark.parametrize(
     ("module", "known"),
-    [(deit, "digits"), (finetune, "folder")],
+    [(deit, "digits"), (study, "vit"), (finetune, "folder"), (deit3, "cifar10")],
 )
 def test_an_unknown_argument_lists_the_known(module, known):
     with pytest.raises(ValueError, match=f"Known: .*{known}"):
         module.get_config("imagenett")
+
+
+def test_the_default_is_cifar10():
+    assert deit.get_config().to_dict() == deit.get_config("cifar10").to_dict()
+
+
+def test_a_recipe_is_locked():
+    with pytest.raises((AttributeError, KeyError)):
+        deit.get_config().update({"model": {"size": 3}})
 
 
 def differing(one, other):
@@ -114,7 +143,7 @@ PAPERS = {
 
 @pytest.mark.parametrize(("config", "fields", "seen"), PAPERS.values(), ids=PAPERS)
 def test_a_recipe_is_that_of_its_paper(config, fields, seen):
-    source = SMALL if config.dataset.name == "cifar10" else LARGE
+    source = SMALL if config.dataset.name == "cifar10" else PICTURES
     settings = dataclasses.asdict(student_views(config, source).settings)
     for found, words in (
         (flatten_dict(config.to_dict(), sep="."), fields),
@@ -122,6 +151,28 @@ def test_a_recipe_is_that_of_its_paper(config, fields, seen):
     ):
         for name, _, value in (word.partition("=") for word in words.split()):
             assert str(found[name]).replace(" ", "") == value, name
+
+
+@pytest.mark.parametrize(
+    ("config", "names"),
+    [
+        (
+            deit3.get_config("imagenet"),
+            "epochs batch_size dataset.eval_crop_ratio model.variant model.drop_path "
+            "augment.recipe loss.kind loss.bce_target_threshold loss.label_smoothing "
+            "optimizer.name optimizer.learning_rate optimizer.reference_batch_size "
+            "optimizer.clip_norm",
+        ),
+        (
+            finetune.get_config("imagenet384"),
+            "init_from epochs batch_size transfer.keep_heads model.variant "
+            "model.drop_path optimizer.learning_rate optimizer.weight_decay "
+            "schedule.min_learning_rate",
+        ),
+    ],
+)
+def test_what_is_not_said_is_as_in_vit(config, names):
+    assert differing(config, vit.get_config("imagenet")) == set(names.split())
 
 
 @pytest.mark.parametrize("name", finetune.RECIPES)
@@ -133,10 +184,17 @@ def test_fine_tuning_with_a_teacher_is_the_same_recipe(name):
     assert differing(plain, distilled) == WITHOUT_A_TEACHER
 
 
+def test_fine_tuning_asks_for_what_to_start_from():
+    config = finetune.get_config("folder")
+    assert config.init_from is None
+    config.init_from = "runs/deit-digits"
+    assert deit.get_config("folder").init_from == ""
+
+
 def test_images_of_the_models_size_are_padded_and_others_resized():
     config = deit.get_config("cifar10")
     assert student_views(config, SMALL).settings.crop_padding == 4
-    assert student_views(config, LARGE).settings.crop_padding == 0
+    assert student_views(config, PICTURES).settings.crop_padding == 0
     config.dataset.image_size = 64
     assert student_views(config, SMALL).settings.crop_padding == 0
 
@@ -147,7 +205,7 @@ def test_every_augmentation_field_can_be_overridden():
     assert set(recipes.FIELDS) == set(config.augment) - others
     changes = {"flip": False, "color_jitter": (0.1, 0.2, 0.3, 0.4), "mixup": 0.2}
     config.augment.update(changes | {"randaugment": ""})
-    settings = student_views(config, LARGE).settings
+    settings = student_views(config, PICTURES).settings
     assert {name: getattr(settings, name) for name in changes} == changes
     assert (settings.randaugment, settings.cutmix) == ("", 1.0)
 

@@ -43,15 +43,28 @@ def assert_same_params(actual, expected):
     jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
 
+def command(*flags):
+    done = commands.run("deit_jax.convert", *flags)
+    assert done.returncode == 0, done.stderr
+    assert "\nerror" not in done.stderr and "Traceback" not in done.stderr
+    return done.stdout.splitlines()
+
+
 @pytest.mark.slow
 def test_the_command(made, tmp_path):
     run, card, params = made
-    out, names = tmp_path / "new" / "w.safetensors", tmp_path / "names.txt"
-    convert.export_weights(run, out, layout="timm", step=3)
+    out = tmp_path / "new" / "w.safetensors"
+    first, note, last = command(
+        f"--workdir={run}", "--to=timm", "--step=3", f"--out={out}"
+    )
+    assert first == f"{card.variant}, raw parameters of step 3"
+    assert note.startswith("note: class names and preprocessing are in a directory")
+    assert last == str(out)
+
+    names = tmp_path / "names.txt"
     names.write_text("one\ntwo\nthrée\n", "utf-8")
     again = tmp_path / "again"
-    done = commands.run(
-        "deit_jax.convert",
+    told = command(
         f"--src={out}",
         f"--out={again}",
         f"--class_names={names}",
@@ -60,14 +73,11 @@ def test_the_command(made, tmp_path):
         "--std=1,1,0.5",
         "--crop_ratio=0.5",
     )
-    assert (done.returncode, done.stdout.splitlines()) == (
-        0,
-        [
-            f"{card.variant}: 468,582 parameters, 3 classes, 32 px",
-            "mean 0.1, 0.2, 0.3, std 1, 1, 0.5, crop ratio 0.5",
-            f"run directory {again}",
-        ],
-    ), done.stderr
+    assert told == [
+        f"{card.variant}: 468,582 parameters, 3 classes, 32 px",
+        "mean 0.1, 0.2, 0.3, std 1, 1, 0.5, crop ratio 0.5",
+        f"run directory {again}",
+    ]
     assert model_card.read(again) == dataclasses.replace(
         card,
         class_names=("one", "two", "thrée"),
@@ -80,15 +90,18 @@ def test_the_command(made, tmp_path):
     assert_same_params(found, params["raw"])
 
 
-@pytest.mark.parametrize("content", [b"", b"a\n\nb\n", b"\xff\xfe", None])
-def test_names_that_cannot_be_read(tmp_path, content):
-    if content is not None:
-        (tmp_path / "names.txt").write_bytes(content)
-    with pytest.raises(InputError, match=r"--class_names=.*names\.txt"):
-        convert.read_class_names(tmp_path / "names.txt")
+def test_names_are_read(tmp_path):
+    path = tmp_path / "names.txt"
+    for content in (b"", b"a\n\nb\n", b"\xff\xfe"):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=r"--class_names=.*names\.txt"):
+            convert.read_class_names(path)
+    with pytest.raises(InputError, match=r"cannot be read: .*No such file"):
+        convert.read_class_names(tmp_path / "none.txt")
 
 
-@pytest.mark.parametrize(("layout", "weights"), [("hf", "raw"), ("timm", "ema")])
+@pytest.mark.parametrize("layout", convert.LAYOUTS)
+@pytest.mark.parametrize("weights", ["raw", "ema"])
 def test_there_and_back(made, tmp_path, layout, weights):
     run, card, params = made
     out = tmp_path / "out"
@@ -98,15 +111,21 @@ def test_there_and_back(made, tmp_path, layout, weights):
     assert told.splitlines()[1:] == [str(out / name) for name in names]
     assert {path.name for path in out.iterdir()} == set(names)
 
-    workdir = tmp_path / "again"
-    assert "note:" not in convert.import_weights(out, workdir)
-    again = trained_model.load(workdir)
+    told = convert.import_weights(out, tmp_path / "again")
+    assert "note:" not in told
+    again = trained_model.load(tmp_path / "again")
     assert again.step == 0
     assert again.card == dataclasses.replace(card, origin=str(out))
     assert_same_params(jax.device_get(again.params), params[weights])
 
-    # It is no run to resume.
+
+def test_a_conversion_is_no_run_to_resume(made, tmp_path):
+    run, _, params = made
+    convert.export_weights(run, tmp_path / "w.safetensors", layout="hf")
+    workdir = tmp_path / "again"
+    convert.import_weights(tmp_path / "w.safetensors", workdir)
     checkpoints = Checkpoints(workdir, keep=1)
+    assert checkpoints.latest_step == 0
     state = TrainState(np.zeros((), np.int32), params["raw"], (), None)
     with pytest.raises(InputError, match="converted weights, not a training run"):
         checkpoints.restore(state, {})
@@ -187,17 +206,14 @@ def test_a_page_claims_only_what_is_known(run, finished, tmp_path):
     assert (tmp_path / "c/README.md").read_text() == "mine"
 
 
-@pytest.mark.parametrize(
-    ("name", "shown"),
-    [
-        ("cifar10", "cifar10"),
-        ("folder:/home/me/pets/", "pets"),
-        ("hf:uoft-cs/cifar10", "uoft-cs/cifar10"),
-        ("hf:/data/parquet", "parquet"),
-    ],
-)
-def test_a_data_set_is_named_without_its_path(name, shown):
-    assert hub_page.dataset(name) == shown
+def test_a_data_set_is_named_without_its_path():
+    for name, shown in {
+        "cifar10": "cifar10",
+        "folder:/home/me/pets/": "pets",
+        "hf:uoft-cs/cifar10": "uoft-cs/cifar10",
+        "hf:/data/parquet": "parquet",
+    }.items():
+        assert hub_page.dataset(name) == shown
 
 
 def test_a_push_uploads_what_was_written_and_nothing_else(run, tmp_path, monkeypatch):
@@ -229,34 +245,42 @@ def test_a_push_uploads_what_was_written_and_nothing_else(run, tmp_path, monkeyp
         ("me/nano", "nano", None, "needs a token .*: hf auth login, or set HF_TOKEN"),
         ("me/na no", "nano", "hf_x", "na no: expected org/name"),
         ("me/nano", "w.safetensors", "hf_x", "wants a directory: --out=w"),
-        (None, "file/out", "hf_x", "cannot be written: Not a directory"),
-        (None, "out.pth", "hf_x", r"expected a file that ends in \.safetensors"),
-        (None, "", "hf_x", r"holds a run, whose config\.json would be lost"),
     ],
 )
-def test_what_cannot_work_writes_nothing(
+def test_a_push_that_cannot_work_writes_nothing(
     run, tmp_path, monkeypatch, name, out, token, message
 ):
     hub = pytest.importorskip("huggingface_hub")
     monkeypatch.setattr(hub, "get_token", lambda: token)
-    (tmp_path / "file").touch()
-    place = tmp_path / out if out else run
     with pytest.raises(InputError, match=message):
-        convert.export_weights(run, place, layout="hf", push=name)
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+        convert.export_weights(run, tmp_path / out, layout="hf", push=name)
+    assert not (tmp_path / out).exists()
 
 
-def test_an_import_that_cannot_work_writes_nothing(run, tmp_path):
-    (tmp_path / "file").touch()
-    weights = tmp_path / "w.safetensors"
-    with pytest.raises(InputError, match=r"w\.safetensors does not exist"):
-        convert.import_weights(weights, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-    convert.export_weights(run, weights, layout="timm")
-    with pytest.raises(InputError, match="run cannot be written: Not a directory"):
-        convert.import_weights(weights, tmp_path / "file" / "run")
+# What is refused.
+
+
+def test_a_run_is_not_written_over(run, tmp_path):
     with pytest.raises(InputError, match="holds a run already"):
-        convert.import_weights(weights, run)
+        convert.import_weights(tmp_path / "w.safetensors", run)
+    with pytest.raises(InputError, match=r"holds a run, whose config\.json"):
+        convert.export_weights(run, run, layout="timm")
+
+
+def test_what_cannot_be_written(run, tmp_path):
+    (tmp_path / "file").touch()
+    convert.export_weights(run, tmp_path / "w.safetensors", layout="timm")
+    with pytest.raises(InputError, match="run cannot be written: Not a directory"):
+        convert.import_weights(tmp_path / "w.safetensors", tmp_path / "file" / "run")
+    with pytest.raises(InputError, match=r"nothing\.safetensors does not exist"):
+        convert.import_weights(tmp_path / "nothing.safetensors", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    for out, message in (
+        ("file/out", "cannot be written: Not a directory"),
+        ("out.pth", r"expected a file that ends in \.safetensors"),
+    ):
+        with pytest.raises(InputError, match=message):
+            convert.export_weights(run, tmp_path / out, layout="timm")
 
 
 # Downloads: `timm:NAME` itself is in test_weights.py.
@@ -330,5 +354,7 @@ def test_without_the_network(monkeypatch, tmp_path, capfd):
 )
 def test_without_the_library(monkeypatch, src, library):
     monkeypatch.setitem(sys.modules, library, None)
-    with pytest.raises(InputError, match=f"{src} needs {library}.* install {library}"):
+    with pytest.raises(
+        InputError, match=f"{src} needs {library}.* pip install {library}"
+    ):
         load(src)

@@ -9,6 +9,7 @@ from deit_jax.models import cost, variants
     ("variant", "billion_macs"),  # as published with timm
     [
         ("vit_tiny_patch16_224", 1.26),
+        ("vit_small_patch16_224", 4.61),
         ("vit_base_patch16_224", 17.58),
     ],
 )
@@ -33,9 +34,11 @@ def test_the_compiler_counts_a_little_more():
     [
         ("deit_tiny_distilled_patch16_224", 16, 2, 4),
         ("deit_tiny_distilled_patch16_224", 500, 1, 5),
+        ("deit_tiny_distilled_patch4_32", 64, 2, 16),
         ("deit_nano_distilled_patch8_32", 64, 2, 64),  # whole: it fits
         ("deit_base_distilled_patch16_224", 16, 2, 2),  # no smaller than a pair
         ("deit_tiny_distilled_patch16_224", 7, 1, 7),  # seven in one, not one by one
+        ("deit_tiny_distilled_patch16_224", 1, 1, 1),
     ],
 )
 def test_a_batch_is_cut_into_parts_that_a_cache_holds(variant, images, unit, size):

@@ -122,6 +122,10 @@ def test_a_run_resumes_on_its_data_alone_wherever_they_lie(
         for split in ("train", "val"):
             shutil.copytree(data / split / "dark", data / split / "bear")
 
+    def renamed(data):
+        for split in ("train", "val"):
+            (data / split / "bright").rename(data / split / "zebra")
+
     def grown(data):
         dark = data / "train" / "dark"
         shutil.copy(next(dark.iterdir()), dark / "more.jpg")
@@ -129,6 +133,7 @@ def test_a_run_resumes_on_its_data_alone_wherever_they_lie(
     before = files(run)
     for change, words in (
         (added, "classes added: bear"),
+        (renamed, "classes renamed: bright -> zebra"),
         (swap, "in the folders of other classes"),
         (grown, "training images: 32 -> 33 (1 added)"),
     ):

@@ -4,6 +4,7 @@ import commands
 import numpy as np
 import pytest
 import run_directories
+from PIL import Image
 
 import deit_jax
 from deit_jax import embed
@@ -13,18 +14,27 @@ from deit_jax.errors import InputError
 DIGITS = sources.load("digits", "test[:7]").images
 
 
+@pytest.fixture
+def images(tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for i, image in enumerate(DIGITS):
+        Image.fromarray(image).save(folder / f"{i}.png")
+    return folder
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("variant", "layer"),
     [("deit_nano_distilled_patch8_32", -1), ("vit_nano_patch8_32", 1)],
 )
 def test_the_features_of_every_image_that_can_be_read(
-    digit_files, tmp_path, capsys, variant, layer
+    images, tmp_path, capsys, variant, layer
 ):
     run, out = tmp_path / "run", str(tmp_path / "features.npz")
     run_directories.make(run, variant)
-    (digit_files / "4.png").write_bytes(b"")
-    assert embed.embed(run, [digit_files], out, batch_size=3, layer=layer) == 1
+    (images / "4.png").write_bytes(b"")
+    assert embed.embed(run, [images], out, batch_size=3, layer=layer) == 1
     told = capsys.readouterr()
     assert "4.png is empty" in told.err
     assert "1 of 7 files unreadable" in told.err
@@ -33,9 +43,7 @@ def test_the_features_of_every_image_that_can_be_read(
     with np.load(out) as written:
         assert set(written) == {"files", *tokens}
         kept = [i for i in range(7) if i != 4]
-        assert written["files"].tolist() == [
-            str(digit_files / f"{i}.png") for i in kept
-        ]
+        assert written["files"].tolist() == [str(images / f"{i}.png") for i in kept]
         model = deit_jax.load(run)
         for token in tokens:
             expected = model.features(DIGITS[kept], tokens=token, layer=layer)
@@ -54,18 +62,20 @@ def test_the_features_of_every_image_that_can_be_read(
         ({"paths": ["nowhere"]}, "nowhere does not exist"),
     ],
 )
-def test_refuses_what_cannot_work(digit_files, random_run, tmp_path, settings, message):
-    given = {"paths": [digit_files], "out": str(tmp_path / "x.npz")} | settings
+def test_refuses_what_cannot_work(images, tmp_path, settings, message):
+    run_directories.make(tmp_path / "run")
+    given = {"paths": [images], "out": str(tmp_path / "x.npz")} | settings
     with pytest.raises(InputError, match=message):
-        embed.embed(random_run[0], **given)
+        embed.embed(tmp_path / "run", **given)
 
 
 @pytest.mark.slow
-def test_files_none_of_which_can_be_read(random_run, tmp_path):
+def test_files_none_of_which_can_be_read(images, tmp_path):
     """Their message and exit code, as a user meets them."""
+    run_directories.make(tmp_path / "run")
     (tmp_path / "a.png").write_bytes(b"x")
     out = tmp_path / "x.npz"
-    options = [f"--workdir={random_run[0]}", f"--out={out}"]
+    options = [f"--workdir={tmp_path / 'run'}", f"--out={out}"]
     done = commands.run("deit_jax.embed", tmp_path / "a.png", *options)
     assert done.returncode == 2
     assert "error: none of the 1 files can be read" in done.stderr

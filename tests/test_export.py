@@ -106,12 +106,15 @@ def test_says_what_it_is(run, artifact):
         "step": 5,
         "jax": jax.__version__,
     }
+
+
+def test_runs_on_every_platform_and_names_no_file_of_this_machine(artifact):
     content = (artifact / "model.stablehlo").read_bytes()
-    assert b"vit.py" not in content  # no file of this machine is named
     exported = jax.export.deserialize(bytearray(content))
     assert exported.platforms == ("cpu", "cuda", "rocm", "tpu")
     (images_in,) = exported.in_avals
     assert (str(images_in.shape), images_in.dtype) == ("(b, 32, 32, 3)", np.uint8)
+    assert b"vit.py" not in content
 
 
 @pytest.mark.parametrize("size", [(32, 32), (50, 37), (41, 90), (400, 31)])
@@ -125,6 +128,45 @@ def test_sees_the_pixels_of_the_run(artifact, tmp_path, monkeypatch, size):
         np.testing.assert_array_equal(program.view(tmp_path / "picture.png"), expected)
 
 
+def test_sees_the_pixels_of_the_run_whatever_the_metadata(run, artifact, tmp_path):
+    program, trained = artifact_program(artifact), trained_model.load(run)
+    for number, encoded in enumerate([*UPRIGHT.values(), *TURNED.values()]):
+        path = tmp_path / f"{number}.jpg"
+        path.write_bytes(encoded)
+        seen = trained.view(image_files.read(str(path)))
+        np.testing.assert_array_equal(program.view(path), seen)
+
+
+def test_is_run_by_a_machine_without_this_package(run, artifact, tmp_path):
+    files = []
+    for number, picture in enumerate(IMAGES[:2]):
+        files.append(tmp_path / f"{number}.png")
+        Image.fromarray(picture).save(files[-1])
+    # None in sys.modules makes an import of that name fail.
+    program = (
+        "import runpy, sys\n"
+        "for name in ('deit_jax', 'flax', 'absl', 'orbax', 'ml_collections'):\n"
+        "    sys.modules[name] = None\n"
+        "sys.argv = sys.argv[1:]\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", program, artifact / "predict.py", *files],
+        cwd=tmp_path,
+        text=True,
+        capture_output=True,
+    )
+    assert done.returncode == 0, done.stderr
+    logits = trained_model.load(run).logits(IMAGES[:2])["mean"]
+    for file, row, line in zip(files, logits, done.stdout.splitlines(), strict=True):
+        name, *answers = line.split("  ")
+        assert name == str(file)
+        best = np.argsort(-row)[:5]
+        assert [answer.split()[1] for answer in answers] == [str(c) for c in best]
+        percent = [float(answer.split("%")[0]) for answer in answers]
+        np.testing.assert_allclose(percent, 100 * softmax(row)[best], atol=0.051)
+
+
 @pytest.mark.slow
 def test_onnx_equals_the_run(tmp_path, caplog):
     pytest.importorskip("jax2onnx", reason='pip install -e ".[onnx]"')
@@ -132,7 +174,7 @@ def test_onnx_equals_the_run(tmp_path, caplog):
     export.export(tmp_path / "run", tmp_path / "out", format="onnx")
     assert not caplog.records  # jax2onnx is talkative
     content = (tmp_path / "out" / "model.onnx").read_bytes()
-    assert b"vit.py" not in content
+    assert b"vit.py" not in content  # no file of this machine is named
     # Exported in float32 whatever the run computes in.
     card = tmp_path / "run" / "model.json"
     card.write_text(json.dumps(json.loads(card.read_text()) | {"dtype": "float32"}))
@@ -144,82 +186,68 @@ def test_onnx_equals_the_run(tmp_path, caplog):
         check(model, logits, batch=batch, atol=1e-5)
 
 
-def test_the_program_sees_the_pixels_of_the_run_in_any_file(run, artifact, tmp_path):
-    random = np.random.default_rng(0)
-    grey = random.integers(0, 2**16, (40, 50), np.uint16)
-    Image.fromarray(grey).save(tmp_path / "sixteen.png")
-    rgba = random.integers(0, 256, (40, 50, 4), np.uint8)
-    Image.fromarray(rgba, "RGBA").save(tmp_path / "clear.png")
-    for number, encoded in enumerate([*UPRIGHT.values(), *TURNED.values()]):
-        (tmp_path / f"{number}.jpg").write_bytes(encoded)
-    program, trained = artifact_program(artifact), trained_model.load(run)
-    for path in tmp_path.iterdir():
-        seen = trained.view(image_files.read(str(path)))
-        np.testing.assert_array_equal(program.view(path), seen)
-
-
-def test_the_program_needs_neither_this_package_nor_whole_files(
-    run, artifact, tmp_path, capsys
-):
-    images = tmp_path / "images" / "deeper"
-    images.mkdir(parents=True)
-    files = [images / "0.png", images / "1.PNG"]
-    for file, pixels in zip(files, IMAGES, strict=False):
-        Image.fromarray(pixels).save(file)
-    (images / "broken.jpg").write_bytes(b"no image")
-    (images / "._0.png").write_bytes(b"what macOS leaves beside it")
-    # None in sys.modules makes an import of that name fail.
-    program = (
-        "import runpy, sys\n"
-        "for name in ('deit_jax', 'flax', 'absl', 'orbax', 'ml_collections'):\n"
-        "    sys.modules[name] = None\n"
-        "sys.argv = sys.argv[1:]\n"
-        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program, artifact / "predict.py", tmp_path / "images"],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONIOENCODING": "cp1252:strict", "PYTHONPATH": ""},
-        text=True,
-        capture_output=True,
-    )
-    assert done.returncode == 1, done.stderr
-    assert f"error: {images / 'broken.jpg'}: it is not an image" in done.stderr
-    assert "._0" not in done.stderr
-    logits = trained_model.load(run).logits(IMAGES[:2])["mean"]
-    for file, row, line in zip(files, logits, done.stdout.splitlines(), strict=True):
-        name, *answers = line.split("  ")
-        assert name == str(file)
-        best = np.argsort(-row)[:5]
-        assert [answer.split()[1] for answer in answers] == [str(c) for c in best]
-        percent = [float(answer.split("%")[0]) for answer in answers]
-        np.testing.assert_allclose(percent, 100 * softmax(row)[best], atol=0.051)
-
-    assert artifact_program(artifact).main([]) == 2
-    assert "python predict.py IMAGE_OR_FOLDER ..." in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("workdir", "out", "message"),
-    [
-        ("run", "full", r"full is a file or not empty\. Give a new or an empty direct"),
-        ("run", "full/mine", "mine is a file or not empty"),
-        ("run", "full/mine/deeper", "deeper cannot be written: "),
-        ("run", "link", "link cannot be written"),
-        ("nowhere", "out", "nowhere does not exist"),
-    ],
-)
-def test_an_export_that_fails_changes_nothing(run, tmp_path, workdir, out, message):
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "mine").write_text("mine")
-    (tmp_path / "link").symlink_to("elsewhere")  # that is no directory
-    with pytest.raises(InputError, match=message):
-        export.export(run if workdir == "run" else tmp_path / workdir, tmp_path / out)
-    assert {path.name for path in tmp_path.iterdir()} == {"full", "link"}
-    assert (tmp_path / "full" / "mine").read_text() == "mine"
-
-
 def test_onnx_that_is_not_installed_is_said(run, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "jax2onnx", None)
     with pytest.raises(InputError, match=r"needs jax2onnx, .*: pip install jax2onnx"):
         export.export(run, tmp_path / "out", format="onnx")
+
+
+def test_what_stands_at_out_is_left_alone(run, tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").write_text("mine")
+    for name, message in (
+        ("full", r"full is a file or not empty\. Give a new or an empty directory"),
+        ("full/mine", "mine is a file or not empty"),
+        ("full/mine/deeper", r"deeper cannot be written: "),
+    ):
+        with pytest.raises(InputError, match=message):
+            export.export(run, tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == ["full"]
+    assert (tmp_path / "full" / "mine").read_text() == "mine"
+
+
+def test_a_failed_export_leaves_nothing(tmp_path):
+    with pytest.raises(InputError, match="nowhere does not exist"):
+        export.export(tmp_path / "nowhere", tmp_path / "out")
+    (tmp_path / "out").symlink_to("elsewhere")  # that is no directory
+    run_directories.make(tmp_path / "run", VIT)
+    with pytest.raises(InputError, match="out cannot be written"):
+        export.export(tmp_path / "run", tmp_path / "out")
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "run"}
+
+
+@pytest.mark.slow
+def test_the_program_takes_folders_and_goes_on_after_a_broken_file(
+    run, artifact, tmp_path
+):
+    images = tmp_path / "images" / "deeper"
+    images.mkdir(parents=True)
+    random = np.random.default_rng(0)
+    grey = random.integers(0, 2**16, (40, 50), np.uint16)
+    Image.fromarray(grey).save(images / "sixteen.png")
+    rgba = random.integers(0, 256, (40, 50, 4), np.uint8)
+    Image.fromarray(rgba, "RGBA").save(images / "clear.PNG")
+    (images / "broken.jpg").write_bytes(b"no image")
+    (images / "._clear.PNG").write_bytes(b"what macOS leaves beside it")
+
+    def start(*paths):
+        return subprocess.run(
+            [sys.executable, str(artifact / "predict.py"), *paths],
+            env=os.environ | {"PYTHONIOENCODING": "cp1252:strict"},
+            capture_output=True,
+            text=True,
+        )
+
+    done = start(str(tmp_path / "images"))
+    assert done.returncode == 1
+    assert f"error: {images / 'broken.jpg'}: it is not an image" in done.stderr
+    assert "._clear" not in done.stderr
+    predict = artifact_program(artifact)
+    trained = trained_model.load(run)
+    for name in ("sixteen.png", "clear.PNG"):
+        assert str(images / name) in done.stdout
+        seen = trained.view(image_files.read(str(images / name)))
+        np.testing.assert_array_equal(predict.view(images / name), seen)
+    done = start()
+    assert done.returncode == 2
+    assert "python predict.py IMAGE_OR_FOLDER ..." in done.stdout

@@ -5,27 +5,35 @@ import functools
 import jax
 import numpy as np
 import pytest
-from augmentation import FILL, keys, noise, one_by_one
-from augmentation import images as images_of
 from PIL import Image
 from torchvision.transforms import functional
 
+from deit_jax.data import rng
 from deit_jax.data.augment import geometry
 from deit_jax.errors import InputError
 
+FILL = (124, 116, 104)
 ONE = 1 << geometry.COORDINATE_BITS
+
+
+def keys(count):
+    return rng.image_keys(3, np.zeros(count, np.int32), np.arange(count))
+
+
+def without_black(side=12):
+    return np.random.default_rng(0).integers(1, 256, (side, side, 3), np.uint8)
 
 
 @pytest.mark.parametrize("mode", ["constant", "reflect"])
 def test_crops_are_windows_of_the_padded_image_at_every_position(mode):
-    image, padding = np.maximum(noise(12, 12), 1), 4
+    image, padding = without_black(), 4
     crop = functools.partial(geometry.pad_and_crop, padding=padding, mode=mode)
-    cropped = one_by_one(crop, keys(2000), image)
+    cropped = jax.jit(jax.vmap(crop, (0, None)))(keys(2000), image)
     padded = np.asarray(functional.pad(Image.fromarray(image), padding, 0, mode))
     windows = np.lib.stride_tricks.sliding_window_view(padded, image.shape)
     windows = windows.reshape(81, *image.shape)
     position = {window.tobytes(): n for n, window in enumerate(windows)}
-    drawn = [position[one.tobytes()] for one in cropped]
+    drawn = [position[one.tobytes()] for one in np.asarray(cropped)]
     counts = np.bincount(drawn, minlength=81)
     expected = 2000 / 81
     # chi2 of 80 degrees of freedom: p ~ 4e-4
@@ -33,8 +41,9 @@ def test_crops_are_windows_of_the_padded_image_at_every_position(mode):
 
 
 def test_every_second_image_is_mirrored():
-    image = np.maximum(noise(12, 12), 1)
-    flipped = one_by_one(geometry.horizontal_flip, keys(2000), image)
+    image = without_black()
+    flip = jax.jit(jax.vmap(geometry.horizontal_flip, (0, None)))
+    flipped = np.asarray(flip(keys(2000), image))
     mirrored = (flipped == image[:, ::-1]).all(axis=(1, 2, 3))
     kept = (flipped == image).all(axis=(1, 2, 3))
     assert (mirrored ^ kept).all()
@@ -43,8 +52,25 @@ def test_every_second_image_is_mirrored():
 
 # Warps. -----------------------------------------------------------------------------
 
-on_sizes = pytest.mark.parametrize(("height", "width"), [(24, 37), (224, 224)])
+on_sizes = pytest.mark.parametrize(
+    ("height", "width"), [(32, 32), (24, 37), (224, 224)]
+)
 interpolated = pytest.mark.parametrize("interpolation", geometry.INTERPOLATIONS)
+
+
+def pictures(height, width):
+    """uint8 [3, height, width, 3]: smooth, noise, and noise of the hardest edges."""
+    random = np.random.default_rng(0)
+    size = (height, width, 3)
+    y, x = np.mgrid[:height, :width]
+    waves = [np.sin(x / 9 + y / 14), np.cos(x / 23 - y / 6), np.sin(x * y / 400)]
+    return np.stack(
+        [
+            127.5 + 127.5 * np.stack(waves, axis=-1),
+            random.integers(0, 256, size),
+            255 * random.integers(0, 2, size),
+        ]
+    ).astype(np.uint8)
 
 
 def affine_maps(height, width, count):
@@ -102,7 +128,7 @@ def differing(ours, expected, free):
 @on_sizes
 @interpolated
 def test_warp_is_pillows_transform(height, width, interpolation):
-    images = images_of(height, width)
+    images = pictures(height, width)
     maps = affine_maps(height, width, count=6 if height < 100 else 1)
     matrices = np.round(maps * ONE).astype(np.int32)
     method = Image.Resampling[interpolation.upper()]
@@ -131,8 +157,8 @@ def rotations(degrees, height, width):
 @on_sizes
 @interpolated
 def test_warp_is_pillows_rotate(height, width, interpolation):
-    images = images_of(height, width)
-    degrees = [-30, -11.3, -0.05, 0.3, 14.9, 30]
+    images = pictures(height, width)
+    degrees = [-30, -27, -11.3, -0.05, 0.3, 14.9, 28.5, 30]
     matrices = rotations(degrees, height, width)
     method = Image.Resampling[interpolation.upper()]
     warped = warp_all(images, matrices, interpolation)
@@ -148,13 +174,23 @@ def test_warp_is_pillows_rotate(height, width, interpolation):
     assert np.mean(shares) < 0.01
 
 
+@on_sizes
+@interpolated
+def test_the_identity_changes_nothing(height, width, interpolation):
+    images = pictures(height, width)
+    identity = np.array([[ONE, 0, 0, 0, ONE, 0]], np.int32)
+    for matrices in (identity, rotations([0.0], height, width)):
+        warped = warp_all(images, matrices, interpolation)
+        np.testing.assert_array_equal(warped[0], images)
+
+
 @interpolated
 def test_quarter_turns_and_whole_shifts_only_move_pixels(interpolation):
-    images = images_of(32, 32)
+    images = pictures(32, 32)
     shift = np.array([[ONE, 0, 5 * ONE, 0, ONE, -3 * ONE]], np.int32)
-    matrices = np.concatenate([rotations([0, 90, 180, 270], 32, 32), shift])
+    matrices = np.concatenate([rotations([90, 180, 270], 32, 32), shift])
     *turned, shifted = np.asarray(warp_all(images, matrices, interpolation))
-    for turns, ours in enumerate(turned):
+    for turns, ours in enumerate(turned, start=1):
         np.testing.assert_array_equal(ours, np.rot90(images, turns, axes=(1, 2)))
     np.testing.assert_array_equal(shifted[:, 3:, :-5], images[:, :-3, 5:])
     assert (shifted[:, :3] == FILL).all()

@@ -1,8 +1,8 @@
 """The benchmark of a GPU: what it runs, in the time that it is given."""
 
 import json
+import re
 
-import commands
 import pytest
 from flax.traverse_util import flatten_dict
 
@@ -49,26 +49,20 @@ def test_what_does_not_fit_is_left_out_and_named(clock, tmp_path, capsys):
     assert "gpu_base_224: left out" in capsys.readouterr().out
 
 
-def test_chosen_cases_and_other_ways(clock):
-    chosen = ["gpu_base_224", "gpu_base_224_xla", "gpu_tiny_32_dispatch"]
-    result = gpu.main([f"--cases={','.join(chosen)}", "--batch_size=8"])
-    cases = [found["case"] for found in result["cases"].values()]
-    assert [case["batch_size"] for case in cases] == [8, 8, 8]
+def test_cases_and_batches_are_chosen(clock):
+    result = gpu.main(["--cases=gpu_base_224_plain", "--batch_size=8", "--modes="])
+    [case] = (found["case"] for found in result["cases"].values())
+    assert case["batch_size"] == 8 and not case["augmented"]
+    assert not any(name.startswith("ratio") for name in result)
+
+
+def test_another_way_is_set_beside_what_the_peer_did(clock):
+    result = gpu.main(["--cases=gpu_base_224,gpu_base_224_xla,gpu_tiny_32_dispatch"])
     assert list(result["cases"]["gpu_base_224_xla"]["runs"]) == ["ours"]
-    assert cases[1]["attention"] == "xla"
-    assert cases[2]["steps_per_dispatch"] == 10
-    # What the peer did of the plain case counts for another way of ours.
+    assert result["cases"]["gpu_base_224_xla"]["case"]["attention"] == "xla"
+    assert result["cases"]["gpu_tiny_32_dispatch"]["case"]["steps_per_dispatch"] == 10
     assert result["ratio_gpu_base_224_xla"] == 1.5
     assert "ratio_gpu_tiny_32_dispatch" not in result  # timm was not asked
-
-
-def test_the_run_is_that_of_the_study():
-    command = gpu.study_command("data", epochs=20.0, workdir="runs/gpu")
-    given = commands.config_fields(command)
-    config = flatten_dict(study.get_config("vit").to_dict(), sep=".")
-    assert given.keys() <= config.keys()
-    for field in ("epochs", "schedule.warmup_epochs"):
-        assert float(given[field]) == config[field]
 
 
 @pytest.mark.parametrize("flag", ["--cases=gpu_huge", "--modes=fastest"])
@@ -76,6 +70,16 @@ def test_unknown_names_are_refused(flag, capsys):
     with pytest.raises(SystemExit):
         gpu.main([flag])
     assert f"{flag.partition('=')[0]}: no " in capsys.readouterr().err
+
+
+def test_the_run_is_that_of_the_study():
+    command = gpu.study_command("data", epochs=20.0, workdir="runs/gpu")
+    fields = (re.fullmatch(r"--config\.([\w.]+)=(.*)", part) for part in command)
+    given = {match[1]: match[2] for match in fields if match}
+    config = flatten_dict(study.get_config("vit").to_dict(), sep=".")
+    assert given.keys() <= config.keys()
+    for field in ("epochs", "schedule.warmup_epochs"):
+        assert float(given[field]) == config[field]
 
 
 def test_the_cases_are_the_papers_models_in_half_precision():

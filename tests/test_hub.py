@@ -4,7 +4,6 @@ import os
 import shutil
 import subprocess
 import sys
-import types
 from pathlib import Path
 
 import huggingface_hub
@@ -22,7 +21,9 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 IMAGE = made_sets.encoded(np.zeros((4, 4, 3), np.uint8))
 
 
-pytestmark = pytest.mark.usefixtures("image_cache")
+@pytest.fixture(autouse=True)
+def _cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 def write(path: Path, rows: int = 4, **columns) -> str:
@@ -41,8 +42,11 @@ def write(path: Path, rows: int = 4, **columns) -> str:
     [
         (["data/train-00000-of-00002", "data/train-00001-of-00002",
           "data/validation-00000-of-00001-9f3a"], {"train": 2, "val": 1}),
+        (["plain_text/train-00000-of-00001", "plain_text/test-00000-of-00001"],
+         {"train": 1, "test": 1}),
         (["train/0000", "train/0001", "validation/0000"], {"train": 2, "val": 1}),
         (["my_train_file_1", "my-dev-file"], {"train": 1, "val": 1}),
+        (["a", "b"], {"train": 2}),
         (["data/train-00000-of-00001", "data/unsupervised-00000-of-00001"],
          {"train": 1, "unsupervised": 1}),
     ],
@@ -80,6 +84,7 @@ FINE = {"fine_label": [0, 1, 2, 0], "coarse_label": [1, 1, 0, 1], "label": None}
 @pytest.mark.parametrize(
     ("columns", "options", "labels", "names"),
     [
+        ({}, "", [0, 1, 0, 1], ("0", "1")),
         ({"img": [IMAGE] * 4, "image": None}, "", [0, 1, 0, 1], ("0", "1")),
         (FINE, "", [0, 1, 2, 0], ("0", "1", "2")),
         (FINE, ",label=coarse_label", [1, 1, 0, 1], ("0", "1")),
@@ -87,9 +92,11 @@ FINE = {"fine_label": [0, 1, 2, 0], "coarse_label": [1, 1, 0, 1], "label": None}
         ({"label": pa.array(["b", "a", "b", "a"]).dictionary_encode()}, "",
          [1, 0, 1, 0], ("a", "b")),
         ({"label": [True, False, True, True]}, "", [1, 0, 1, 1], ("0", "1")),
+        ({"thumbnail": [b""] * 4, "id": [5, 6, 7, 8]}, "", [0, 1, 0, 1], ("0", "1")),
         ({"photo": [IMAGE] * 4, "image": None, "other": [b""] * 4}, ",image=photo",
          [0, 1, 0, 1], ("0", "1")),
     ],
+    ids=["label", "img", "fine", "coarse", "str", "dictionary", "bool", "more", "given"]
 )  # fmt: skip
 def test_columns_are_found_or_given(tmp_path, columns, options, labels, names):
     source = sources.load(
@@ -101,15 +108,22 @@ def test_columns_are_found_or_given(tmp_path, columns, options, labels, names):
     assert source[0]["image"].shape == (4, 4, 3)
 
 
+def test_class_names_are_those_that_datasets_wrote(tmp_path):
+    made_sets.parquet(tmp_path / "train.parquet", names=("a", "b", "c", "d", "e"))
+    assert sources.load(f"hf:{tmp_path}", "train").class_names == tuple("abcde")
+
+
 @pytest.mark.parametrize(
     ("columns", "options", "says"),
     [
         ({"image": None}, "", r"no image column that.*,image=COL.*label \("),
         ({"label": None, "id": [1] * 4}, "", r"no label column .*label=COL.*id \(int"),
+        ({}, ",label=kind", r"no label column 'kind' .*image \(bin.*label \(int"),
         ({"image": [1] * 4}, "", r"no image column .*expected bytes.*image \(int64\)"),
         ({"label": [0, 1, None, 0]}, "", r"train.parquet, row 2 has no label in 'la"),
         ({"image": [IMAGE, None, IMAGE, IMAGE]}, "", r"row 1 has no bytes in 'image'"),
         ({"label": [0, -1, 1, 0]}, "", r"row 1 has label -1, expected 0 \.\. 1"),
+        ({"label": [0] * 4}, "", r"1 classes \(0\); at least two"),
         ({"label": [f"a photo of {n}" for n in range(200)], "rows": 200}, "",
          "200 different labels on 200 images.*look like texts.*label=NAME"),
         ({}, ",colour=red", r"expected hf:org/name.*,config=.*,revision="),
@@ -140,12 +154,13 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
             sources.load(name, "train", data_dir=str(tmp_path / "file/x"))
 
 
-@pytest.mark.parametrize("left", [0, -9])
+@pytest.mark.parametrize("left", [0, 100, -9])
 def test_a_file_cut_short_is_named(tmp_path, left):
     path = made_sets.parquet(tmp_path / "set/train.parquet")
     path.write_bytes(path.read_bytes()[:left])
-    says = rf"{path} is damaged, cut short or no Parquet"
-    with pytest.raises(InputError, match=says):
+    with pytest.raises(
+        InputError, match=rf"{path} is damaged, cut short or no Parquet"
+    ):
         sources.load(f"hf:{tmp_path}/set", "train")
 
 
@@ -165,10 +180,14 @@ def test_a_damaged_image_is_named_by_its_row(tmp_path):
 def fake(monkeypatch, tmp_path):
     """A Hub that has one data set, `org/set`, under `tmp_path / "remote"`.
 
-    Its branches are folders there. `fail` is raised by the calls that it names, and
-    `taken` are the files that were downloaded.
+    Its branches are folders there. `fail` is raised by the calls that it names.
     """
-    hub = types.SimpleNamespace(fail={}, taken=[])
+
+    class Fake:
+        fail: dict = {}  # noqa: RUF012
+        taken: list = []  # noqa: RUF012
+
+    Fake.fail, Fake.taken = {}, []
 
     def at(place, revision):
         assert place == "org/set"
@@ -179,8 +198,8 @@ def fake(monkeypatch, tmp_path):
 
     def list_repo_files(self, place, repo_type, revision):
         assert repo_type == "dataset"
-        if "list" in hub.fail:
-            raise hub.fail["list"]
+        if "list" in Fake.fail:
+            raise Fake.fail["list"]
         root = at(place, revision)
         return [str(p.relative_to(root)) for p in root.rglob("*") if p.is_file()]
 
@@ -188,13 +207,13 @@ def fake(monkeypatch, tmp_path):
         place, repo_type, revision, allow_patterns, local_files_only=False
     ):
         assert repo_type == "dataset"
-        if "download" in hub.fail:
-            raise hub.fail["download"]
+        if "download" in Fake.fail:
+            raise Fake.fail["download"]
         root = tmp_path / "snapshot"
         if local_files_only and not root.exists():
             raise error(errors.LocalEntryNotFoundError)
         for file in allow_patterns:
-            hub.taken.append(file)
+            Fake.taken.append(file)
             (root / file).parent.mkdir(parents=True, exist_ok=True)
             if not (root / file).exists():
                 shutil.copy2(at(place, revision) / file, root / file)
@@ -202,7 +221,7 @@ def fake(monkeypatch, tmp_path):
 
     monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", list_repo_files)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    return hub
+    return Fake
 
 
 def error(kind):
@@ -268,12 +287,19 @@ def test_without_the_package_it_is_said_what_to_install(monkeypatch):
 
 def test_the_library_itself_says_the_same(tmp_path):
     """What is faked above is of one version: here is the one that is installed."""
-    script = "from deit_jax.data import sources; sources.load('hf:org/set', 'train')"
+    script = (
+        "from deit_jax.data import sources\n"
+        "try: sources.load('hf:org/set', 'train')\n"
+        "except ValueError as error: print(type(error).__name__, error)"
+    )
     offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
     result = subprocess.run(
         [sys.executable, "-c", script],
         capture_output=True,
         text=True,
         env=os.environ | offline | {"PYTHONPATH": str(REPOSITORY)},
+        check=False,
     )
-    assert "InputError: hf:org/set cannot be downloaded, and is n" in result.stderr
+    assert result.stdout.startswith(
+        "InputError hf:org/set cannot be downloaded, and is not whole in the Hub's c"
+    ), result.stderr

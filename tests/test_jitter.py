@@ -6,24 +6,43 @@ import itertools
 import jax
 import numpy as np
 import pytest
-from augmentation import LEAST_P, POINTS, bits_of, keys, one_by_one
 from PIL import Image, ImageFilter, ImageOps
 from scipy import stats
 from torchvision import transforms
 from torchvision.transforms import functional
 
 from deit_jax.data.augment import jitter
-from deit_jax.data.augment.fixed import FACTOR, QUANTILE_BITS
+from deit_jax.data.augment.fixed import FACTOR, QUANTILE_BITS, QUANTILES
 
 NAMES = ("brightness", "contrast", "saturation", "hue")
 STRENGTHS = (0.3, 0.4, 0.2, 0.05)
+LEAST_P = 1e-4  # of tests of frequencies; the seeds do not change
+POINTS = (np.arange(QUANTILES) + 0.5) / QUANTILES
 
 
-def image_of_blocks(height=12, width=16):
+def picture(height=12, width=16):
     random = np.random.default_rng(0)
     colours = random.integers(0, 256, (3, 4, 3))
     blocks = np.kron(colours, np.ones((height // 3, width // 4, 1)))
     return (blocks + random.normal(0, 20, blocks.shape)).clip(0, 255).astype(np.uint8)
+
+
+def keys(count):
+    return jax.random.split(jax.random.key(0), count)
+
+
+def changed(change, some_keys, image):
+    """uint8 [keys, h, w, 3]"""
+    return np.asarray(
+        jax.jit(lambda many: jax.lax.map(lambda key: change(key, image), many))(
+            some_keys
+        )
+    )
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def bits_of(some_keys, words):
+    return jax.vmap(lambda key: jax.random.bits(key, (words,)))(some_keys)
 
 
 @pytest.mark.parametrize("strength", [0.05, 0.4, 1.0])
@@ -50,7 +69,7 @@ def drawn_by(some_keys, strengths):
     active = [n for n, strength in enumerate(strengths) if strength]
     orders = list(itertools.permutations(active))
     tables = [jitter.factor_table(*x) for x in zip(NAMES, strengths, strict=True)]
-    for bits in bits_of(some_keys, 5):
+    for bits in np.asarray(bits_of(some_keys, 5)):
         order = orders[int(bits[4] >> 16) * len(orders) >> 16]
         factors = [
             int(table[row >> 32 - QUANTILE_BITS])
@@ -68,11 +87,12 @@ def drawn_by(some_keys, strengths):
         STRENGTHS,
         (0.3, 0.3, 0.3, 0.0),  # DeiT III
         (0.0, 0.4, 0.0, 0.1),
+        (0.0, 0.0, 1.0, 0.0),
     ],
 )
 def test_color_jitter_is_torchvisions_in_the_order_drawn(strengths):
-    image, some_keys = image_of_blocks(), keys(300)
-    ours = one_by_one(
+    image, some_keys = picture(), keys(300)
+    ours = changed(
         functools.partial(jitter.color_jitter, strengths=strengths), some_keys, image
     )
     for one, operations in zip(ours, drawn_by(some_keys, strengths), strict=True):
@@ -84,23 +104,26 @@ def test_color_jitter_is_torchvisions_in_the_order_drawn(strengths):
 
 
 def test_no_strength_changes_nothing():
-    image = image_of_blocks()
+    image = picture()
     assert jitter.color_jitter(jax.random.key(0), image, (0.0,) * 4) is image
 
 
 def test_every_order_of_the_four_is_drawn():
-    drawn = drawn_by(keys(2000), STRENGTHS)
-    assert len({tuple(name for name, _ in each) for each in drawn}) == 24
+    orders = {
+        tuple(name for name, _ in operations)
+        for operations in drawn_by(keys(2000), STRENGTHS)
+    }
+    assert len(orders) == 24
 
 
 def test_three_augment_is_pillows_and_each_third_as_frequent():
-    image, some_keys = image_of_blocks(), keys(3000)
-    ours = one_by_one(jitter.three_augment, some_keys, image)
+    image, some_keys = picture(), keys(3000)
+    ours = changed(jitter.three_augment, some_keys, image)
     pillow = Image.fromarray(image)
     grey = functional.rgb_to_grayscale(pillow, num_output_channels=3)
     solarized = ImageOps.solarize(pillow, 128)
     counts, radii = np.zeros(3), []
-    for one, bits in zip(ours, bits_of(some_keys, 2), strict=True):
+    for one, bits in zip(ours, np.asarray(bits_of(some_keys, 2)), strict=True):
         choice = int(bits[0] >> 16) * 3 >> 16
         counts[choice] += 1
         expected = (grey, solarized)[choice] if choice < 2 else None
@@ -113,9 +136,15 @@ def test_three_augment_is_pillows_and_each_third_as_frequent():
     assert stats.kstest(radii, stats.uniform(0.1, 1.9).cdf).pvalue > LEAST_P
 
 
-def test_images_at_once_are_the_same_as_one_by_one():
+@pytest.mark.parametrize(
+    "change",
+    [
+        functools.partial(jitter.color_jitter, strengths=(0.0, 0.4, 0.0, 0.1)),
+        jitter.three_augment,
+    ],
+)
+def test_images_at_once_are_the_same_as_one_by_one(change):
     # All branches computed and one taken, as on accelerators.
-    image, some_keys = image_of_blocks(), keys(100)
-    at_once = jax.jit(jax.vmap(lambda key: jitter.three_augment(key, image)))(some_keys)
-    alone = one_by_one(jitter.three_augment, some_keys, image)
-    np.testing.assert_array_equal(at_once, alone)
+    image, some_keys = picture(), keys(100)
+    at_once = jax.jit(jax.vmap(lambda key: change(key, image)))(some_keys)
+    np.testing.assert_array_equal(at_once, changed(change, some_keys, image))

@@ -34,17 +34,24 @@ def load(root: Path, split: str):
 @pytest.mark.parametrize(
     ("folders", "split", "taken"),
     [
+        (both("train", "valid", "test"), "val", "valid"),
         (both("train", "valid", "test"), "valid[:2]", "valid"),
+        (both("train", "validation"), "val", "validation"),
         (both("train", "dev"), "test", "dev"),
+        (both("train", "eval"), "val", "eval"),
+        (both("train", "val"), "validation", "val"),
         (both("train", "val", "valid"), "val", "val"),
         (both("train", "val", "valid"), "valid", "valid"),
         (both("TRAIN", "TEST"), "val", "TEST"),
         (both("train", "Train"), "train", "train"),
+        (both("Training", "Testing"), "train", "Training"),
         (both("training_set", "test_set"), "test", "test_set"),
         (both("pets/train", "pets/val"), "val", "pets/val"),
         (both("a/b/Train", "a/b/Valid", "__MACOSX/a/b/Train"), "val", "a/b/Valid"),
         ([*both("pets/train", "pets/val"), "docs"], "train", "pets/train"),
+        (both("train/train", "test/images"), "train", "train/train"),
         (both("train/train", "test/images"), "val", "test/images"),
+        ([*CLASSES], "train", ""),
         ([*CLASSES], "train[50%:]", ""),
         (["pets/cats", "pets/dogs"], "train", "pets"),
         (both("train", "val", classes=("0", "10", "2")), "val", "val"),
@@ -76,9 +83,15 @@ def test_a_split_that_is_given_stands_for_its_data_set(tmp_path, given):
 @pytest.mark.parametrize(
     ("folders", "split", "says"),
     [
+        ([*CLASSES], "val", f"found there: cats/, dogs/.*neither val nor test{SLICE}"),
         (both("train"), "val", f"found there: train/.*neither val nor test{SLICE}"),
         (both("val", "test"), "train", f"no folder named train.*test/, val/.*{SLICE}"),
         (both("a/train", "b/train"), "train", "several data sets: give one of folder:"),
+        (
+            [*both("train"), "test"],
+            "test",
+            f"not the classes of .*found there: 3 files{SLICE}",
+        ),
         (
             [*both("train"), "test/images"],
             "val",
@@ -95,8 +108,11 @@ def test_what_was_found_and_what_would_work_is_said(tmp_path, folders, split, sa
     assert not {"mv", "move", "rm", "delete"} & set(str(raised.value).lower().split())
 
 
-def test_names_that_look_the_same_are_the_same(tmp_path):
-    root = make(tmp_path, f"train/{NFC}", "train/dogs", f"val/ {NFD}  ", "val/dogs")
+@pytest.mark.parametrize(
+    "theirs", [NFD, f"{NFC} ", f" {NFD}  "], ids=["nfd", "blank", "both"]
+)
+def test_names_that_look_the_same_are_the_same(tmp_path, theirs):
+    root = make(tmp_path, f"train/{NFC}", "train/dogs", f"val/{theirs}", "val/dogs")
     for split in ("train", "val"):
         source = load(root, split)
         assert source.class_names == (NFC, "dogs")
@@ -109,8 +125,10 @@ def test_folders_of_one_name_are_one_class(tmp_path):
     source = load(root, "train")
     assert source.class_names == (NFC, "dogs")
     assert sorted(source.labels) == [0] * 9 + [1] * 3
-    [note] = source.notes
-    assert note.endswith(f"are one class, {NFC}")
+    assert source.notes == (
+        f"{root / 'train'}: the folders 'cafe\\u0301', 'caf\\xe9', 'caf\\xe9 ' are one "
+        f"class, {NFC}",
+    )
 
 
 @pytest.mark.parametrize("folder", [True, False], ids=["empty", "missing"])

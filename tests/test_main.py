@@ -60,14 +60,15 @@ def test_the_printed_commands_make_a_cache_for_this_very_run(monkeypatch):
 
 PLANNED = "Dry run: nothing was trained"
 ENVIRONMENTS = {
-    "no home, a C locale": (
-        {"HOME": None, "LC_ALL": "C", "PYTHONUTF8": "0"},
+    "no home": ({"HOME": None}, [], 0, PLANNED),
+    "no GPU": ({"JAX_PLATFORMS": "cuda"}, [], 2, "no device for JAX_PLATFORMS=cuda"),
+    "a misspelt device": ({"JAX_PLATFORMS": "cpuu"}, [], 2, "JAX_PLATFORMS=cpuu"),
+    "a C locale": (
+        {"LC_ALL": "C", "PYTHONUTF8": "0"},
         ["--workdir=Ünïcode"],
         0,
         PLANNED,
     ),
-    "no GPU": ({"JAX_PLATFORMS": "cuda"}, [], 2, "no device for JAX_PLATFORMS=cuda"),
-    "a misspelt device": ({"JAX_PLATFORMS": "cpuu"}, [], 2, "JAX_PLATFORMS=cpuu"),
     "a home in a path": (
         {"HOME": "/nowhere"},
         ["--config.distillation.logits_dir=~/logits"],
@@ -105,14 +106,16 @@ FEW_FILES = {
         "--workdir={new}",
     ),
     "evaluate": ("--workdir={run}", "--dataset={data}", "--split=val"),
+    "predict": ("--workdir={run}", "{images}"),
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FEW_FILES)
 def test_few_open_files_suffice_or_end_in_one_line(tmp_path, folder, name):
-    places = {"data": folder, "run": tmp_path / "run", "new": tmp_path / "new"}
-    run_directories.make(places["run"], class_names=("bright", "dark"))
+    run_directories.make(tmp_path / "run", class_names=("bright", "dark"))
+    places = {"data": folder, "images": folder[7:], "new": tmp_path / "new"}
+    places["run"] = tmp_path / "run"
     words = [word.format(**places) for word in FEW_FILES[name]]
     done = commands.run(f"deit_jax.{name}", *words, shell="ulimit -n 24; exec {}")
     limit = "error: too many open files: raise the limit, e.g. ulimit -n 1024"

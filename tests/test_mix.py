@@ -5,7 +5,6 @@ import functools
 import jax
 import numpy as np
 import pytest
-from augmentation import LEAST_P, bits_of, keys, noise
 from scipy import stats
 from timm.data import mixup as timms
 
@@ -15,18 +14,24 @@ from deit_jax.data.augment.mix import LAMBDA
 
 SETTINGS = {"mixup": 0.8, "cutmix": 1.0, "probability": 1.0, "switch_probability": 0.5}
 COUNT = 10_000
+LEAST_P = 1e-4  # of tests of frequencies; the seeds do not change
+
+
+@functools.cache
+def keys():
+    return jax.random.split(jax.random.key(0), COUNT)
 
 
 def draws(size=32, **changes):
     """A `Mix` of arrays [COUNT, ...]."""
     draw = functools.partial(mix.draw, size=size, **(SETTINGS | changes))
-    return mix.Mix(*map(np.asarray, jax.jit(jax.vmap(draw))(keys(COUNT))))
+    return mix.Mix(*map(np.asarray, jax.jit(jax.vmap(draw))(keys())))
 
 
 @functools.cache
 def bits():
     """uint32 [COUNT, 6], as `draw` takes them from a key."""
-    return bits_of(keys(COUNT), 6)
+    return np.asarray(jax.vmap(lambda key: jax.random.bits(key, (6,)))(keys()))
 
 
 def is_cut(drawn):
@@ -44,7 +49,12 @@ def apply_all(image, partner, drawn):
     return jax.lax.map(lambda one: mix.apply(image, partner, one), drawn)
 
 
-@pytest.mark.parametrize("alpha", [0.8, 1.0, 0.2])
+def noise(size, seed):
+    pixels = np.random.default_rng(seed).integers(0, 256, (size, size, 3))
+    return pixels.astype(np.uint8)
+
+
+@pytest.mark.parametrize("alpha", [0.8, 1.0, 0.2, 5.0])
 def test_the_table_of_lambda_is_the_beta_distribution(alpha):
     table = mix.beta_table(alpha)
     assert table.shape == (QUANTILES,)
@@ -54,7 +64,14 @@ def test_the_table_of_lambda_is_the_beta_distribution(alpha):
     assert np.abs(cumulated - exact).max() <= 0.5 / QUANTILES + 1e-9
 
 
-@pytest.mark.parametrize("size", [32, 225])
+def test_lambda_of_mixup_is_drawn_from_the_table():
+    share = draws(cutmix=0.0).share
+    counts = np.bincount(share, minlength=LAMBDA + 1)
+    expected = np.bincount(mix.beta_table(0.8), minlength=LAMBDA + 1)
+    assert stats.chisquare(counts, expected * COUNT / QUANTILES).pvalue > LEAST_P
+
+
+@pytest.mark.parametrize("size", [32, 224, 225])
 def test_boxes_are_timms(size, monkeypatch):
     box = draws(size, mixup=0.0).box
     lambda_ = lambdas(3, 1.0) / LAMBDA
@@ -69,8 +86,8 @@ def test_boxes_are_timms(size, monkeypatch):
     expected = np.concatenate([top_left, top_left + side[:, None] // 2 * 2], axis=1)
     np.testing.assert_array_equal(box, expected.clip(0, size))
 
-    even = np.flatnonzero(side % 2 == 0)[:300]
-    assert len(even) == 300
+    even = np.flatnonzero(side % 2 == 0)[:2000]
+    assert len(even) == 2000
     for n in even:
         drawn = iter(centres[n])
         monkeypatch.setattr(np.random, "randint", lambda *_, size, it=drawn: next(it))
@@ -80,7 +97,7 @@ def test_boxes_are_timms(size, monkeypatch):
 
 @pytest.mark.parametrize(
     ("probability", "switch_probability"),
-    [(1.0, 0.0), (1.0, 1.0), (0.0, 0.5), (0.6, 0.3)],
+    [(1.0, 0.0), (1.0, 0.5), (1.0, 1.0), (0.0, 0.5), (0.3, 0.5), (0.6, 0.3)],
 )
 def test_how_often_it_is_mixup_and_how_often_cutmix(probability, switch_probability):
     drawn = draws(64, probability=probability, switch_probability=switch_probability)
@@ -101,10 +118,7 @@ def test_how_often_it_is_mixup_and_how_often_cutmix(probability, switch_probabil
 def test_with_one_of_the_two_on_only_that_one_happens():
     only_mixup = draws(cutmix=0.0, switch_probability=0.9)
     assert not is_cut(only_mixup).any()
-    # Lambda is drawn from the table.
-    counts = np.bincount(only_mixup.share, minlength=LAMBDA + 1)
-    expected = np.bincount(mix.beta_table(0.8), minlength=LAMBDA + 1)
-    assert stats.chisquare(counts, expected * COUNT / QUANTILES).pvalue > LEAST_P
+    assert (only_mixup.share < LAMBDA).mean() > 0.9
     only_cutmix = draws(mixup=0.0, switch_probability=0.1)
     assert is_cut(only_cutmix).mean() > 0.9
     assert (only_cutmix.share == LAMBDA).all()
@@ -114,7 +128,7 @@ def test_with_one_of_the_two_on_only_that_one_happens():
     assert (neither.box == 0).all()
 
 
-@pytest.mark.parametrize("size", [32, 225])  # even and odd
+@pytest.mark.parametrize("size", [32, 225])
 def test_the_weight_is_the_share_of_the_pixels(size):
     drawn = draws(size)
     top, left, bottom, right = drawn.box.T
@@ -124,9 +138,9 @@ def test_the_weight_is_the_share_of_the_pixels(size):
     np.testing.assert_allclose(drawn.weight, expected, rtol=2**-22, atol=0)
 
     # Of white in black, and of black in white: what is left is the partner's label's.
-    some = mix.Mix(*(part[:100] for part in drawn))
-    white = np.full((size, size, 3), 255, np.uint8)
-    black = np.zeros_like(white)
+    some = mix.Mix(*(part[:300] for part in drawn))
+    white, black = np.full((size, size, 3), 255, np.uint8), np.zeros((size, size, 3))
+    black = black.astype(np.uint8)
     own = np.asarray(apply_all(white, black, some)).mean((1, 2, 3)) / 255
     partners = np.asarray(apply_all(black, white, some)).mean((1, 2, 3)) / 255
     np.testing.assert_allclose(own, some.weight, rtol=0, atol=0.5 / 255)
@@ -136,7 +150,7 @@ def test_the_weight_is_the_share_of_the_pixels(size):
 
 def test_partners_are_mixed_with_the_same_lambda_and_box():
     size = 32
-    a, b = noise(size, size), noise(size, size, seed=1)
+    a, b = noise(size, 0), noise(size, 1)
     drawn = mix.Mix(*(part[:200] for part in draws(size)))
     mixed_a = np.asarray(apply_all(a, b, drawn))
     mixed_b = np.asarray(apply_all(b, a, drawn))
@@ -155,3 +169,17 @@ def test_partners_are_mixed_with_the_same_lambda_and_box():
             )
         np.testing.assert_array_equal(mixed_a[n], expected_a)
         np.testing.assert_array_equal(mixed_b[n], expected_b)
+
+
+def test_mixup_rounds_exactly():
+    # Every level with every level.
+    own, other = np.meshgrid(np.arange(256), np.arange(256))
+    own, other = (np.repeat(x[..., None], 3, axis=2) for x in (own, other))
+    shares = np.unique([*range(0, LAMBDA, 5), 1, 128, 255, LAMBDA]).astype(np.int32)
+    drawn = mix.Mix(
+        shares, np.zeros((len(shares), 4), np.int32), shares.astype(np.float32)
+    )
+    mixed = apply_all(own.astype(np.uint8), other.astype(np.uint8), drawn)
+    for share, image in zip(shares.tolist(), np.asarray(mixed), strict=True):
+        exact = (share * own + (LAMBDA - share) * other) / LAMBDA
+        np.testing.assert_array_equal(image, np.floor(exact + 0.5))

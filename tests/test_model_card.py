@@ -18,24 +18,36 @@ CARD = model_card.ModelCard(
 )
 
 
-def test_is_read_as_it_was_written_now_or_by_an_older_version(tmp_path):
+def test_is_read_as_it_was_written(tmp_path):
     model_card.write(tmp_path, CARD)
     assert model_card.read(tmp_path) == CARD
+
+
+def test_a_card_of_an_older_version_reads_the_token(tmp_path):
     fields = dataclasses.asdict(CARD)
     del fields["pool"]
     (tmp_path / "model.json").write_text(json.dumps(fields))
     assert model_card.read(tmp_path) == CARD
 
 
+def test_makes_the_model():
+    model = CARD.create_model()
+    assert (model.num_classes, model.image_size) == (2, 32)
+    assert model.heads == ("class", "distill")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ({"variant": "deit_huge"}, "unknown model variant 'deit_huge'"),
+        ({"variant": 3}, "variant is int, expected str"),
         ({"image_size": 33}, "not a positive multiple of the patch size"),
         ({"class_names": "ab"}, "class_names is no list"),
         ({"mean": [0, 0, "0"]}, r"mean[2] is str, expected float"),
+        ({"dtype": "float8"}, "unknown dtype"),
         ({"pool": "max"}, "unknown pool 'max'"),
         ({"format": "onnx"}, "An exported model is read by its own predict.py"),
+        ("", "Expecting value"),
         ("{", "Expecting property name"),
         ("null", "it is no object"),
     ],

@@ -98,9 +98,8 @@ def test_decay_mask_leaves_out_vectors_tokens_and_positions():
 
 
 def random_tree(seed):
-    """Parameters of a model with one block."""
     model = variants.create("deit_nano_distilled_patch8_32", num_classes=10)
-    random, model = np.random.default_rng(seed), model.clone(depth=1)
+    random = np.random.default_rng(seed)
     return jax.tree.map(
         lambda x: random.normal(size=x.shape).astype("f4"), abstract_params(model)
     )
@@ -171,6 +170,7 @@ def test_muon_is_refused_where_no_matrix_is_trained():
     [
         ("deit_tiny_distilled_patch16_224", "token"),
         ("vit_tiny_patch16_224", "mean"),
+        ("deit3_small_patch16_224", "token"),
     ],
 )
 def test_layer_scales_are_timms(variant, pool):
@@ -198,31 +198,35 @@ LAYERS = ["cls_token", "patch_embed", "blocks_0", "blocks_1", "norm", "head"]
 
 
 @pytest.mark.parametrize(
-    ("name", "clip_norm", "torchs"),
+    "settings",
     [
-        ("sgd", 1.0, functools.partial(torch.optim.SGD, momentum=0.9, nesterov=True)),
-        ("lamb", 0.0, functools.partial(Lamb, max_grad_norm=None)),
+        {"name": "adamw", "weight_decay": 0.5},
+        {"name": "sgd", "weight_decay": 0.5, "clip_norm": 1.0},
+        {"name": "lamb", "weight_decay": 0.5},
     ],
+    ids=lambda settings: settings["name"],
 )
-def test_layer_decay_multiplies_the_learning_rate_of_each_layer(
-    name, clip_norm, torchs
-):
+def test_layer_decay_multiplies_the_learning_rate_of_each_layer(settings):
     """As timm does: a group of torch's optimizer for each layer, with its own rate."""
     leaves = parameters(*((name, 3) for name in LAYERS))
     leaves["cls_token"] = leaves["cls_token"]["kernel"]
-    scales = (1 / 8, 1 / 8, 1 / 4, 1 / 2, 1 / 2, 1)
+    scales = dict(zip(LAYERS, (1 / 8, 1 / 8, 1 / 4, 1 / 2, 1 / 2, 1), strict=True))
     groups = [
         {
-            "params": jax.tree.leaves(leaves[layer]),
-            "lr": 0.01 * scale,
-            "weight_decay": 0 if layer == "cls_token" else 0.5,
+            "params": jax.tree.leaves(leaves[name]),
+            "lr": 0.01 * scales[name],
+            "weight_decay": 0 if name == "cls_token" else settings["weight_decay"],
         }
-        for layer, scale in zip(LAYERS, scales, strict=True)
+        for name in LAYERS
     ]
-    created = optimizer.create(
-        name, 0.01, weight_decay=0.5, layer_decay=0.5, clip_norm=clip_norm
-    )
-    assert_same_steps(created, torchs(groups), leaves, steps=5, clip_norm=clip_norm)
+    reference = {
+        "adamw": torch.optim.AdamW,
+        "sgd": functools.partial(torch.optim.SGD, momentum=0.9, nesterov=True),
+        "lamb": functools.partial(Lamb, max_grad_norm=None),
+    }[settings["name"]](groups)
+    created = optimizer.create(learning_rate=0.01, layer_decay=0.5, **settings)
+    clip_norm = settings.get("clip_norm", 0.0)
+    assert_same_steps(created, reference, leaves, steps=5, clip_norm=clip_norm)
 
 
 def test_learning_rate_scales_with_the_batch():

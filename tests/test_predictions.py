@@ -35,6 +35,11 @@ def test_what_is_read_gives_the_metrics_again(tmp_path, monkeypatch, kept):
             np.testing.assert_array_equal(one.confidence, one.scores.max(axis=1))
 
 
+def test_the_file_of_cifar_10_has_less_than_a_megabyte(tmp_path):
+    predictions.write(tmp_path, *made(10_000, 10), fingerprint="abc")
+    assert (tmp_path / predictions.PREDICTIONS).stat().st_size < 1e6
+
+
 def test_of_imagenet_only_columns_are_kept(tmp_path):
     logits, labels = made(1001, 1000)
     predictions.write(tmp_path, logits, labels, fingerprint="abc")
@@ -49,7 +54,7 @@ def test_a_model_that_gives_nan_leaves_none(tmp_path):
     assert predictions.read(tmp_path) is None
 
 
-@pytest.mark.parametrize("damage", ["cut", "text", "other arrays", "folder"])
+@pytest.mark.parametrize("damage", ["empty", "cut", "text", "other arrays", "folder"])
 def test_a_damaged_file_is_refused(tmp_path, damage):
     path = tmp_path / predictions.PREDICTIONS
     predictions.write(tmp_path, *made(), fingerprint="abc")
@@ -61,6 +66,6 @@ def test_a_damaged_file_is_refused(tmp_path, damage):
         np.savez(path, labels=np.arange(3))
     else:
         cut = content[: len(content) // 2]
-        path.write_bytes({"cut": cut, "text": b"abc"}[damage])
+        path.write_bytes({"empty": b"", "cut": cut, "text": b"abc"}[damage])
     with pytest.raises(ValueError, match=r"no file of predictions|no regular file"):
         predictions.read(tmp_path)

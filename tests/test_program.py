@@ -26,6 +26,10 @@ def test_the_first_words_choose_a_command(typed, module, rest):
     ("typed", "message"),
     [
         ("trian --help", "trian: there .* mean deit-jax train. Commands: train, eval"),
+        (
+            "teacher finetun",
+            "teacher finetun: .*deit-jax teacher finetune. Commands: t",
+        ),
         ("teacher", "teacher: .* Commands: teacher finetune, teacher export_logits"),
         ("finetune", "finetune: .* mean deit-jax teacher finetune"),
         ("--workdir=x", "--workdir=x: there is no such command. Commands"),
@@ -36,7 +40,7 @@ def test_another_word_is_refused_with_what_there_is(typed, message):
         start.choose(typed.split())
 
 
-def test_help_and_the_version(monkeypatch, capsys):
+def test_help_has_a_line_for_each_command(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["deit-jax", "--help"])
     with pytest.raises(SystemExit) as exited:
         start.main()
@@ -44,6 +48,9 @@ def test_help_and_the_version(monkeypatch, capsys):
     lines = capsys.readouterr().out.splitlines()
     for name in program.COMMANDS:
         assert any(line.startswith(f"  {name}  ") for line in lines), name
+
+
+def test_the_version(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["deit-jax", "--version"])
     start.main()
     assert capsys.readouterr().out == f"deit_jax {__version__}\n"
@@ -58,6 +65,7 @@ MESSAGE = (
     ("typed", "expected"),
     [
         ("python -m deit_jax.main --config=x", MESSAGE),
+        ("python -c 1", MESSAGE),
         ("python", MESSAGE),
         (
             "python /opt/bin/deit-jax train",

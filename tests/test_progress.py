@@ -64,6 +64,7 @@ def test_an_interval_is_the_mean_of_its_steps(bar, capsys):
 @pytest.mark.parametrize(
     ("total", "log", "shown"),
     [
+        (30, 100, list(range(3, 31, 3))),
         (5, 100, [1, 2, 3, 4, 5]),
         (32, 20, [4, 8, 12, 16, 20, 24, 28, 32]),
         (60, 5, list(range(5, 61, 5))),
@@ -115,6 +116,15 @@ def test_a_skipped_step_is_counted_and_in_no_mean(bar, capsys):
     bar.dispatched(4, metrics(1.0))
     assert bar.interval()["train/skipped"] == 0
     assert "skipped" not in capsys.readouterr().out
+
+
+def test_an_interval_of_skipped_steps_has_no_means(bar):
+    bar.dispatched(1, BROKEN)
+    bar.dispatched(2, BROKEN)
+    values = bar.interval()
+    others = {"train/learning_rate", "train/images_per_sec"}
+    assert values.keys() == {"train/skipped", *others}
+    assert values["train/skipped"] == bar.consecutive_skips == 2
 
 
 @pytest.mark.parametrize(

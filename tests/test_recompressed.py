@@ -28,7 +28,7 @@ def jpeg(images, quality):
     return np.stack([np.asarray(decode.open_rgb(file, "")) for file in files])
 
 
-@pytest.mark.parametrize("quality", [50, 95])
+@pytest.mark.parametrize("quality", [50, 75, 90, 95])
 def test_jpeg_is_noticed(photographs, quality):
     assert recompressed.has_been_jpeg(jpeg(photographs, quality))
 
@@ -46,9 +46,9 @@ def test_other_images_are_not_taken_for_jpeg(photographs, change):
     assert not recompressed.has_been_jpeg(images)
 
 
-@pytest.mark.usefixtures("image_cache")
 @pytest.mark.parametrize("lossy", [True, False])
 def test_a_source_says_so(photographs, tmp_path, lossy, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     images = jpeg(photographs, 75) if lossy else photographs
     labels = np.arange(128) % 4
     monkeypatch.setattr(made_sets, "COUNTS", {"train": 128})

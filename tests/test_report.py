@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from made_runs import group, make, right
+from matplotlib.figure import Figure
 from PIL import Image
 
 from deit_jax.errors import InputError
@@ -144,18 +145,38 @@ def test_the_gap_is_between_an_evaluation_and_the_log_line_before(tmp_path):
     assert learning.gap(run, "loss") == ([8], [0.5])
 
 
+@pytest.mark.parametrize(
+    ("values", "limits"),
+    [
+        ([0.75], (0, 0.825)),
+        ([-0.2], (-0.22, 0)),
+        ([1.0, 0.99999], (0, 1.1)),  # two evaluations that rounding tells apart
+        ([0.0], (0, 1)),
+        ([], (0, 1)),
+        ([0.5, 0.6], (0.495, 0.605)),  # far enough apart: their own range
+    ],
+)
+def test_a_single_evaluation_is_drawn_against_zero(values, limits):
+    axes = Figure().subplots()
+    lines = [figures.Line(0, range(len(values)), values, dashed=True)]
+    figures._plot(axes, lines[0])
+    figures._limit(axes, lines)
+    assert axes.get_ylim() == pytest.approx(limits)
+    # A dashed line has no markers, but a point alone would not be seen without.
+    assert (axes.lines[0].get_marker() == "o") == (len(values) == 1)
+
+
 def test_config_differences_leave_out_seed_and_unset_fields(tmp_path):
-    a, b, c = (
+    each = [
+        {"added": None, "schedule": {"name": "cosine"}},
+        {"ema": {"decay": 0.9}},
+        {},
+    ]
+    made = [
         make(tmp_path / name, right(8, 4), seed=seed, config=config)
-        for seed, (name, config) in enumerate(
-            {
-                "a": {"added": None, "schedule": {"name": "cosine"}},
-                "b": {"ema": {"decay": 0.9}},
-                "c": {},
-            }.items()
-        )
-    )
-    groups = group(a, b, c)
+        for seed, (name, config) in enumerate(zip("abc", each, strict=True))
+    ]
+    groups = group(*made)
     assert [[run.name for run in g.runs] for g in groups] == [["a", "c"], ["b"]]
     assert runs.config_differences(groups) == {"ema.decay": [None, 0.9]}
 
@@ -165,8 +186,10 @@ def test_config_differences_leave_out_seed_and_unset_fields(tmp_path):
     [
         (["deit-seed0", "deit-seed1"], "deit"),
         (["deit_s3", "deit_s12"], "deit"),
+        (["resnet50-1", "resnet50-2"], "resnet50"),
         (["a/0", "a/1"], "a"),
         (["classes3", "classes4"], "classes3"),
+        (["first", "second"], "first"),
         (["deit-7"], "deit-7"),
     ],
 )
@@ -181,12 +204,21 @@ def test_runs_of_one_name_keep_their_paths(tmp_path):
     assert [run.name for run in runs.read([a, b, a])] == [str(a), str(b)]
 
 
+@pytest.mark.parametrize("classes", [2, 15, 16, 100])
+def test_a_confusion_is_an_image_for_tensorboard(classes):
+    matrix = np.eye(classes, dtype=int).tolist()
+    names = [f"$class_{c}" for c in range(classes)]
+    drawn = confusion.image(matrix, names, title="eval/class/confusion")
+    assert drawn.dtype == np.uint8
+    assert drawn.shape == (500, 500, 3)
+    assert (drawn == 255).mean() > 0.2  # the page around
+    assert (drawn < 128).mean() > 0.001  # the diagonal and the letters
+
+
 @pytest.mark.filterwarnings("error:Glyph")
 def test_names_that_the_font_lacks_are_drawn_without_warnings():
     names, matrix = ["猫", "🐶 dog", "$x_1"], np.eye(3)
-    drawn = confusion.image(matrix, names, title="eval/class/confusion")
-    assert (drawn.dtype, drawn.shape) == (np.uint8, (500, 500, 3))
-    assert (drawn < 128).mean() > 0.001  # the diagonal and the letters
+    confusion.image(matrix, names, title="eval/class/confusion")
     figures.confusions([("ラン 🐶", matrix)], names)
     assert readable("猫", 3) == "class 3"
     assert readable("ラン", 0, kind="run") == "run 0"
@@ -264,6 +296,16 @@ def test_what_is_no_run_is_refused(tmp_path, file, content, message):
     assert not (tmp_path / "out").exists()
 
 
+def test_the_scores_of_an_unfinished_run_are_its_newest(tmp_path):
+    rows = [
+        {"step": 1, "eval/class/top1": 0.25, "eval/token_cosine": 1, "train/loss": 1},
+        {"step": 2, "eval/class/top1": 0.5, "eval_ema/class/top1": 0.75},
+    ]
+    run = runs.Run(tmp_path, "a", {}, rows, None)
+    assert run.heads() == {"class": {"top1": 0.5}}
+    assert run.heads("eval_ema") == {"class": {"top1": 0.75}}
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 def test_a_browser_draws_every_image_and_complains_of_nothing(page, tmp_path):
     """A script of the test's own writes into the page what the browser made of it."""
@@ -275,9 +317,19 @@ def test_a_browser_draws_every_image_and_complains_of_nothing(page, tmp_path):
     probed = tmp_path / "probed.html"
     probed.write_text(page.read_text().replace("</body>", probe + "</body>"))
     options = "--headless --no-sandbox --disable-gpu --enable-logging=stderr --dump-dom"
-    options += f" --window-size=1200,900 --user-data-dir={tmp_path / 'profile'}"
-    command = [CHROMIUM, *options.split(), probed.as_uri()]
-    done = subprocess.run(command, text=True, capture_output=True, check=True)
+    profile = f"--user-data-dir={tmp_path / 'profile'}"
+    done = subprocess.run(
+        [
+            CHROMIUM,
+            *options.split(),
+            profile,
+            "--window-size=1200,900",
+            probed.as_uri(),
+        ],
+        text=True,
+        capture_output=True,
+        check=True,
+    )
     assert "CONSOLE" not in done.stderr
     found = json.loads(re.search("<title>(.*)</title>", done.stdout)[1])
     assert len(found["sizes"]) >= 6

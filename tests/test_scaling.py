@@ -5,14 +5,12 @@ import json
 import pytest
 
 from benchmarks import scaling
-from deit_jax.models.variants import VARIANTS
 
 VARIANT = "deit_nano_distilled_patch8_32"
 
 
 @pytest.mark.slow
-def test_two_devices_share_one_gradient(tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(VARIANTS, VARIANT, VARIANTS[VARIANT] | {"depth": 1})
+def test_two_devices_share_one_gradient(tmp_path, capsys):
     path = tmp_path / "scaling.json"
     flags = [f"--variant={VARIANT}", "--batch_size=2", "--no-augmented"]
     scaling.main([*flags, "--devices=1,2", f"--json={path}"])

@@ -58,10 +58,12 @@ def test_the_file_is_the_grid_of_the_config(digits_config, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"images": 0}, "--images=0: expected at least 1."),
         ({"views": 0}, "--views=0: expected at least 1."),
         ({"first_view": -1}, "--first_view=-1: expected at least 0."),
         ({"indices": [1440]}, "no image 1440 in digits train"),
         ({"out": "grid.jpg"}, "grid.jpg: expected a file name that ends in .png"),
+        ({"out": "grid"}, "grid: expected a file name that ends in .png"),
         ({"out": "a_file/grid.png"}, "grid.png cannot be written: .* another --out"),
         ({"out": "a_folder.png"}, "a_folder.png cannot be written: Is a directory"),
     ],

@@ -3,6 +3,7 @@
 import argparse
 import sys
 
+import commands
 import pytest
 from absl import flags
 from ml_collections import config_flags
@@ -64,15 +65,17 @@ def test_what_is_done_is_not_done_again(settings):
 
 
 @pytest.mark.filterwarnings("ignore:the load_module")  # of ml_collections
+@pytest.mark.parametrize("scale", study.VARIANTS)
 @pytest.mark.parametrize("model", study.MODELS)
-def test_a_run_has_the_config_of_its_export(settings, model, monkeypatch):
+def test_a_run_has_the_config_of_its_export(settings, scale, model, monkeypatch):
+    settings.scale = scale
     arguments = ["run", *study.student_flags(settings, model)]
     monkeypatch.setattr(sys, "argv", arguments)  # config_flags looks there too
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", flag_values=values)
     values(arguments)
     run = values.config
-    variant = study.VARIANTS["micro"][model != "vit"]
+    variant = study.VARIANTS[scale][model != "vit"]
     assert run.model.variant == variant
     assert run.dataset.data_dir == "data"
     assert (run.epochs, run.batch_size) == (20, 64)
@@ -94,6 +97,16 @@ def test_the_full_study_has_the_models_of_its_config():
         assert variant == study.VARIANTS["full"][model != "vit"]
 
 
+def test_the_budget_adds_up():
+    text = study.describe(
+        {
+            "export-deit": {"seconds": 60, "bytes": 1e6},
+            "train-vit": {"seconds": 600, "bytes": 2e6},
+        }
+    )
+    assert text.splitlines()[-1].split() == ["all", "11.0", "3.0"]
+
+
 def test_a_command_that_fails_ends_the_study(tmp_path):
     cores = Cores(1)
     good = [sys.executable, "-c", "print('good')"]
@@ -110,3 +123,9 @@ def test_a_trial_gives_what_it_prints_or_ends_the_study():
     assert cores.output([sys.executable, "-c", "print('fast')"]) == "fast\n"
     with pytest.raises(SystemExit, match=r"(?s)slow.*error: failed: "):
         cores.output([sys.executable, "-c", "import sys; sys.exit('slow')"])
+
+
+def test_bad_flags_are_one_message():
+    done = commands.run("experiments.study", "--scale=huge", "--data_dir=x")
+    assert done.returncode == 2
+    assert "invalid choice: 'huge'" in done.stderr

@@ -53,6 +53,11 @@ PROGRAMS = {
         "branch_computations={%inner, %other}",
         {("negate", ""): 64, ("exponential", ""): 64},
     ),
+    "branches by a predicate too": (
+        "  %c = f32[8]{0} conditional(%i, %a, %a), true_computation=%inner, "
+        "false_computation=%other",
+        {("negate", ""): 64, ("exponential", ""): 64},
+    ),
     "a call is what it calls": (
         "  %c = f32[8]{0} call(%a), to_apply=%inner",
         {("negate", ""): 64},
@@ -66,9 +71,8 @@ PROGRAMS = {
         "  %g = f32[2,4]{1,0} bitcast(%a)\n  ROOT %t = (f32[2,4]{1,0}) tuple(%g)",
         {},
     ),
-    "types are written with tiles for TPUs, and may be nested or empty": (
-        "  %s = (f32[8]{0:T(256)S(1)}, (/*index=1*/pred[], f32[0]{0}), token[]) "
-        "sort(%a, %b), dimensions={0}",
+    "types are written with tiles for TPUs": (
+        "  %s = (f32[8]{0:T(256)S(1)}, /*index=1*/pred[]) sort(%a, %b), dimensions={0}",
         {("sort", ""): 33 + 64},
     ),
 }
@@ -77,6 +81,19 @@ PROGRAMS = {
 @pytest.mark.parametrize(("lines", "moved"), PROGRAMS.values(), ids=PROGRAMS)
 def test_traffic_counts_operands_and_results(lines, moved):
     assert targets.traffic(f"HloModule m\n{OTHERS}{lines}\n}}\n") == moved
+
+
+@pytest.mark.parametrize(
+    ("kind", "size"),
+    [
+        ("pred[]", 1),
+        ("bf16[128,3]{1,0:T(8,128)(2,1)}", 768),
+        ("(f32[8,3]{1,0}, (u8[5]{0}, s64[]))", 96 + 5 + 8),
+        ("(f32[0]{0}, token[])", 0),
+    ],
+)
+def test_sizes_of_types(kind, size):
+    assert targets.size(kind) == size
 
 
 def test_collectives_are_counted_with_their_bytes():
@@ -143,29 +160,33 @@ OUT = {
         4096,
     ),
     "no size": ("RESOURCE_EXHAUSTED: Out of memory", float("inf")),
-    "a fault of XLA stays one": ("INTERNAL: a fault of XLA", None),
 }
+
+
+def failing(message):
+    error = jax.errors.JaxRuntimeError(message)
+    return types.SimpleNamespace(compile=mock.Mock(side_effect=error))
 
 
 @pytest.mark.parametrize(("message", "memory"), OUT.values(), ids=OUT)
 def test_a_program_without_memory_says_how_much_it_needs(message, memory):
-    error = jax.errors.JaxRuntimeError(message)
-    program = types.SimpleNamespace(compile=mock.Mock(side_effect=error))
-    kind = targets.OutOfMemory if memory else jax.errors.JaxRuntimeError
-    with pytest.raises(kind) as refused:
-        targets.compile_program(program)
-    assert getattr(refused.value, "memory", None) == memory
+    with pytest.raises(targets.OutOfMemory) as refused:
+        targets.compile_program(failing(message))
+    assert refused.value.memory == memory
 
 
-@pytest.mark.parametrize(
-    ("text", "target"),
-    [("v5e", ("v5e", 1)), ("h100:8", ("h100", 8))]
-    + [(text, None) for text in ("", "h1000", "V5E", "v5e:3", "v5e:x", "v5e:4:4")],
-)
-def test_targets_are_named_with_their_chips(text, target):
-    if target:
-        assert targets.parse(text) == target
-        return
+def test_a_fault_of_xla_stays_one():
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+        targets.compile_program(failing("INTERNAL: a fault of XLA"))
+
+
+def test_targets_are_named_with_their_chips():
+    assert targets.parse("v5e") == ("v5e", 1)
+    assert targets.parse("h100:8") == ("h100", 8)
+
+
+@pytest.mark.parametrize("text", ["", "h1000", "V5E", "v5e:3", "v5e:x", "v5e:4:4"])
+def test_other_targets_are_refused_with_a_list(text):
     with pytest.raises(InputError, match=f"--target={text}: expected one of h100, a10"):
         targets.parse(text)
 

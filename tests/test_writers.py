@@ -111,7 +111,7 @@ def test_metrics_file_is_cut_back_to_the_restored_step(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "line", [b'{"step": 2', b'{"a": 1}', b'{"step": 2, "a": "1"}', b"\xff"]
+    "line", [b'{"step": 2', b'{"a": 1}', b"3", b'{"step": 2, "a": "1"}', b"\xff"]
 )
 def test_rows_end_at_the_first_that_is_none(tmp_path, line):
     rows = [b'{"step": 1}', line, b'{"step": 3}']

@@ -38,6 +38,7 @@ def read(
     Args:
       opened: An `ArraySource`, or a `HostPipeline`, which crops at random.
       requests: (index int [B], view int [B]); of a pipeline they are asked for ahead.
+      augment_seed: Of the crops.
 
     Yields:
       Images uint8 [B, H, W, 3] and labels int32 [B].
@@ -106,7 +107,10 @@ def train_batches(
 
 
 def together(stream: Generator[dict], numbers: Iterable[int]) -> Iterator[dict]:
-    """k batches of `stream` for each k in `numbers`: [d, b, ...], or [d, k, b, ...]."""
+    """Batches of `stream` by the dispatch, for each k in `numbers`.
+
+    [d, b, ...] for k = 1, else [d, k, b, ...].
+    """
     with contextlib.closing(stream):
         for number in numbers:
             if number == 1:

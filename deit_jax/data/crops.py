@@ -39,7 +39,8 @@ def random_resized_crop_box(
 
     Args:
       draws: uint32 [CROP_WORDS], uniform.
-      width, height: Of the image, in pixels.
+      width: Of the image, in pixels.
+      height: Of the image, in pixels.
       area: Bounds of the part's share of the image; uniform between them.
       aspect: Bounds of its width / height; log-uniform between them. Where no attempt
         fits into the image, the largest central part within these bounds is taken.
@@ -90,8 +91,10 @@ def _aspects(low: float, high: float) -> tuple[int, ...]:
 def crop_and_resize(
     image: Image.Image, box: tuple[int, int, int, int], size: int
 ) -> np.ndarray:
-    """The part `box` of an RGB image, bicubically resized: uint8 [size, size, 3]."""
-    # Cropped first: no pixel outside of the box is seen.
+    """The part `box` of an RGB image, bicubically resized: uint8 [size, size, 3].
+
+    Cropped first: no pixel outside of the box is seen.
+    """
     part = image.crop(box).resize((size, size), Image.Resampling.BICUBIC)
     return np.asarray(part)
 
@@ -102,6 +105,7 @@ def centre_view(image: Image.Image, size: int, crop_ratio: float) -> np.ndarray:
     Args:
       image: Its shorter side is resized (bicubic) to `int(size / crop_ratio)`, and the
         centre is cropped.
+      size: Pixels a side.
       crop_ratio: In (0, 1]; the reference's is `CROP_RATIO`, timm's for its models 0.9
         at 224 px, which makes 248, and 1 at 384 px.
     """
@@ -113,14 +117,14 @@ def centre_view(image: Image.Image, size: int, crop_ratio: float) -> np.ndarray:
         resized = shorter * width // height, shorter
     # A half is rounded to the even neighbour, as in torchvision's CenterCrop.
     left, top = (round((side - size) / 2) for side in resized)
-    bicubic = Image.Resampling.BICUBIC
     if max(resized) > LONGEST * shorter:
         # The same pixels, at most one level off: the sampling positions are rounded
         # otherwise. Pillow resizes the whole image in this order, rows first.
+        bicubic = Image.Resampling.BICUBIC
         x, y = width / resized[0], height / resized[1]
         box = max(left * x, 0), 0, min((left + size) * x, width), height
         image = image.resize((size, height), bicubic, box=box)
         box = 0, max(top * y, 0), size, min((top + size) * y, height)
         return np.asarray(image.resize((size, size), bicubic, box=box))
-    image = image.resize(resized, bicubic)
+    image = image.resize(resized, Image.Resampling.BICUBIC)
     return np.asarray(image.crop((left, top, left + size, top + size)))

@@ -17,7 +17,11 @@ UNEQUAL = 10  # times that the largest class may have the images of the smallest
 def check_images(source, *, seconds: float | None = None) -> int:
     """Decodes the images of `source`, all or as many as `seconds` allow.
 
-    Returns how many were decoded.
+    Args:
+      source: A source (`deit_jax.data.sources`) of encoded images.
+
+    Returns:
+      The number of images that were decoded.
 
     Raises:
       InputError: Lists the images that cannot be read.

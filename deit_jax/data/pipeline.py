@@ -45,6 +45,7 @@ class ImageReader:
     """What a worker has to know.
 
     Attributes:
+      source: Has `pil_images(indices)` and `image_shape` (`deit_jax.data.sources`).
       size: Pixels a side.
       area, aspect: Of `crops.random_resized_crop_box`.
       crop_ratio: Of `crops.centre_view`.
@@ -133,8 +134,9 @@ class HostPipeline:
                 yield _collect(ahead.popleft())
         except BrokenProcessPool as error:
             raise InputError(
-                f"a process that read images of {self.source.name} has died. If the "
-                "memory ran out, lower --config.dataset.workers or --config.batch_size."
+                f"a process that read images of {self.source.name} has died: lower "
+                "--config.dataset.workers (0 reads in this process) or "
+                "--config.batch_size if the memory ran out."
             ) from error
         finally:
             for chunks in ahead:
@@ -251,9 +253,12 @@ def fit_in_memory(source, size: int, *, limit: int = IN_MEMORY_BYTES) -> bool:
 def open_images(
     source, *, size: int, **options
 ) -> Iterator[sources.ArraySource | HostPipeline]:
-    """In memory where the images have `size` pixels a side and fit, otherwise streamed.
+    """In memory where the images have the model's size and fit, otherwise streamed.
 
-    `options` are those of `HostPipeline`.
+    Args:
+      source: A source (`deit_jax.data.sources`).
+      size: Pixels a side of the model's images.
+      options: Of `HostPipeline`, for images that are streamed.
     """
     if fit_in_memory(source, size):
         yield sources.load_into_memory(source)

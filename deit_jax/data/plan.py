@@ -40,6 +40,11 @@ def view_pairs(augment_seed: int, view: int, length: int, repeats: int) -> np.nd
     return np.concatenate([matching, [[resting[0], resting[0]]]], dtype=np.int32)
 
 
+def order(seed: int, block: int, num_pairs: int) -> np.ndarray:
+    """The order in which a block goes through its pairs: int32 [num_pairs]."""
+    return _permutation(Stream.ORDER, seed, block, num_pairs)
+
+
 def _permutation(stream: Stream, seed: int, block: int, length: int) -> np.ndarray:
     with jax.default_device(host_device()):
         key = jax.random.fold_in(stream_key(stream, seed), block)
@@ -65,7 +70,7 @@ def mix_off_view(off: int, *, epochs: float, repeats: int, num_views: int) -> in
     if last <= 0:
         raise InputError(
             f"{given} is no epoch of this run, whose {epochs:g} epochs begin at 0. "
-            "Lower it, or set it to 0 to mix in all."
+            "Lower it, or set it to 0, which mixes in all."
         )
     if off % repeats:
         raise InputError(
@@ -77,9 +82,9 @@ def mix_off_view(off: int, *, epochs: float, repeats: int, num_views: int) -> in
     view = num_views - -(-last // repeats) * repeats
     if view <= 0:
         raise InputError(
-            f"{given} leaves {last} epochs without mixing, a cached view each, and "
-            f"distillation.num_views={num_views} leaves none for the epochs before. "
-            "Raise num_views, or take distillation.view=plain."
+            f"{given} leaves {last} epochs without mixing, which take a cached view "
+            f"each, and distillation.num_views={num_views} leaves none for those "
+            "before. Raise num_views, or take distillation.view=plain."
         )
     return view
 
@@ -124,7 +129,8 @@ class BatchPlan:
         if self.steps_per_epoch == 0:
             raise InputError(
                 f"batch_size={self.batch_size} is larger than an epoch of the "
-                f"{self.length} images (augment.repeats={self.repeats}): lower it."
+                f"{self.length} training images (augment.repeats={self.repeats}): "
+                "lower --config.batch_size."
             )
 
     @property
@@ -151,8 +157,7 @@ def _epoch(plan: BatchPlan, epoch: int) -> tuple[np.ndarray, np.ndarray]:
     block_of_views = _block_of_views(plan, block)
     matching = pairs(plan.augment_seed, block_of_views, plan.length)
     size = len(matching) // plan.repeats
-    order = _permutation(Stream.ORDER, plan.seed, block, len(matching))
-    chosen = order[part * size : (part + 1) * size]
+    chosen = order(plan.seed, block, len(matching))[part * size : (part + 1) * size]
     index = np.repeat(matching[chosen], plan.repeats, axis=0)
     first_view = block_of_views * plan.repeats
     view = np.tile(np.arange(plan.repeats, dtype=np.int32) + first_view, size)

@@ -32,14 +32,18 @@ def stream_key(stream: Stream, seed: int) -> jax.Array:
 
 
 def host_device() -> jax.Device:
-    """The CPU on which a process draws, and augments images for other devices."""
+    """The CPU on which a process draws, and augments images for other devices.
+
+    Raises:
+      InputError: JAX_PLATFORMS leaves it out.
+    """
     try:
         return jax.local_devices(backend="cpu")[0]
     except RuntimeError as error:
         platforms = jax.config.jax_platforms
         raise InputError(
             f"JAX_PLATFORMS={platforms} leaves out the CPU, which draws the order of "
-            f"the images: set JAX_PLATFORMS={platforms},cpu"
+            f"the images and may augment them: set JAX_PLATFORMS={platforms},cpu"
         ) from error
 
 
@@ -49,7 +53,12 @@ def image_keys(
     index: jax.Array,
     stream: Stream = Stream.AUGMENT,
 ) -> jax.Array:
-    """The key [B] of each image's draws, from its view and index (int [B])."""
+    """The key [B] of each image's draws, from its view and index (int [B]).
+
+    Args:
+      stream: Which use of randomness: what is drawn on the device, or the crop boxes
+        of the host.
+    """
     root = stream_key(stream, augment_seed)
     by_view = jax.vmap(jax.random.fold_in, (None, 0))(root, view)
     return jax.vmap(jax.random.fold_in)(by_view, index)

@@ -42,7 +42,10 @@ class StudentViews:
     settings: Augmentation
 
     def unmixed(self) -> "StudentViews":
-        """The same images before MixUp and CutMix, whose pairs are no matter."""
+        """The same images before MixUp and CutMix; which pairs there are is no matter.
+
+        `repeats` is 1 of all such.
+        """
         return dataclasses.replace(self, repeats=1, settings=self.settings.unmixed())
 
     @property
@@ -89,11 +92,14 @@ class StudentViews:
     def replay(
         self, opened, requests: Iterable[tuple[np.ndarray, np.ndarray]]
     ) -> Iterator[tuple[np.ndarray, mix.Mix]]:
-        """Reads images, and yields what `augment` makes of them.
+        """Reads images, and augments and mixes them as the train step does.
 
         Args:
           opened: What `open_images` or `read_few` gives.
           requests: (index int32 [B], view int32 [B]), rows 2i and 2i + 1 partners.
+
+        Yields:
+          See `augment`.
         """
         requests, again = itertools.tee(requests)
         read = batches.read(opened, requests, augment_seed=self.augment_seed)

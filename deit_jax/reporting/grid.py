@@ -21,6 +21,9 @@ LABELS = 144  # pixels for a class name on the left
 DPI = 72  # a point is a pixel
 TEXT, TITLE = 10, 15  # font sizes
 LINE, LETTER = 16, 7  # the height of a line and the width of a letter, at most
+# Computed at once. Of the size of the examples in a teacher cache, which a start of
+# training makes too: what is compiled for one may serve the other.
+PAIRS = 4
 MAX_PIXELS = 2**27  # 400 MB; viewers give up not far beyond
 
 
@@ -47,25 +50,29 @@ def draw(
     """Each image as the source has it, and as the student sees it in each view.
 
     Args:
+      student: What is done to the images.
       index: Which images of the source, one a row.
       views: Which views of them, one a column; from 0 on.
       title: The first line; the settings of `student` follow it.
 
     Returns:
       uint8 [H, W, 3].
+
+    Raises:
+      InputError: An image does not exist, or the grid would be too large.
     """
     index, views = np.asarray(index, np.int64), np.asarray(views, np.int32)
     outside = index[(index < 0) | (index >= len(source))]
     if len(outside):
         raise InputError(
-            f"no image {outside[0]} in {source.name} {source.split}: expected 0 .. "
-            f"{len(source) - 1:,}."
+            f"there is no image {outside[0]} in {source.name} {source.split}: expected "
+            f"0 .. {len(source) - 1:,}."
         )
     side = _scale(student.size) * student.size
     pixels = len(index) * (len(views) + 1) * (side + GAP) * _row_height(side)
     if pixels > MAX_PIXELS:
         raise InputError(
-            f"a grid of {len(index):,} images x {len(views):,} views has "
+            f"a grid of {len(index):,} images x {len(views):,} views would have "
             f"{pixels / 1e6:,.0f} million pixels, expected at most "
             f"{MAX_PIXELS / 1e6:,.0f} million: draw fewer images or views."
         )
@@ -77,6 +84,7 @@ def caption(view: int, drawn: mix.Mix, partner: str | None) -> Lines:
     """What stands under an image of a view.
 
     Args:
+      view: Its number.
       drawn: How its pair was mixed: `share` and `weight` of shape [], `box` [4].
       partner: The class name of what it was mixed with; None for nothing.
     """
@@ -141,24 +149,40 @@ def make_rows(
         wanted = np.unique(partner).tolist()
         for number, (_, label) in zip(wanted, source.pil_images(wanted), strict=True):
             names[number] = class_name(source, label)
-    requests = [
-        (pairs[:, v].reshape(-1), np.full(2 * len(index), view, np.int32))
-        for v, view in enumerate(views)
-    ]
     with student.read_few(source) as opened:
         [(originals, labels)] = opened.batches([(index, None)])
-        made = list(student.replay(opened, requests))
+        images, mixes = _replay(student, opened, pairs, views)
     rows = []
     for i, label in enumerate(labels):
         cells = [(originals[i], ("source",))]
-        for v, (view, (images, mixes)) in enumerate(zip(views, made, strict=True)):
+        for v, view in enumerate(views):
             # With an odd length one image rests, with itself.
             other = partner[i, v] if partner[i, v] != index[i] else None
-            drawn = jax.tree.map(operator.itemgetter(i), mixes)
+            drawn = jax.tree.map(operator.itemgetter((i, v)), mixes)
             lines = caption(int(view), drawn, names.get(other))
-            cells.append((images[2 * i + position[i, v]], lines))
+            cells.append((images[i, v, position[i, v]], lines))
         rows.append(((f"image {index[i]:,}", class_name(source, int(label))), cells))
     return rows
+
+
+def _replay(
+    student: StudentViews, opened, pairs: np.ndarray, views: np.ndarray
+) -> tuple[np.ndarray, mix.Mix]:
+    """Images uint8 [I, V, 2, S, S, 3] of pairs [I, V, 2], and their mixes [I, V]."""
+    shape, count = pairs.shape[:2], pairs.shape[0] * pairs.shape[1]
+    pairs, view = pairs.reshape(-1, 2), np.tile(views, len(pairs))
+    blocks = np.arange(-(-count // PAIRS) * PAIRS).reshape(-1, PAIRS)
+    blocks = blocks.clip(max=count - 1)  # the last pair fills up
+    requests = ((pairs[rows].reshape(-1), view[rows].repeat(2)) for rows in blocks)
+    parts = [
+        (images.reshape(PAIRS, 2, *images.shape[1:]), mixes)
+        for images, mixes in student.replay(opened, requests)
+    ]
+
+    def laid_out(*parts):
+        return np.concatenate(parts)[:count].reshape(*shape, *parts[0].shape[1:])
+
+    return jax.tree.map(laid_out, *parts)
 
 
 def _pairs(

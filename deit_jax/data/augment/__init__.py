@@ -27,7 +27,10 @@ def augment(
 ) -> UInt8[Array, "h w 3"]:
     """All operations on one image but the mixing, in DeiT's order.
 
-    The image has the model's size, and the key is its own (`rng.image_keys`).
+    Args:
+      key: The image's own (`rng.image_keys`).
+      image: Of the model's size.
+      settings: What to do.
     """
 
     def own(operation: int):
@@ -106,6 +109,8 @@ def augment_batch(
     Args:
       images: As they come from the host: of the model's size.
       index, view: Of each image; rows 2i and 2i + 1 are partners in one view.
+      augment_seed: Of all draws.
+      settings: What to do.
       mixed: False leaves the mixing to the caller (`mix.apply_pair`).
 
     Returns:

@@ -37,6 +37,7 @@ def random_erasing(
     clipped to a level of a pixel.
 
     Args:
+      probability: That an image is touched.
       area: Bounds of the rectangle's share of the image; uniform between them.
       aspect: Bounds of its height / width, within 1 / MAX_ASPECT .. MAX_ASPECT;
         log-uniform between them.

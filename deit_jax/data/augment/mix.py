@@ -47,6 +47,7 @@ def draw(
     """Draws how a pair is mixed.
 
     Args:
+      key: Of the pair.
       size: Pixels a side.
       mixup: alpha of lambda's Beta(alpha, alpha); 0 for no MixUp.
       cutmix: The same for CutMix.

@@ -54,7 +54,11 @@ class Policy:
 
 
 def parse(text: str) -> Policy:
-    """`rand-m9-mstd0.5-inc1`, with `-n2` for the number of layers."""
+    """`rand-m9-mstd0.5-inc1`, with `-n2` for the number of layers.
+
+    Raises:
+      InputError: It is not of this form, or a number is out of its range.
+    """
     match = re.fullmatch(
         r"rand-m(\d+(?:\.\d+)?)(?:-n(\d+))?(?:-mstd(\d+(?:\.\d+)?))?(?:-n(\d+))?-inc1",
         str(text),
@@ -67,7 +71,8 @@ def parse(text: str) -> Policy:
             return Policy(layers, magnitude, std)
     raise InputError(
         f"augment.randaugment={text!r}: expected timm's syntax with increasing "
-        "magnitudes up to 10, such as rand-m9-mstd0.5-inc1, or '' to switch it off."
+        "magnitudes up to 10, such as rand-m9-mstd0.5-inc1 or rand-m7-n3-mstd0.5-inc1; "
+        "an empty string switches it off."
     )
 
 
@@ -114,7 +119,9 @@ def randaugment(
 ) -> UInt8[Array, "h w 3"]:
     """Draws and applies the operations of all layers.
 
-    `fill` and `interpolation` are those of the warps (`geometry.warp`).
+    Args:
+      fill: RGB of the pixels that a warp brings in from outside.
+      interpolation: Of the warps, see `geometry.warp`.
     """
     for layer_bits in jax.random.bits(key, (policy.layers, 4)):
         drawn = draw(layer_bits)
@@ -125,7 +132,11 @@ def randaugment(
 
 
 def draw(bits):
-    """One layer from uint32 [4]: (operation, or -1; bits of the magnitude; 1 or -1)."""
+    """One layer from uint32 [4].
+
+    Returns:
+      The place in `OPERATIONS`, or -1 for none; random bits for the magnitude; 1 or -1.
+    """
     operation = jnp.where(
         chance(bits[0], PROBABILITY), below(bits[1], len(OPERATIONS)), -1
     )

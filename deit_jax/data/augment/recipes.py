@@ -162,6 +162,7 @@ def resolve(
     """The fields of a recipe, where `overrides` does not say otherwise.
 
     Args:
+      recipe: One of `RECIPES`.
       overrides: Of the fields of `Augmentation`; None leaves a field to the recipe.
       mean, std: Of the data set.
 
@@ -183,8 +184,8 @@ def resolve(
         randaugment.parse(settings.randaugment)
     if settings.three_augment and settings.randaugment:
         raise InputError(
-            "augment.three_augment and augment.randaugment are both on: they exclude "
-            "each other. Switch one off."
+            "augment.three_augment and augment.randaugment are both on: 3-Augment is "
+            "what DeiT III takes instead of RandAugment. Switch one off."
         )
     return settings
 

@@ -30,8 +30,8 @@ SIDE = 32
 PIXELS = 3 * SIDE * SIDE
 PPM = f"P6 {SIDE} {SIDE} 255\n".encode()  # of a fingerprint, each image as a file
 EXPECTED = (
-    "cifar:/path, a folder with cifar-10-batches-py or -bin or cifar-100-python or "
-    "-binary in it, or the .tar.gz of one"
+    "cifar:/path, a folder with cifar-10-batches-py, cifar-10-batches-bin, "
+    "cifar-100-python or cifar-100-binary in it, or the .tar.gz of one"
 )
 TEN = {"train": [f"data_batch_{n}" for n in range(1, 6)], "test": ["test_batch"]}
 HUNDRED = {"train": ["train"], "test": ["test"]}
@@ -39,13 +39,21 @@ HUNDRED = {"train": ["train"], "test": ["test"]}
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """The files of one version."""
+    """The files of one version.
 
-    splits: dict[str, list[str]]  # without their ending
-    ending: str  # .bin, or nothing for pickles
-    names: str  # the file with the names of the classes
-    fields: tuple[bytes, bytes] = (b"", b"")  # of pickles: these names, and labels
-    label_bytes: int = 0  # of .bin, before the pixels; the last one counts
+    Attributes:
+      splits: The files of each, without their ending.
+      ending: `.bin`, or nothing for pickles.
+      names: The file with the names of the classes ...
+      fields: ... and the pickles' fields for these names and for the labels.
+      label_bytes: Of a binary version, before the pixels; the last one counts.
+    """
+
+    splits: dict[str, list[str]]
+    ending: str
+    names: str
+    fields: tuple[bytes, bytes] = (b"", b"")
+    label_bytes: int = 0
 
     def files(self, split: str) -> list[str]:
         return [file + self.ending for file in self.splits[split]]
@@ -142,7 +150,8 @@ def _files(place: Path) -> dict[str, Callable[[], bytes]]:
             }
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
         raise InputError(
-            f"{place} is damaged, cut short or no archive ({error}). Download it again."
+            f"{place} is damaged, cut short or no archive ({error}): download it "
+            f"again. Expected {EXPECTED}."
         ) from error
 
 
@@ -173,8 +182,8 @@ def _of_binary(
     row = layout.label_bytes + PIXELS
     if not content or len(content) % row:
         raise InputError(
-            f"{where} has {len(content):,} bytes, expected a multiple of {row:,}. "
-            "Unpack the archive again."
+            f"{where} has {len(content):,} bytes, expected a multiple of {row:,}: it "
+            "is cut short or another file. Unpack the archive again."
         )
     rows = np.frombuffer(content, np.uint8).reshape(-1, row)
     before, pixels = np.split(rows, [layout.label_bytes], axis=1)

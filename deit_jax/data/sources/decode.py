@@ -65,8 +65,8 @@ def open_rgb(encoded: bytes | Image.Image, where: str) -> Image.Image:
         return _rgb(_upright(image))
     except UnidentifiedImageError as error:
         raise InputError(
-            f"{where} is not an image ({FORMATS_NAMED}), or damaged. Replace or remove "
-            "it."
+            f"{where} is not an image ({FORMATS_NAMED}), or its beginning is damaged. "
+            "Replace or remove it."
         ) from error
     except Image.DecompressionBombError as error:
         raise InputError(f"{where} is too large: {error} Scale it down.") from error
@@ -122,7 +122,9 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode == "I" or image.mode.startswith("I;16"):
         levels = np.asarray(image)
         if levels.min() < 0 or levels.max() > 65535:
-            raise ValueError("32-bit levels have no known range; save it as 8 bit")
+            raise ValueError(
+                "32-bit levels have no known range; save it as 8 or 16 bit"
+            )
         levels = levels.astype(np.uint32)  # in place: an image can be huge
         levels += 128
         levels //= 257

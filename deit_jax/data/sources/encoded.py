@@ -57,7 +57,11 @@ class EncodedSource:
         return {"image": np.array(image), "label": label}
 
     def pil_image(self, index: int) -> tuple[Image.Image, int]:
-        """The upright RGB image, not resized, and its label."""
+        """The upright RGB image, not resized, and its label.
+
+        Raises:
+          InputError: The file is missing, damaged or no image; it is named.
+        """
         return next(self.pil_images([range(len(self))[index]]))
 
     def pil_images(self, indices: Sequence[int]) -> Iterator[tuple[Image.Image, int]]:
@@ -82,9 +86,10 @@ def open_records(
     sizes: np.ndarray,
     **more,
 ) -> EncodedSource:
-    """A source whose fingerprint is that of `fingerprints.of_records`.
+    """A source of which `fingerprints.of_records` is the fingerprint.
 
     Args:
+      records: See `EncodedSource`.
       sizes: int64 [N], the bytes of each encoded image.
       more: Fields of `EncodedSource`.
     """

@@ -45,7 +45,9 @@ def of_records(split, class_names, labels: np.ndarray, sizes, images: Iterable) 
 def sample(records, total_bytes: int) -> Iterator[tuple[bytes, int]]:
     """Reads the images that a fingerprint covers: all, or some of a large set.
 
-    `total_bytes` is about the size of all the encoded images.
+    Args:
+      records: See `deit_jax.data.sources.encoded`.
+      total_bytes: Of their encoded form, about.
     """
     indices = np.arange(len(records))
     if total_bytes > WHOLE_BYTES and len(records) > SAMPLE:

@@ -137,13 +137,16 @@ def no_images(folder: Path, passed_over: collections.Counter) -> InputError:
 def find_image_files(
     directory: Path, relative: str, passed_over: collections.Counter
 ) -> Iterator[tuple[str, int]]:
-    """Yields (path relative to `directory`, bytes) of each image below a folder.
+    """Finds the images in a folder and the folders below it.
 
     A folder that several links lead to, or that contains itself, is looked into once.
 
     Args:
       relative: The folder, seen from `directory`.
       passed_over: Counts, by ending, the files that are no images.
+
+    Yields:
+      (path relative to `directory`, size in bytes); those of one folder by name.
     """
     seen = set()
     start = os.path.join(directory, relative)
@@ -168,7 +171,8 @@ def find_image_files(
                 about = os.stat(path)
             except OSError as error:
                 raise InputError(
-                    f"{path} cannot be read: {error.strerror}. Is it a broken link?"
+                    f"{path} cannot be read: {error.strerror}. If it is a link, what "
+                    "it points to is gone."
                 ) from error
             if stat.S_ISREG(about.st_mode):
                 yield os.path.join(inside, name), about.st_size
@@ -182,14 +186,13 @@ def read_image_file(path: str | os.PathLike) -> bytes:
     Raises:
       InputError: It cannot be read, or is no regular file.
     """
-    pauses = iter(RETRY_SECONDS)
-    while True:
+    for pause in (*RETRY_SECONDS, None):
         try:
             if not stat.S_ISREG(os.stat(path).st_mode):
                 raise InputError(f"{path} is no regular file. Replace or remove it.")
             return Path(path).read_bytes()
         except OSError as error:
-            pause = next(pauses, None)
             if pause is None or error.errno not in TRANSIENT:
                 raise InputError(f"{path} cannot be read: {error.strerror}.") from error
             time.sleep(pause)
+    raise AssertionError  # the last pause is None

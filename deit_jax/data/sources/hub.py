@@ -72,7 +72,11 @@ def open_hub(name: str, split: str, data_dir: str | None = None) -> EncodedSourc
 
 
 def parse(name: str) -> tuple[str, dict[str, str]]:
-    """What follows `hf:`, and the options behind it."""
+    """What follows `hf:`, and the options behind it.
+
+    Raises:
+      InputError: Nothing follows, or an option is unknown.
+    """
     place, *rest = name.removeprefix(PREFIX).split(",")
     options = dict(word.partition("=")[::2] for word in rest)
     if not place or not all(options.values()) or not options.keys() <= set(OPTIONS):
@@ -83,9 +87,14 @@ def parse(name: str) -> tuple[str, dict[str, str]]:
 def find_columns(
     name: str, schema: pa.Schema, features: Mapping, options: Mapping
 ) -> list[str]:
-    """Finds image and label: as given, by what `datasets` wrote, by type, by name.
+    """Finds image and label by what `datasets` wrote, by type and by usual names.
 
-    `features` are those of `parquet.read_schema`.
+    Args:
+      features: See `parquet.read_schema`.
+      options: `image` and `label`, where the user has said them.
+
+    Raises:
+      InputError: A column is missing, has another type, or there are several.
     """
     found = []
     for what, kind, fits, usual, expected in (
@@ -195,7 +204,7 @@ def _hub():
     except ImportError as error:
         raise InputError(
             "hf: needs the package huggingface_hub: pip install huggingface_hub. A "
-            "folder of Parquet files (hf:/path) does not."
+            "folder of Parquet files needs no more than pyarrow: hf:/path."
         ) from error
     return huggingface_hub
 

@@ -7,8 +7,12 @@ from pathlib import Path
 
 from PIL import Image
 
-from deit_jax.data.sources import folder
 from deit_jax.data.sources.decode import open_rgb
+from deit_jax.data.sources.folder import (
+    find_image_files,
+    no_images,
+    read_image_file,
+)
 from deit_jax.errors import InputError
 
 
@@ -25,10 +29,13 @@ def find(paths: Sequence[str | os.PathLike]) -> tuple[list[str], dict[str, int]]
     found, passed_over = set(), collections.Counter()
     for path in map(Path, paths):
         if path.is_dir():
-            here = [f for f, _ in folder.find_image_files(path, "", passed_over)]
+            here = [
+                os.path.normpath(path / relative)
+                for relative, _ in find_image_files(path, "", passed_over)
+            ]
             if not here:
-                raise folder.no_images(path, passed_over)
-            found.update(os.path.normpath(path / relative) for relative in here)
+                raise no_images(path, passed_over)
+            found.update(here)
         elif path.exists():
             found.add(str(path))
         else:
@@ -42,4 +49,4 @@ def read(path: str) -> Image.Image:
     Raises:
       InputError: It cannot be read or decoded; the message names it.
     """
-    return open_rgb(folder.read_image_file(path), path)
+    return open_rgb(read_image_file(path), path)

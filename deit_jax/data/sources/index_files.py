@@ -16,7 +16,10 @@ def path(data_dir: str | None, files: Sequence[str], *about: str, ending: str) -
     """The file that is kept of `files` as they are: another size or date is another.
 
     It lies in `data_dir`, else in `$XDG_CACHE_HOME/deit_jax/images`, `~/.cache` by
-    default. `about` is what else it depends on.
+    default.
+
+    Args:
+      about: What else it depends on.
     """
     real = [os.path.realpath(file) for file in files]
     try:

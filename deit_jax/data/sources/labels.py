@@ -40,9 +40,11 @@ def class_names(labels: np.ndarray, name: str) -> tuple[str, ...]:
 def numbers(
     labels: np.ndarray, classes: Sequence[str], where: Callable[[int], str]
 ) -> np.ndarray:
-    """Labels, int [N] or str (objects) [N], as int32 [N] in 0 .. C - 1.
+    """int32 [N], in 0 .. C - 1.
 
-    `where` is what an error message calls an image.
+    Args:
+      labels: int [N], or names, str (objects) [N].
+      where: What an error message calls an image.
     """
     if labels.dtype.kind == "i":
         result, shown = labels, f"0 .. {len(classes) - 1}"
@@ -56,6 +58,7 @@ def numbers(
         raise InputError(
             f"{where(int(strange[0]))} has label {labels[strange[0]]}, expected "
             f"{shown}, the classes of the training images ({strange.size:,} of "
-            f"{len(labels):,} have such labels). Choose another split or other labels."
+            f"{len(labels):,} images have such labels). Choose another split, or other "
+            "labels."
         )
     return result.astype(np.int32)

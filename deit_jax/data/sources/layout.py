@@ -131,7 +131,8 @@ def _find_root(root: Path, depth: int = DEPTH) -> tuple[Path, dict[str, list[str
     if splits or not folders:
         raise InputError(
             f"{root} has no folder named train ({_shown(root)}). {EXPECTED}; without "
-            f"splits as <class>/*.jpg, of which a slice evaluates:\n  {SLICES}"
+            f"splits, as <class>/*.jpg, and one part of the images evaluates:\n"
+            f"  {SLICES}"
         )
     return root, {"train": ["."]}
 
@@ -141,8 +142,10 @@ def _splits(root: Path) -> dict[str, list[str]]:
     found: dict[str, list[tuple]] = {}
     for folder in subfolders(root):
         if kind := kind_of(folder):
-            rank = SPLITS[kind].index(spelling(folder)), folder not in SPLITS[kind]
-            found.setdefault(kind, []).append((*rank, folder))
+            rank = SPLITS[kind].index(spelling(folder))
+            found.setdefault(kind, []).append(
+                (rank, folder not in SPLITS[kind], folder)
+            )
     return {kind: [each[-1] for each in sorted(found[kind])] for kind in found}
 
 

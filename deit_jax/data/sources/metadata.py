@@ -48,9 +48,11 @@ def _read_exif(exif: bytes) -> int | None:
 
 
 def strip_metadata(encoded: bytes) -> tuple[bytes, dict[str, bytes]]:
-    """A PNG or JPEG file without its metadata; other files as they are.
+    """Takes the metadata out of a PNG or JPEG file.
 
-    And what the metadata hold of `exif` and `xmp`, by Pillow's names.
+    Returns:
+      The file with the parts that make its pixels, as they were, and what the others
+      hold of `exif` and `xmp`, by Pillow's names. Other files as they are.
     """
     if encoded.startswith(b"\x89PNG\r\n\x1a\n"):
         return _strip_png(encoded)

@@ -87,9 +87,10 @@ def read_schema(file: str) -> tuple[pa.Schema, Mapping]:
 
 
 def read_labels(files: Sequence[str], column: str) -> tuple[np.ndarray, np.ndarray]:
-    """One column of all files, int64 [N] or str (objects) [N]; the rows up to each end.
+    """Reads one column of all files, without their images.
 
-    The images are not read.
+    Returns:
+      int64 [N], or str (objects) [N]; and the rows up to the end of each file.
     """
     labels, ends = [], []
     for file in files:
@@ -169,8 +170,8 @@ def _opened(file: str, *columns: str) -> pq.ParquetFile:
     names = opened.schema_arrow.names
     if missing := sorted(set(columns) - set(names)):
         raise InputError(
-            f"{file} has no column {missing[0]!r}, which the first file has. Found: "
-            f"{', '.join(names)}."
+            f"{file} has no column {missing[0]!r}, which the first file of the data "
+            f"set has. Found: {', '.join(names)}."
         )
     return opened
 

@@ -21,7 +21,8 @@ BRACES = re.compile(r"\{([^{}]*)\}")
 def by_split(paths: Iterable[str], name: str) -> dict[str, list[str]]:
     """The files of each split of the data set `name`, in the order of their names.
 
-    `paths` are relative to its folder: what lies above says nothing of the splits.
+    Args:
+      paths: Relative to the data set's folder: what lies above says nothing of it.
     """
     found: dict[str, list[str]] = {}
     series, there = set(), set()

@@ -33,11 +33,12 @@ def spelling(name: str) -> str:
 def choose_split(
     split: str, found: Collection[str], name: str
 ) -> tuple[str, str, list[str]]:
-    """Which of the splits of the data set `name` is meant.
+    """Which of the splits of a data set is meant.
 
     Args:
       split: As asked for, with its slice.
       found: The splits that there are, those in `SPLITS` by their plain names.
+      name: The data set's.
 
     Returns:
       The split in `found`; it with the slice; notes.
@@ -68,11 +69,10 @@ def parse_split(split: str, lengths: dict[str, int]) -> tuple[str, int, int]:
       InputError: The syntax or the base split is unknown, or the slice is empty.
     """
     match = re.fullmatch(r"(\w+)(?:\[(-?\d{1,18}%?)?:(-?\d{1,18}%?)?\])?", split)
-    base = match and match[1]
-    if base not in lengths:
+    if not match or match[1] not in lengths:
         known = ", ".join(f"{k} ({n})" for k, n in lengths.items())
         raise InputError(f"unknown split {split!r}. Known: {known}{SYNTAX}")
-    length = lengths[base]
+    length = lengths[match[1]]
 
     def position(text: str | None, default: int) -> int:
         if text is None:
@@ -84,5 +84,7 @@ def parse_split(split: str, lengths: dict[str, int]) -> tuple[str, int, int]:
 
     start, stop = position(match[2], 0), position(match[3], length)
     if start >= stop:
-        raise InputError(f"the split {split!r} holds no image: {base} has {length}.")
-    return base, start, stop
+        raise InputError(
+            f"the split {split!r} holds no image: {match[1]} has {length}."
+        )
+    return match[1], start, stop

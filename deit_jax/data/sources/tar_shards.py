@@ -38,7 +38,6 @@ EXPECTED = "tar:/path/{000..099}.tar or tar:/path, a folder of *.tar; then ,labe
 LABELS = ("cls", "txt", "json")  # members, the first that a sample has counts
 NUMBER = re.compile(r"-?\d{1,9}")
 END = 1024  # zero bytes after the last member
-PLACES = ("shard", "offset", "size")  # where each image lies
 
 
 @dataclasses.dataclass(eq=False, repr=False)
@@ -98,7 +97,7 @@ def open_tar(name: str, split: str, data_dir: str | None = None) -> EncodedSourc
     rows = np.random.RandomState(0).permutation(len(raw[base]))[start:stop]
     records = TarRecords(
         [str(root / p) for p in found[base]],
-        *(index[field][rows] for field in PLACES),
+        *(index[field][rows] for field in ("shard", "offset", "size")),
         [index["keys"][row] for row in rows],
         raw[base][rows],
     )
@@ -134,9 +133,10 @@ def _find(name: str, pattern: str) -> tuple[Path, list[str]]:
 def _index(name: str, paths: list[str], label: str, data_dir: str | None) -> dict:
     """Where the images of some shards lie, in the order of shards and members.
 
-    `shard`, `offset`, `size`, int64 [N]; `keys` and `labels`, lists of str as they are
-    written; `side`, pixels where all images are squares of one size, else 0; and
-    `passed_over`, how many samples were left out, by reason.
+    Returns:
+      `shard`, `offset`, `size`, int64 [N]; `keys` and `labels`, lists of str as they
+      are written; `side`, pixels where all images are squares of one size, else 0; and
+      `passed_over`, how many samples were left out, by reason.
     """
     kept = index_files.path(data_dir, paths, "index", label, ending=".npz")
     if not kept.exists():
@@ -160,15 +160,19 @@ def _make(name: str, paths: Sequence[str], label: str) -> dict[str, np.ndarray]:
     if not rows:
         seen = ", ".join(f"{n:,} {what}" for what, n in passed_over.items())
         raise InputError(
-            f"{name} holds no labelled image. Found: {seen or 'nothing'}. Expected "
-            "17.jpg and beside it 17.cls, 17.txt or 17.json with a field 'label'; "
-            "...,label=json.FIELD names another."
+            f"{name}: {paths[0]} and the others hold no labelled image. Found: "
+            f"{seen or 'nothing'}. Expected 17.jpg and beside it 17.cls, 17.txt or "
+            "17.json with a field 'label'; ...,label=json.FIELD names another."
         )
-    *places, keys, texts = zip(*rows, strict=True)
+    shard, offset, size, keys, texts = zip(*rows, strict=True)
     side = sides.pop() if len(sides) == 1 else 0
     about = {"keys": keys, "labels": texts, "side": side, "passed_over": passed_over}
-    index = dict(zip(PLACES, map(np.array, places), strict=True))
-    return index | {"about": np.frombuffer(json.dumps(about).encode(), np.uint8)}
+    return {
+        "shard": np.array(shard),
+        "offset": np.array(offset),
+        "size": np.array(size),
+        "about": np.frombuffer(json.dumps(about).encode(), np.uint8),
+    }
 
 
 def _samples(
@@ -205,15 +209,16 @@ def _members(path: str, file: io.BufferedReader) -> list[tarfile.TarInfo]:
             members = tar.getmembers()
     except tarfile.TarError as error:
         raise InputError(
-            f"{path} is damaged or no plain tar ({error}). Unpack a compressed one "
-            "first, with gunzip, zstd -d or xz -d."
+            f"{path} is damaged or no plain tar ({error}). A compressed one has no "
+            "random access: unpack it with gunzip, zstd -d or xz -d first."
         ) from error
     length, end = os.stat(path).st_size, END
     if members:
         end += members[-1].offset_data + -(-members[-1].size // 512) * 512
     if end > length:
         raise InputError(
-            f"{path} is cut short: {length:,} bytes, expected {end:,}. Bring it again."
+            f"{path} is cut short: {length:,} bytes, at least {end:,} expected. Bring "
+            "it again."
         )
     return [m for m in members if m.isfile() and not Path(m.name).name.startswith(".")]
 

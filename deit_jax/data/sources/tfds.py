@@ -45,6 +45,8 @@ class TfdsRecords:
       directory: Of the prepared set: `<data_dir>/<name>/<version>`.
       split: With an absolute slice: `train[0:45000]`.
       keys: The features that hold image and label.
+      length: Examples in the split.
+      num_classes: Labels are in 0 .. num_classes - 1.
       name: What an error message calls the set.
     """
 
@@ -83,7 +85,8 @@ class TfdsRecords:
             pairs = [(bytes(e[image]), int(e[label])) for e in examples]
         except ImportError as error:
             raise InputError(
-                f"TFDS needs array_record: pip install array_record ({error})."
+                "TFDS needs the package array_record to read without TensorFlow: pip "
+                f"install array_record ({error})."
             ) from error
         except Exception as error:  # array_record and protobuf raise anything
             raise InputError(
@@ -250,9 +253,10 @@ def _unknown(name: str, data_dir: str | None) -> InputError:
         close = [f"folder:{name}"]
     mean = f" Did you mean {' or '.join(close)}?" if close else ""
     return InputError(
-        f"unknown data set {name!r}.{mean} Known: digits (embedded), those of TFDS "
-        f"(cifar10, imagenet2012, ...; prepared ones in {_shown(data_dir)}), "
-        "folder:/path, cifar:/path, hf:org/name and tar:/path."
+        f"unknown data set {name!r}.{mean} Known: digits (embedded), the image "
+        "classification sets of TFDS by name (cifar10, cifar100, imagenet2012, ...; "
+        f"prepared ones were looked for in {_shown(data_dir)}), folder:/path, "
+        "cifar:/path, hf:org/name and tar:/path."
     )
 
 
